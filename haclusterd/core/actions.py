@@ -1,0 +1,150 @@
+"""Everything a node can do, as values: what `core.node.step` asks its executor for.
+
+Actions are carried out in the order given. Those with a result say which input brings it back.
+The types in `ToAgent` also cross the socketpair from heart to agent.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from haclusterd.core.model import Beat, Identity, LinkIndex, NodeIndex, ServiceIndex
+
+
+class SendBeat(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """Send `beats` (one per link: the copy with that `link`), to one node, or to all (-1)."""
+
+    beats: tuple[Beat, ...]
+    to: NodeIndex = -1
+
+
+class RenewFence(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """Keep the fence of `service` open: arm, read the clock, and renew only while
+    `now + fence_us <= lease_until_us` (DESIGN 3, the three steps). Opens a closed fence alike."""
+
+    service: ServiceIndex
+    lease_until_us: int
+
+
+class CloseFence(msgspec.Struct, frozen=True, tag=True):
+    """Let nothing out from the service's addresses. Result: FenceClosed."""
+
+    service: ServiceIndex
+
+
+class AddAddresses(msgspec.Struct, frozen=True, tag=True):
+    """Add (or refresh) the service's addresses and keep renewing their lifetimes.
+    Result: AddressesAdded."""
+
+    service: ServiceIndex
+
+
+class RemoveAddresses(msgspec.Struct, frozen=True, tag=True):
+    """Take the service's addresses off this node. Result: AddressesRemoved."""
+
+    service: ServiceIndex
+
+
+class Announce(msgspec.Struct, frozen=True, tag=True):
+    """Gratuitous ARP / unsolicited NA now, after 1 s and after 5 s while still owner; and one
+    conflict probe beside it (result: AlienAnswered, if any)."""
+
+    service: ServiceIndex
+
+
+class KeepAddresses(msgspec.Struct, frozen=True, tag=True):
+    """Stop (`on` False) or go on renewing the lifetimes of the addresses (`valid_lft`)."""
+
+    service: ServiceIndex
+    on: bool
+
+
+class FlushSockets(msgspec.Struct, frozen=True, tag=True):
+    """Throw away what the heartbeat sockets hold: it is the past (RELIABILITY 3.3.2)."""
+
+
+class PeerCurrent(msgspec.Struct, frozen=True, tag=True):
+    """This incarnation of `node` is proved fresh: wire keeps its replay windows for good."""
+
+    node: NodeIndex
+    incarnation: int
+
+
+class KillFreeswitch(msgspec.Struct, frozen=True, tag=True):
+    """SIGKILL through the pidfd: never a graceful stop, which would say BYE (DESIGN 2.4)."""
+
+    reason: str
+
+
+class EndCalls(msgspec.Struct, frozen=True, tag=True):
+    """The service lives elsewhere: end its calls here behind the fence, back to standby.
+    Comes with KillFreeswitch when this node owns nothing else."""
+
+    service: ServiceIndex
+    identity: Identity  # the new owner
+
+
+class Recover(msgspec.Struct, frozen=True, tag=True):
+    """This node owns the service now: inject and recover its calls. Result: RecoveryEnded.
+
+    `from_node` is the lost owner. `times` are this node's BOOTTIME in us by event name, for the
+    report: last_heartbeat, dead, claimed, granted.
+    """
+
+    service: ServiceIndex
+    identity: Identity
+    from_node: NodeIndex
+    cause: str
+    times: dict[str, int]
+
+
+class Persist(msgspec.Struct, frozen=True, tag=True):
+    """Write the promises to disk, in your own time; result: none."""
+
+    promises: tuple[Identity, ...]
+
+
+class Decided(msgspec.Struct, frozen=True, tag=True):
+    """One sentence for history, log and API. `row` is the permanent number in the takeover
+    table (T..), a voter's rule (V..) or a membership change (M..)."""
+
+    at_us: int
+    row: str
+    text: str
+    service: ServiceIndex = -1
+    epoch: int = 0
+
+
+class Answered(msgspec.Struct, frozen=True, tag=True):
+    """The word on an operator's request: accepted, or refused and why."""
+
+    request: int
+    ok: bool
+    text: str
+
+
+class Published(msgspec.Struct, frozen=True, tag=True):
+    """`core.view.View` as msgpack, sent by heart's executor when it changed and each second."""
+
+    view: bytes
+
+
+ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published
+
+Action = (
+    SendBeat
+    | RenewFence
+    | CloseFence
+    | AddAddresses
+    | RemoveAddresses
+    | Announce
+    | KeepAddresses
+    | FlushSockets
+    | PeerCurrent
+    | KillFreeswitch
+    | EndCalls
+    | Recover
+    | Persist
+    | Decided
+    | Answered
+)
