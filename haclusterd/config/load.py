@@ -1,0 +1,215 @@
+"""From the bytes of the file to a `Config`, or to all that is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from haclusterd.config import identity, rules, sections
+from haclusterd.config.model import NODE_PLACEHOLDER, Config, ConfigError, Problem
+from haclusterd.config.presets import PRESETS, to_timing
+from haclusterd.config.reading import Problems, Section, shown, suggestion
+from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
+
+FILE_BYTES_MAX = 1 << 20
+
+_SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
+
+
+def load(
+    path: Path | str,
+    *,
+    node: str | None = None,
+    run_dir: Path | None = None,
+    local_addresses: Sequence[str] | None = None,
+) -> Config:
+    """The configuration as this node uses it (`--node`, `--run-dir`). Raises ConfigError.
+
+    Without `node` the host finds itself by its link addresses; `local_addresses` replaces the
+    question to the kernel.
+    """
+    config = load_cluster(path)
+    problems = Problems(str(path))
+    if node is not None:
+        me = identity.named_node(config.nodes, node, problems)
+    else:
+        local = identity.local_addresses() if local_addresses is None else local_addresses
+        me = identity.own_node(config.nodes, local, problems)
+    problems.raise_if_any()
+    return config.bound_to(me, run_dir)
+
+
+def load_cluster(path: Path | str) -> Config:
+    """The configuration as a whole, bound to no node. Raises ConfigError."""
+    path = Path(path)
+    document = _parse(path)
+    problems = Problems(str(path))
+    for name in document:
+        if name not in _SECTIONS:
+            near = suggestion(name, _SECTIONS)
+            problems.note(name, f"unknown section{near}", f"known: {', '.join(_SECTIONS)}")
+    config = _Reader(path, document, problems).read()
+    problems.raise_if_any()
+    return config
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    def refused(message: str, fix: str) -> ConfigError:
+        return ConfigError((Problem(str(path), "", message, fix),))
+
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise refused(f"is larger than {FILE_BYTES_MAX} bytes", "name the right file")
+        content = path.read_bytes()
+    except OSError as error:
+        fix = "name the file with --config, and make it readable for this user"
+        raise refused(f"cannot be read: {error.strerror}", fix) from None
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise refused(f"is not UTF-8 in line {line}", "save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise refused(f"is not TOML: {error}", "correct that line") from None
+
+
+class _Reader:
+    """Walks the sections in order. Values are stand-ins once a problem has been noted."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any], problems: Problems) -> None:
+        self._path = path
+        self._base = path.absolute().parent
+        self._document = document
+        self._problems = problems
+
+    def read(self) -> Config:
+        problems = self._problems
+        cluster = self._table("cluster")
+        name = cluster.named("name")
+        key_written, key_file = sections.read_path(cluster, "key_file", self._base, "cluster.key")
+        if NODE_PLACEHOLDER in key_written:
+            cluster.note("key_file", f"{NODE_PLACEHOLDER} makes no sense here",
+                         "the key is the same on all nodes: remove it")  # fmt: skip
+        preset = cluster.choice("preset", sorted(PRESETS), "lan")
+        quorum_written = cluster.choice("quorum", [policy.value for policy in Quorum], "")
+        last_resort = cluster.choice("last_resort", ["masters", "none"], "masters")
+        cluster.finish()
+
+        times = sections.read_timing(self._table("timing"), preset)
+        sync_port = self._port("sync", 7801)
+        heartbeat_port = self._port("heartbeat", 7800)
+        api, api_document = sections.read_api(self._table("api"), self._base)
+        freeswitch, freeswitch_document = None, None
+        if "freeswitch" in self._document:
+            freeswitch, freeswitch_document = sections.read_freeswitch(
+                self._table("freeswitch"), self._base
+            )
+        nodes, node_documents = self._nodes()
+        texts = [sections.ServiceText(section) for section in self._tables("service", "name")]
+
+        rules.check_nodes(nodes, problems)
+        rules.check_services(texts, nodes, problems)
+        rules.check_ports(heartbeat_port, sync_port, api.http_port, problems)
+        rules.check_beat_size(len(nodes), len(texts), problems)
+        quorum = rules.resolve_quorum(quorum_written, nodes, problems)
+
+        config = Config(
+            path=self._path,
+            name=name,
+            key_file=key_file,
+            preset=preset,
+            quorum=quorum,
+            last_resort=LastResort(last_resort),
+            timing=to_timing(times),
+            freeswitch=freeswitch,
+            sync_port=sync_port,
+            heartbeat_port=heartbeat_port,
+            api=api,
+            nodes=nodes,
+            services=_services(texts, nodes),
+            run_dir=api.socket.parent,
+            document={
+                "cluster": {
+                    "name": name,
+                    "key_file": key_written,
+                    "preset": preset,
+                    "quorum": quorum.value,
+                    "last_resort": last_resort,
+                },
+                "timing": times,
+                "freeswitch": freeswitch_document,
+                "sync": {"port": sync_port},
+                "heartbeat": {"port": heartbeat_port},
+                "api": api_document,
+                "node": node_documents,
+                "service": [text.document() for text in texts],
+            },
+        )
+        return dataclasses.replace(config, warnings=_warnings(config))
+
+    def _port(self, name: str, default: int) -> int:
+        section = self._table(name)
+        port = section.integer("port", default, 1, 65535)
+        section.finish()
+        return port
+
+    def _nodes(self) -> tuple[tuple[NodeSpec, ...], list[sections.Document]]:
+        read = [sections.read_node(section) for section in self._tables("node", "id")]
+        return tuple(node for node, _ in read), [document for _, document in read]
+
+    def _table(self, name: str) -> Section:
+        found = self._document.get(name, {})
+        if not isinstance(found, dict):
+            fix = f"write [{name}] on a line of its own"
+            self._problems.note(name, f"is {shown(found)}, not a section", fix)
+            found = {}
+        return Section(found, name, self._problems)
+
+    def _tables(self, name: str, label: str) -> list[Section]:
+        """The tables of `[[name]]`, each called by its `label` where it has one."""
+        found = self._document.get(name, [])
+        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+            fix = f"write [[{name}]], with two brackets, before each one"
+            self._problems.note(name, "is not an array of tables", fix)
+            return []
+        return [
+            Section(table, f"{name}[{table.get(label, f'#{number + 1}')}]", self._problems)
+            for number, table in enumerate(found)
+        ]
+
+
+def _services(
+    texts: Sequence[sections.ServiceText], nodes: Sequence[NodeSpec]
+) -> tuple[ServiceSpec, ...]:
+    ids = [node.id for node in nodes]
+    return tuple(
+        ServiceSpec(
+            name=text.name,
+            addresses=text.addresses,
+            profiles=text.profiles,
+            preferred=ids.index(text.preferred) if text.preferred in ids else -1,
+            priority=text.priority,
+        )
+        for text in texts
+    )
+
+
+def _warnings(config: Config) -> tuple[str, ...]:
+    """What is allowed but seldom meant."""
+    found = []
+    voters = len(config.nodes)
+    if voters == 2 and config.quorum is not Quorum.AVAILABILITY:
+        found.append("cluster.quorum: with two votes the loss of either node stops the other")
+    if config.quorum is Quorum.AVAILABILITY:
+        found.append(
+            'cluster.quorum: "availability" may let two nodes own a service while they cannot '
+            "see each other"
+        )
+    if config.preset == "fast":
+        found.append('cluster.preset: "fast" is experimental and needs real-time scheduling')
+    if config.freeswitch is None and any(service.profiles for service in config.services):
+        found.append("service.profiles: without [freeswitch] only addresses move")
+    return tuple(found)

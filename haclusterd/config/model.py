@@ -1,0 +1,172 @@
+"""The configuration as values: what the rest of haclusterd reads, and views of it as a whole.
+
+Nodes, services and times are the core's own types, so that nothing is translated twice. Paths
+and commands may hold `{node}`; they are as written until `Config.bound_to` names the node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, ServiceSpec, Timing
+
+NODE_PLACEHOLDER = "{node}"
+STATE_DIR = Path("/var/lib/haclusterd")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration. `key` is empty when the whole file is meant."""
+
+    file: str
+    key: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}: {self.key}" if self.key else self.file
+        return f"{where}: {self.message}. Fix: {self.fix}."
+
+
+class ConfigError(Exception):
+    """All problems of a configuration; its text is one line for each."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSwitch:
+    """Section `[freeswitch]`. `esl_port` 0: only the process in `pid_file` is watched, no ESL."""
+
+    esl_host: str
+    esl_port: int
+    esl_password_file: Path
+    core_db: Path
+    pid_file: Path
+    start_command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """Section `[api]`. `http_port` 0: no HTTP."""
+
+    socket: Path
+    http_host: str
+    http_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One configuration file. `me` is the index of this node, -1 where no node is meant.
+
+    `run_dir` holds the socket and what lives as long as a boot, `state_dir` what must survive
+    one (promises, standby store, traces); `--run-dir` sets both. `document` is the file's content
+    with all defaults filled in and nothing of this node or host in it: the base of `config_hash`.
+    """
+
+    path: Path
+    name: str
+    key_file: Path
+    preset: str
+    quorum: Quorum
+    last_resort: LastResort
+    timing: Timing
+    freeswitch: FreeSwitch | None
+    sync_port: int
+    heartbeat_port: int
+    api: Api
+    nodes: tuple[NodeSpec, ...]
+    services: tuple[ServiceSpec, ...]
+    run_dir: Path
+    state_dir: Path = STATE_DIR
+    me: int = -1
+    warnings: tuple[str, ...] = ()
+    document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def node(self) -> NodeSpec:
+        """This node. ValueError in a configuration that is not bound to one."""
+        if self.me < 0:
+            raise ValueError("this configuration is not bound to a node: use load(), not "
+                             "load_cluster()")  # fmt: skip
+        return self.nodes[self.me]
+
+    def bound_to(self, me: int, run_dir: Path | None = None) -> Config:
+        """The same configuration as node `me` sees it: `{node}` filled in, `--run-dir` applied."""
+        node = self.nodes[me].id
+        api = dataclasses.replace(self.api, socket=_fill(self.api.socket, node))
+        if run_dir is not None:
+            run_dir = run_dir.absolute()
+            api = dataclasses.replace(api, socket=run_dir / "haclusterd.sock")
+        return dataclasses.replace(
+            self,
+            me=me,
+            api=api,
+            run_dir=run_dir or api.socket.parent,
+            state_dir=run_dir or _fill(self.state_dir, node),
+            freeswitch=_fill_freeswitch(self.freeswitch, node),
+        )
+
+
+def _fill(path: Path, node: str) -> Path:
+    return Path(str(path).replace(NODE_PLACEHOLDER, node))
+
+
+def _fill_freeswitch(section: FreeSwitch | None, node: str) -> FreeSwitch | None:
+    if section is None:
+        return None
+    return dataclasses.replace(
+        section,
+        esl_password_file=_fill(section.esl_password_file, node),
+        core_db=_fill(section.core_db, node),
+        pid_file=_fill(section.pid_file, node),
+        start_command=tuple(word.replace(NODE_PLACEHOLDER, node) for word in section.start_command),
+    )
+
+
+def config_hash(config: Config) -> int:
+    """32 bits over what the file means: the same on all nodes, whatever its layout or place."""
+    text = json.dumps(config.document, sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """Every value in force, section by section as in the file, as plain JSON types.
+
+    Paths are as this node uses them; `node_id` is None in a configuration bound to no node.
+    """
+    shown: dict[str, Any] = json.loads(json.dumps(config.document))
+    shown["cluster"]["key_file"] = str(config.key_file)
+    shown["api"]["socket"] = str(config.api.socket)
+    if config.freeswitch is not None:
+        used = dataclasses.asdict(config.freeswitch)
+        shown["freeswitch"] = json.loads(json.dumps(used, default=str))
+    shown["node_id"] = config.nodes[config.me].id if config.me >= 0 else None
+    shown["file"] = str(config.path)
+    shown["run_dir"] = str(config.run_dir)
+    shown["state_dir"] = str(config.state_dir)
+    shown["config_hash"] = f"{config_hash(config):08x}"
+    return shown
+
+
+def cluster_spec(config: Config) -> ClusterSpec:
+    """What the core needs to know. ValueError if `config` is bound to no node."""
+    return ClusterSpec(
+        name=config.name,
+        me=config.nodes.index(config.node),
+        nodes=config.nodes,
+        services=config.services,
+        timing=config.timing,
+        quorum=config.quorum,
+        last_resort=config.last_resort,
+        config_hash=config_hash(config),
+        freeswitch=config.freeswitch is not None,
+    )

@@ -1,0 +1,153 @@
+"""What must hold between the sections of the file; each breach is noted with its fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from haclusterd.config.reading import Problems, one_of, suggestion
+from haclusterd.config.sections import ServiceText
+from haclusterd.core.model import NodeSpec, Quorum
+from haclusterd.wire import BEAT_BYTES_MAX, beat_bytes_bound
+
+LINKS_MAX = 8
+# Files that keys.py writes beside the cluster key, and that no node's files may be named like.
+RESERVED_IDS = ("ca", "cluster")
+
+
+def check_nodes(nodes: Sequence[NodeSpec], problems: Problems) -> None:
+    if not nodes:
+        problems.note("node", "there is no [[node]]", "add one [[node]] per host")
+    seen_ids: dict[str, str] = {}
+    seen_links: dict[str, str] = {}
+    for node in nodes:
+        key = f"node[{node.id}]"
+        if node.id and node.id.casefold() in seen_ids:
+            other = seen_ids[node.id.casefold()]
+            problems.note(f"{key}.id", f'the id is used twice (as "{other}")', "rename one node")
+        seen_ids[node.id.casefold()] = node.id
+        if node.id in RESERVED_IDS:
+            fix = "choose another id"
+            problems.note(f"{key}.id", f'"{node.id}" would name its certificate {node.id}.crt, '
+                          "which is taken", fix)  # fmt: skip
+        for link in node.links:
+            if link in seen_links:
+                message = f"{link} is already a link address of {seen_links[link]}"
+                problems.note(f"{key}.links", message, "give every link its own address")
+            seen_links.setdefault(link, node.id)
+    _check_links_alike(nodes, problems)
+
+
+def _check_links_alike(nodes: Sequence[NodeSpec], problems: Problems) -> None:
+    """Link i is one network: every node has it, in one address family."""
+    with_links = [node for node in nodes if node.links]
+    if not with_links:
+        return
+    first = with_links[0]
+    if len(first.links) > LINKS_MAX:
+        problems.note(f"node[{first.id}].links", f"{len(first.links)} links are too many",
+                      f"use at most {LINKS_MAX}")  # fmt: skip
+    for node in with_links[1:]:
+        key = f"node[{node.id}].links"
+        if len(node.links) != len(first.links):
+            problems.note(
+                key,
+                f"has {len(node.links)} link(s), but {first.id} has {len(first.links)}",
+                "give every node one address per heartbeat NIC, in the same order",
+            )
+            continue
+        for number, (mine, theirs) in enumerate(zip(node.links, first.links, strict=True)):
+            if (":" in mine) != (":" in theirs):
+                message = f"link {number + 1} is {mine} here and {theirs} on {first.id}"
+                problems.note(key, message, "use one address family per link, on all nodes")
+
+
+def check_services(
+    services: Sequence[ServiceText], nodes: Sequence[NodeSpec], problems: Problems
+) -> None:
+    if not services:
+        problems.note("service", "there is no [[service]]", "add one [[service]] per set of "
+                      "addresses that moves as one")  # fmt: skip
+    links = {link: node.id for node in nodes for link in node.links}
+    seen: dict[tuple[str, str], str] = {}
+    for service in services:
+        section = service.section
+        _claim_once(service, "name", service.name.casefold(), service.name, seen)
+        for address in service.addresses:
+            _claim_once(service, "addresses", address.ip, address.ip, seen)
+            if address.ip in links:
+                section.note("addresses", f"{address.ip} is a link address of {links[address.ip]}",
+                             "a service address must be free to move")  # fmt: skip
+        for profile in service.profiles:
+            _claim_once(service, "profiles", profile, profile, seen)
+        _check_preferred(service, nodes)
+
+
+def _claim_once(
+    service: ServiceText, key: str, value: str, shown: str, seen: dict[tuple[str, str], str]
+) -> None:
+    """A name, an address or a profile belongs to one service."""
+    if not value:
+        return
+    if (key, value) in seen:
+        fix = "leave it in one service only"
+        service.section.note(key, f'"{shown}" is already in service {seen[key, value]}', fix)
+    seen.setdefault((key, value), service.name)
+
+
+def _check_preferred(service: ServiceText, nodes: Sequence[NodeSpec]) -> None:
+    if not service.preferred:
+        return
+    able = [node.id for node in nodes if not node.witness]
+    if service.preferred in able:
+        return
+    if any(node.id == service.preferred for node in nodes):
+        message = f'"{service.preferred}" is a witness and cannot own a service'
+    else:
+        message = f'"{service.preferred}" is no node{suggestion(service.preferred, able)}'
+    service.section.note("preferred", message, f"use one of {one_of(able)}, or leave it out")
+
+
+def resolve_quorum(written: str, nodes: Sequence[NodeSpec], problems: Problems) -> Quorum:
+    """The policy in force. Without a choice: majority from 3 nodes, witness where there is one."""
+    witnesses = [node.id for node in nodes if node.witness]
+    if nodes and len(witnesses) == len(nodes):
+        problems.note("node", "every node is a witness", "add a node that can own services")
+    if not written:
+        if witnesses:
+            return Quorum.WITNESS
+        if len(nodes) == 2:
+            problems.note(
+                "cluster.quorum",
+                "two nodes cannot form a majority when one is lost, so the policy must be chosen",
+                'add a third [[node]] with witness = true (quorum = "witness", safe); or set '
+                'quorum = "availability" (the survivor acts alone, as VRRP does: both may own a '
+                'service while they cannot see each other); or set quorum = "majority" (safe, '
+                "but the loss of one node stops both)",
+            )
+        return Quorum.MAJORITY
+    if written == "witness" and not witnesses:
+        problems.note("cluster.quorum", '"witness", but no node is one',
+                      "set witness = true in one [[node]]")  # fmt: skip
+    if written == "majority" and witnesses:
+        problems.note("cluster.quorum", f'"majority", but {", ".join(witnesses)} is a witness',
+                      'set quorum = "witness"')  # fmt: skip
+    return Quorum(written)
+
+
+def check_ports(heartbeat: int, sync: int, http: int, problems: Problems) -> None:
+    taken: dict[int, str] = {}
+    for key, port in (("heartbeat.port", heartbeat), ("sync.port", sync), ("api.http", http)):
+        if port and port in taken:
+            problems.note(key, f"port {port} is already {taken[port]}", "use another port")
+        taken.setdefault(port, key)
+
+
+def check_beat_size(node_count: int, service_count: int, problems: Problems) -> None:
+    size = beat_bytes_bound(node_count, service_count)
+    if size > BEAT_BYTES_MAX:
+        problems.note(
+            "service",
+            f"{node_count} nodes and {service_count} services need heartbeats of up to {size} "
+            f"bytes, more than the {BEAT_BYTES_MAX} that pass every network in one piece",
+            "use fewer services (join those that may move together), or two clusters",
+        )

@@ -1,0 +1,184 @@
+"""One function per section of the file: from its table to the values of `config.model`.
+
+Each also returns what belongs into `Config.document`: the content as written, defaults filled
+in. What spans sections is judged in `config.rules`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Any
+
+from haclusterd.config.model import NODE_PLACEHOLDER, Api, FreeSwitch
+from haclusterd.config.presets import KEYS, MS_MAX, PRESETS, broken_rules
+from haclusterd.config.reading import NAME, NAME_RULE, Section
+from haclusterd.core.model import AddressSpec, NodeSpec
+
+Document = dict[str, Any]
+
+_NIC = re.compile(r"[^\s/:]{1,15}")
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
+
+
+def read_path(section: Section, name: str, base: Path, default: str) -> tuple[str, Path]:
+    """(as written, as used): relative paths are relative to the folder of the file."""
+    written = section.text(name, default)
+    for found in _PLACEHOLDER.findall(written):
+        if found != NODE_PLACEHOLDER:
+            section.note(
+                name, f"unknown placeholder {found}", f"only {NODE_PLACEHOLDER} is filled in"
+            )
+    if not written:
+        section.note(name, "is empty", f'write a path, for example "{default}"')
+    return written, base / written
+
+
+def read_timing(section: Section, preset: str) -> dict[str, int]:
+    """`[timing]` over the preset, in ms, by key of the file."""
+    times = {}
+    for stem in KEYS:
+        key = f"{stem}_ms"
+        times[key] = section.integer(key, PRESETS[preset][key], 1, MS_MAX)
+    section.finish()
+    for key, message, fix in broken_rules(times):
+        section.note(key, message, fix)
+    return times
+
+
+def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
+    host = section.text("esl_host", "127.0.0.1")
+    port = section.integer("esl_port", 8021, 0, 65535)
+    password, password_path = read_path(section, "esl_password_file", base, "esl.password")
+    db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
+    pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
+    command = section.texts("start_command", [])
+    section.finish()
+    found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command))
+    return found, {
+        "esl_host": host,
+        "esl_port": port,
+        "esl_password_file": password,
+        "core_db": db,
+        "pid_file": pid,
+        "start_command": command,
+    }
+
+
+def read_api(section: Section, base: Path) -> tuple[Api, Document]:
+    written, socket = read_path(section, "socket", base, "/run/haclusterd/haclusterd.sock")
+    http = section.text("http", "127.0.0.1:7802")
+    section.finish()
+    host, port = "", 0
+    if http:
+        host, _, digits = http.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not (host and digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536):
+            section.note(
+                "http",
+                f'"{http}" is not ADDRESS:PORT',
+                'write for example "127.0.0.1:7802" or "[::1]:7802", or "" for no HTTP',
+            )
+            host, port = "", 0
+        else:
+            port = int(digits)
+    return Api(socket, host, port), {"socket": written, "http": http}
+
+
+def read_node(section: Section) -> tuple[NodeSpec, Document]:
+    node_id = section.named("id")
+    links = tuple(_read_link(section, text) for text in section.texts("links"))
+    priority = section.integer("priority", 100, 0, 65535)
+    capacity = section.integer("capacity", 1000, 1, 1_000_000)
+    witness = section.flag("witness", False)
+    section.finish()
+    found = NodeSpec(node_id, links, priority, capacity, witness)
+    return found, {
+        "id": node_id,
+        "links": list(links),
+        "priority": priority,
+        "capacity": capacity,
+        "witness": witness,
+    }
+
+
+def _read_link(section: Section, text: str) -> str:
+    """A link address in canonical text, as the kernel will show it."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        fix = "write one plain IPv4 or IPv6 address per heartbeat NIC"
+        section.note("links", f'"{text}" is not an IP address', fix)
+        return text
+    if address.is_unspecified or address.is_multicast or "%" in text or address.is_link_local:
+        fix = "use an address that belongs to this NIC of this node alone"
+        section.note("links", f'"{text}" cannot serve as a link address', fix)
+    return str(address)
+
+
+class ServiceText:
+    """A service as the file has it: `preferred` is still a name."""
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+        self.name = section.named("name")
+        self.addresses = tuple(
+            address
+            for text in section.texts("addresses")
+            if (address := _read_address(section, text)) is not None
+        )
+        self.profiles = tuple(section.texts("profiles", []))
+        for profile in self.profiles:
+            if not NAME.fullmatch(profile):
+                section.note("profiles", f'"{profile}" cannot serve as a name', NAME_RULE)
+        self.preferred = section.text("preferred", "")
+        self.priority = section.integer("priority", 10, 0, 65535)
+        section.finish()
+
+    def document(self) -> Document:
+        return {
+            "name": self.name,
+            "addresses": [f"{a.ip}/{a.prefix} dev {a.nic}" for a in self.addresses],
+            "profiles": list(self.profiles),
+            "preferred": self.preferred,
+            "priority": self.priority,
+        }
+
+
+def _read_address(section: Section, text: str) -> AddressSpec | None:
+    """ "IP/len dev NIC", or None after noting what is wrong with it."""
+    words = text.split()
+    fix = 'write it as "203.0.113.10/24 dev eth0"'
+    if len(words) != 3 or words[1] != "dev" or "/" not in words[0]:
+        section.note("addresses", f'"{text}" is not "IP/LENGTH dev NIC"', fix)
+        return None
+    try:
+        interface = ipaddress.ip_interface(words[0])
+    except ValueError as error:
+        section.note("addresses", f'"{text}": {error}', fix)
+        return None
+    if not words[0].partition("/")[2].isdigit():
+        section.note("addresses", f'"{text}": the length is not a number of bits', fix)
+        return None
+    if not _NIC.fullmatch(words[2]):
+        section.note("addresses", f'"{text}": "{words[2]}" cannot be the name of a NIC', fix)
+        return None
+    _refuse_unusable(section, interface)
+    return AddressSpec(str(interface.ip), interface.network.prefixlen, words[2])
+
+
+def _refuse_unusable(
+    section: Section, interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface
+) -> None:
+    ip, network = interface.ip, interface.network
+    kind = ""
+    if ip.is_unspecified or ip.is_multicast or ip.is_loopback or ip.is_link_local:
+        kind = "an address that no client can reach"
+    elif network.prefixlen < ip.max_prefixlen - 1:
+        if ip == network.network_address:
+            kind = f"the address of the network {network} itself"
+        elif ip.version == 4 and ip == network.broadcast_address:
+            kind = f"the broadcast address of {network}"
+    if kind:
+        section.note("addresses", f'"{interface}" is {kind}', "use the address of one host")

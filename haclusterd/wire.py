@@ -1,0 +1,379 @@
+"""Bytes <-> beats: versioned header, AES-256-GCM, key ring, replay windows (DESIGN sections 5, 6).
+
+Datagram of version 1, integers big-endian (a version is never edited; a change is version 2):
+
+    0   2  magic "HC"
+    2   1  version, 1
+    3   1  key id
+    4   4  cluster tag: first bytes of SHA-256(context, cluster name)
+    8   1  sender, its index in the configuration
+    9   1  link index
+    10  8  incarnation of the sender, random for every boot and thaw
+    18  8  seq of the beat: the counter of the nonce
+    26  n  AES-256-GCM of the beat as a msgpack array, then its 16 byte tag
+
+The key is derived per key-ring key, sender and incarnation, so that a counter that starts again
+after a boot meets another key; the nonce is (link, seq). The whole cluster id and the header are
+authenticated. One `seal` per link serves all peers.
+
+Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`, and counts either. Nothing but
+a counter changes before the MAC is verified.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from haclusterd.core.model import (
+    NOBODY_NODE,
+    Beat,
+    ClusterSpec,
+    Echo,
+    Identity,
+    Release,
+    ServiceEntry,
+)
+
+BEAT_BYTES_MAX = 1200  # passes every network in one piece
+KEY_BYTES = 32
+REPLAY_WINDOW = 256  # beats by which one link may reorder
+CANDIDATES_MAX = 4  # incarnations of a peer that are not (yet) proved current
+RETIRED_MAX = 16  # former incarnations of a peer, refused without a look at the MAC
+
+_MAGIC = b"HC"
+_VERSION = 1
+_HEADER = struct.Struct(">2sBB4sBBQQ")
+_TAG_BYTES = 16
+_DATAGRAM_BYTES_MIN = _HEADER.size + _TAG_BYTES + 1
+_CONTEXT = b"haclusterd beat 1"
+_WINDOW_MASK = (1 << REPLAY_WINDOW) - 1
+
+
+class Outcome(enum.Enum):
+    """What became of a received datagram."""
+
+    OK = "ok"
+    MALFORMED = "malformed"  # no beat: too short, wrong magic, or a body that contradicts it
+    FOREIGN = "foreign"  # another cluster, or not the address the sender has on this link
+    UNKNOWN_KEY = "unknown key"  # sealed with a key that this node does not have
+    BAD_MAC = "bad mac"  # forged, damaged, or another key under the same id
+    REPLAY = "replay"  # seen before, too old to tell, or of a retired incarnation
+    VERSION = "version"  # another version of the wire format
+    OVERSIZE = "oversize"  # more than BEAT_BYTES_MAX
+    OTHER_CONFIG = "other config"  # authentic, but nodes or services are not numbered as here
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterKey:
+    """One key of the ring: 32 secret bytes, and the id (0..255) that travels in clear."""
+
+    id: int
+    secret: bytes
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.id <= 255:
+            raise ValueError(f"key id {self.id} is not in 0..255")
+        if len(self.secret) != KEY_BYTES:
+            raise ValueError(f"key {self.id} has {len(self.secret)} bytes, not {KEY_BYTES}")
+
+    def __repr__(self) -> str:
+        return f"ClusterKey(id={self.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The cluster's keys, newest first: the first one seals, all of them open."""
+
+    keys: tuple[ClusterKey, ...]
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            raise ValueError("a key ring needs at least one key")
+        if len({key.id for key in self.keys}) != len(self.keys):
+            raise ValueError("two keys of the ring have the same id")
+
+
+class Window(msgspec.Struct):
+    """Which seqs one link has brought: `seen` bit i stands for `newest - i`."""
+
+    newest: int = -1
+    seen: int = 0
+
+    def has(self, seq: int) -> bool:
+        age = self.newest - seq
+        return age >= 0 and (age >= REPLAY_WINDOW or bool(self.seen >> age & 1))
+
+    def add(self, seq: int) -> None:
+        ahead = seq - self.newest
+        if ahead > 0:
+            # A leap can be 2**64 wide; shifting by more than the window only costs memory.
+            moved = self.seen << ahead & _WINDOW_MASK if ahead < REPLAY_WINDOW else 0
+            self.newest, self.seen = seq, moved | 1
+        else:
+            self.seen |= 1 << -ahead
+
+
+class WireState(msgspec.Struct, frozen=True, array_like=True):
+    """What an upgrade hands to the new process: current incarnations with their windows.
+
+    `peers` by node: (incarnation, windows by link), or None where none is current. `sealed` is
+    the newest seq sealed by link.
+    """
+
+    sealed: tuple[int, ...]
+    peers: tuple[tuple[int, tuple[Window, ...]] | None, ...]
+
+
+class _Incarnation:
+    """One boot of one peer: its opened keys by key id, its window by link."""
+
+    __slots__ = ("ciphers", "windows")
+
+    def __init__(self, links: int) -> None:
+        self.ciphers: dict[int, AESGCM] = {}
+        self.windows = tuple(Window() for _ in range(links))
+
+
+class _Peer:
+    """The incarnations of one peer: one current, a few candidates, the retired ones' numbers."""
+
+    __slots__ = ("candidates", "current", "current_number", "retired")
+
+    def __init__(self) -> None:
+        self.current_number = -1
+        self.current: _Incarnation | None = None
+        self.candidates: OrderedDict[int, _Incarnation] = OrderedDict()
+        self.retired: deque[int] = deque(maxlen=RETIRED_MAX)
+
+    def find(self, number: int) -> _Incarnation | None:
+        if number == self.current_number:
+            return self.current
+        return self.candidates.get(number)
+
+
+class Wire:
+    """Seals this node's beats and opens its peers'. One per heart; no I/O, no clock."""
+
+    def __init__(self, spec: ClusterSpec, ring: KeyRing, incarnation: int) -> None:
+        self.counters: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self._spec = spec
+        self._nodes = len(spec.nodes)
+        self._services = len(spec.services)
+        name = spec.name.encode()
+        self._cluster_id = hashlib.sha256(_CONTEXT + b"\0" + name).digest()
+        self._tag = self._cluster_id[:4]
+        self._senders: tuple[dict[str, int], ...] = tuple(
+            {node.links[link]: index for index, node in enumerate(spec.nodes) if index != spec.me}
+            for link in range(spec.links)
+        )
+        self._peers = tuple(_Peer() for _ in spec.nodes)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(Beat).decode
+        self.set_keys(ring)
+        self.set_incarnation(incarnation)
+
+    def set_keys(self, ring: KeyRing) -> None:
+        """Use another ring from now on (key rotation). Windows stay: they are about seqs."""
+        self._ring = {key.id: key for key in ring.keys}
+        self._seal_key = ring.keys[0]
+        for peer in self._peers:
+            for known in (peer.current, *peer.candidates.values()):
+                if known is not None:
+                    known.ciphers.clear()
+        if hasattr(self, "_incarnation"):
+            self._seal_cipher = self._derive(self._seal_key, self._spec.me, self._incarnation)
+
+    def set_incarnation(self, incarnation: int) -> None:
+        """Seal as `incarnation` (64 random bits) from now on: after a start and after a thaw."""
+        self._incarnation = incarnation
+        self._seal_cipher = self._derive(self._seal_key, self._spec.me, incarnation)
+        self._sealed = [-1] * self._spec.links
+
+    def peer_current(self, node: int, incarnation: int) -> None:
+        """The core has proved `incarnation` of `node` fresh: keep its windows for good.
+
+        The one before it is retired, and so are all other candidates: a node never goes back.
+        """
+        peer = self._peers[node]
+        if peer.current_number == incarnation:
+            return
+        if peer.current is not None:
+            peer.retired.append(peer.current_number)
+        found = peer.candidates.pop(incarnation, None)
+        peer.retired.extend(peer.candidates)
+        peer.candidates.clear()
+        peer.current_number = incarnation
+        peer.current = found or _Incarnation(self._spec.links)
+
+    def seal(self, beat: Beat) -> bytes:
+        """The datagram for `beat`, the same for every peer on its link.
+
+        ValueError if the beat is not this node's, would repeat a nonce, or does not fit: all
+        three are errors of this node, never of a peer.
+        """
+        link, seq = beat.link, beat.seq
+        if seq <= self._sealed[link]:
+            raise ValueError(f"seq {seq} on link {link} was used before: the nonce would repeat")
+        if beat.incarnation != self._incarnation or beat.sender != self._spec.me:
+            raise ValueError(f"not a beat of node {self._spec.me} as it runs now: {beat}")
+        header = _HEADER.pack(
+            _MAGIC, _VERSION, self._seal_key.id, self._tag, beat.sender, link, beat.incarnation, seq
+        )
+        body = self._encode(beat)
+        size = _HEADER.size + len(body) + _TAG_BYTES
+        if size > BEAT_BYTES_MAX:
+            raise ValueError(f"a beat of {size} bytes is larger than {BEAT_BYTES_MAX}")
+        self._sealed[link] = seq
+        nonce = link.to_bytes(4, "big") + header[18:]
+        return header + self._seal_cipher.encrypt(nonce, body, self._cluster_id + header)
+
+    def open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
+        """The beat in `datagram`, or why there is none; counted either way.
+
+        `link` is the local link that it came in on, `source` the address that it came from, in
+        the kernel's canonical text and without a scope.
+        """
+        result = self._open(datagram, link, source)
+        self.counters[result if isinstance(result, Outcome) else Outcome.OK] += 1
+        return result
+
+    def _open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
+        size = len(datagram)
+        if size > BEAT_BYTES_MAX:
+            return Outcome.OVERSIZE
+        if size < _DATAGRAM_BYTES_MIN:
+            return Outcome.MALFORMED
+        header = datagram[: _HEADER.size]
+        magic, version, key_id, tag, sender, its_link, number, seq = _HEADER.unpack(header)
+        if magic != _MAGIC:
+            return Outcome.MALFORMED
+        if version != _VERSION:
+            return Outcome.VERSION
+        if tag != self._tag or its_link != link or self._senders[link].get(source) != sender:
+            return Outcome.FOREIGN
+        key = self._ring.get(key_id)
+        if key is None:
+            return Outcome.UNKNOWN_KEY
+        peer = self._peers[sender]
+        incarnation = peer.find(number)
+        if incarnation is None:
+            if number in peer.retired:
+                return Outcome.REPLAY
+            cipher = self._derive(key, sender, number)
+        else:
+            if incarnation.windows[link].has(seq):
+                return Outcome.REPLAY
+            cipher = incarnation.ciphers.get(key_id) or self._derive(key, sender, number)
+        nonce = b"\0\0\0" + header[9:10] + header[18:]
+        try:
+            body = cipher.decrypt(nonce, datagram[_HEADER.size :], self._cluster_id + header)
+        except InvalidTag:
+            return Outcome.BAD_MAC
+        # From here on the bytes are a key holder's.
+        if incarnation is None:
+            incarnation = self._add_candidate(peer, number)
+        elif number != peer.current_number:
+            peer.candidates.move_to_end(number)
+        incarnation.ciphers[key_id] = cipher
+        incarnation.windows[link].add(seq)
+        return self._read_body(body, (sender, link, number, seq))
+
+    def _read_body(self, body: bytes, header: tuple[int, int, int, int]) -> Beat | Outcome:
+        try:
+            beat = self._decode(body)
+        except msgspec.DecodeError:
+            return Outcome.MALFORMED
+        if (beat.sender, beat.link, beat.incarnation, beat.seq) != header:
+            return Outcome.MALFORMED
+        if (
+            len(beat.echoes) != self._nodes
+            or len(beat.services) != self._services
+            or len(beat.releases) > self._services
+            or not all(self._knows(entry.promise.node) for entry in beat.services)
+            or not all(self._knows_release(release) for release in beat.releases)
+        ):
+            return Outcome.OTHER_CONFIG
+        return beat
+
+    def _knows(self, node: int) -> bool:
+        return NOBODY_NODE <= node < self._nodes
+
+    def _knows_release(self, release: Release) -> bool:
+        return (
+            0 <= release.service < self._services
+            and self._knows(release.identity.node)
+            and self._knows(release.to)
+        )
+
+    def _add_candidate(self, peer: _Peer, number: int) -> _Incarnation:
+        if len(peer.candidates) >= CANDIDATES_MAX:
+            peer.candidates.popitem(last=False)
+        found = peer.candidates[number] = _Incarnation(self._spec.links)
+        return found
+
+    def _derive(self, key: ClusterKey, sender: int, incarnation: int) -> AESGCM:
+        """The cipher of one boot of one node."""
+        node = self._spec.nodes[sender].id.encode()
+        context = b"\0".join(
+            (_CONTEXT, self._spec.name.encode(), node, incarnation.to_bytes(8, "big"))
+        )
+        derived = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=context)
+        return AESGCM(derived.derive(key.secret))
+
+    def export_state(self) -> WireState:
+        """For the process that takes over in an upgrade, which goes on as the same incarnation."""
+        peers = tuple(
+            None if peer.current is None else (peer.current_number, peer.current.windows)
+            for peer in self._peers
+        )
+        return WireState(tuple(self._sealed), peers)
+
+    def import_state(self, state: WireState) -> None:
+        """Go on where another process of this incarnation stopped.
+
+        ValueError if the state is of a cluster with other numbers of nodes or links.
+        """
+        shapes = {len(windows) for _, windows in filter(None, state.peers)} | {len(state.sealed)}
+        if len(state.peers) != self._nodes or shapes != {self._spec.links}:
+            raise ValueError("the wire state is of another configuration")
+        self._sealed = list(state.sealed)
+        for node, handed in enumerate(state.peers):
+            if handed is not None:
+                self.peer_current(node, handed[0])
+                current = self._peers[node].current
+                if current is not None:
+                    current.windows = handed[1]
+
+
+def beat_bytes_bound(nodes: int, services: int) -> int:
+    """The size in bytes that no beat of such a cluster exceeds: every number at its widest."""
+    wide, long = 2**64 - 1, 2**32 - 1
+    identity = Identity(long, nodes, wide)
+    beat = Beat(
+        sender=nodes,
+        link=0,
+        incarnation=wide,
+        seq=wide,
+        number=wide,
+        reply=True,
+        config_hash=long,
+        rank_hash=long,
+        flags=255,
+        health=100,
+        load=10,
+        calls=long,
+        echoes=(Echo(long, wide, long),) * nodes,
+        services=(ServiceEntry(identity, wide, 6, True, long),) * services,
+        releases=tuple(Release(service, identity, nodes) for service in range(services)),
+    )
+    return _HEADER.size + len(msgspec.msgpack.encode(beat)) + _TAG_BYTES
