@@ -59,7 +59,7 @@ _CONTEXT = b"haclusterd beat 1"
 _WINDOW_MASK = (1 << REPLAY_WINDOW) - 1
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.StrEnum):
     """What became of a received datagram."""
 
     OK = "ok"
@@ -295,24 +295,25 @@ class Wire:
             return Outcome.MALFORMED
         if (beat.sender, beat.link, beat.incarnation, beat.seq) != header:
             return Outcome.MALFORMED
-        if (
-            len(beat.echoes) != self._nodes
-            or len(beat.services) != self._services
-            or len(beat.releases) > self._services
-            or not all(self._knows(entry.promise.node) for entry in beat.services)
-            or not all(self._knows_release(release) for release in beat.releases)
-        ):
-            return Outcome.OTHER_CONFIG
-        return beat
+        if self._is_numbered_alike(beat):
+            return beat
+        return Outcome.OTHER_CONFIG
 
-    def _knows(self, node: int) -> bool:
-        return NOBODY_NODE <= node < self._nodes
-
-    def _knows_release(self, release: Release) -> bool:
-        return (
-            0 <= release.service < self._services
-            and self._knows(release.identity.node)
-            and self._knows(release.to)
+    def _is_numbered_alike(self, beat: Beat) -> bool:
+        """Whether every index in `beat` exists here. Plain loops: this is the hot path."""
+        nodes, services = self._nodes, self._services
+        if len(beat.echoes) != nodes or len(beat.services) != services:
+            return False
+        for entry in beat.services:
+            if not NOBODY_NODE <= entry.promise.node < nodes:
+                return False
+        if not beat.releases:
+            return True
+        return len(beat.releases) <= services and all(
+            0 <= release.service < services
+            and NOBODY_NODE <= release.identity.node < nodes
+            and NOBODY_NODE <= release.to < nodes
+            for release in beat.releases
         )
 
     def _add_candidate(self, peer: _Peer, number: int) -> _Incarnation:
