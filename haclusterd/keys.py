@@ -1,0 +1,329 @@
+"""Key material on disk: the cluster key of the heartbeats, the CA and node certificates of sync.
+
+All of it lies beside `[cluster] key_file`, mode 0600, and the folder is copied to every node:
+
+    cluster.key (the name is `key_file`'s)  the key ring of `wire`
+    ca.crt, ca.key                          the CA that signs the nodes' certificates
+    NODE.crt, NODE.key                      one pair per node: mTLS between the agents
+
+A key file is text. The first line names the format; each further line is one key, `key ID HEX`,
+ID 0..255 and HEX 64 digits; the first key seals, all of them open; `#` begins a comment:
+
+    haclusterd cluster key 1
+    key 1 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+
+Every error is a `KeysError` that names the file and the fix. Secrets never appear in one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import ipaddress
+import os
+import secrets
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from haclusterd.config.model import Config
+from haclusterd.core.model import NodeSpec
+from haclusterd.wire import KEY_BYTES, ClusterKey, KeyRing
+
+FORMAT_LINE = "haclusterd cluster key 1"
+KEYS_MAX = 8  # a rotation needs two; more than a few is a file that nobody tidies
+FILE_BYTES_MAX = 64 * 1024
+CERTIFICATE_DAYS = 3650
+
+_BACKDATED = datetime.timedelta(days=1)  # nodes whose clocks are behind accept them at once
+
+
+class KeysError(Exception):
+    """Key material is missing, unsafe or wrong; the text names the file and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPaths:
+    """Where the key material of one node lies."""
+
+    cluster_key: Path
+    ca_certificate: Path
+    ca_key: Path
+    certificate: Path
+    private_key: Path
+
+
+def paths(config: Config, node_id: str) -> KeyPaths:
+    """The files of node `node_id`, derived from `[cluster] key_file`."""
+    folder = config.key_file.parent
+    return KeyPaths(
+        cluster_key=config.key_file,
+        ca_certificate=folder / "ca.crt",
+        ca_key=folder / "ca.key",
+        certificate=folder / f"{node_id}.crt",
+        private_key=folder / f"{node_id}.key",
+    )
+
+
+def create(config: Config) -> list[Path]:
+    """Write all key material that the config needs; the paths written, in a fixed order.
+
+    Refuses with KeysError if any of the files exists. Nothing half-done stays behind: the files
+    appear only when all of them are complete.
+    """
+    contents = _contents(config)
+    present = [str(path) for path in contents if os.path.lexists(path)]
+    if present:
+        raise KeysError(
+            f"refusing to overwrite {', '.join(present)}. Fix: move the files away if you mean to "
+            "replace the keys of the whole cluster"
+        )
+    _write_all(config.key_file.parent, contents)
+    return list(contents)
+
+
+def load_cluster_key(path: Path) -> KeyRing:
+    """The key ring in `path`. KeysError if it is missing, readable by others, or malformed."""
+    text = _read_private(path)
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if not lines or lines[0] != FORMAT_LINE:
+        raise KeysError(
+            f'{path}: does not begin with "{FORMAT_LINE}". Fix: copy the file that '
+            '"haclusterctl keys create" wrote, or name the right one in cluster.key_file'
+        )
+    found = [_parse_key(path, number, line) for number, line in enumerate(lines[1:], start=1)]
+    if not 1 <= len(found) <= KEYS_MAX:
+        raise KeysError(
+            f"{path}: holds {len(found)} keys. Fix: keep 1 to {KEYS_MAX}, the one in use first"
+        )
+    try:
+        return KeyRing(tuple(found))
+    except ValueError as error:
+        raise KeysError(f"{path}: {error}. Fix: give every key its own id") from None
+
+
+def check_readable(config: Config, node_id: str) -> None:
+    """KeysError unless all files that node `node_id` needs at run time are there and private.
+
+    The CA's private key is not among them: it may be kept elsewhere.
+    """
+    files = paths(config, node_id)
+    load_cluster_key(files.cluster_key)
+    _read_private(files.private_key)
+    for path in (files.ca_certificate, files.certificate):
+        try:
+            x509.load_pem_x509_certificate(_read(path))
+        except ValueError:
+            raise KeysError(
+                f"{path}: is not a PEM certificate. Fix: copy the file that "
+                '"haclusterctl keys create" wrote'
+            ) from None
+
+
+def _parse_key(path: Path, number: int, line: str) -> ClusterKey:
+    words = line.split()
+    where = f"{path}: key {number}"
+    fix = f"Fix: write it as: key ID HEX, with ID 0..255 and {2 * KEY_BYTES} hex digits"
+    if len(words) != 3 or words[0] != "key":
+        raise KeysError(f"{where}: is not a key line. {fix}")
+    if not (words[1].isascii() and words[1].isdigit() and int(words[1]) <= 255):
+        raise KeysError(f"{where}: has no id in 0..255. {fix}")
+    try:
+        secret = bytes.fromhex(words[2])
+    except ValueError:
+        raise KeysError(f"{where}: is not hexadecimal. {fix}") from None
+    if len(secret) != KEY_BYTES:
+        raise KeysError(f"{where}: has {len(secret)} bytes, not {KEY_BYTES}. {fix}")
+    return ClusterKey(int(words[1]), secret)
+
+
+def _read_private(path: Path) -> str:
+    """Text of a file that must not be open to group or others."""
+    content = _read(path, private=True)
+    try:
+        return content.decode("ascii")
+    except UnicodeDecodeError:
+        raise KeysError(
+            f'{path}: is not text. Fix: copy the file that "haclusterctl keys create" wrote'
+        ) from None
+
+
+def _read(path: Path, *, private: bool = False) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if private and mode & 0o077:
+                raise KeysError(
+                    f"{path}: mode {mode:04o} lets others read a secret. Fix: chmod 600 {path}"
+                )
+            content = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise KeysError(
+            f'{path}: is missing. Fix: run "haclusterctl keys create --config FILE" once, on '
+            "one node, and copy the folder to every node"
+        ) from None
+    except OSError as error:
+        raise KeysError(
+            f"{path}: cannot be read: {error.strerror}. Fix: make it a file that the user of "
+            "haclusterd owns, mode 0600"
+        ) from None
+    if len(content) > FILE_BYTES_MAX:
+        raise KeysError(f"{path}: is larger than {FILE_BYTES_MAX} bytes. Fix: name the right file")
+    return content
+
+
+def _contents(config: Config) -> dict[Path, bytes]:
+    """Fresh content for every file."""
+    secret = secrets.token_bytes(KEY_BYTES)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca = _ca_certificate(config.name, ca_key)
+    files = paths(config, "")
+    contents = {
+        files.cluster_key: f"{FORMAT_LINE}\nkey 1 {secret.hex()}\n".encode(),
+        files.ca_certificate: ca.public_bytes(serialization.Encoding.PEM),
+        files.ca_key: _pem(ca_key),
+    }
+    for node in config.nodes:
+        key = ec.generate_private_key(ec.SECP256R1())
+        files = paths(config, node.id)
+        certificate = _node_certificate(node, key, ca, ca_key)
+        contents[files.certificate] = certificate.public_bytes(serialization.Encoding.PEM)
+        contents[files.private_key] = _pem(key)
+    return contents
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    begin = datetime.datetime.now(datetime.UTC) - _BACKDATED
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _ca_certificate(cluster: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    # A common name holds at most 64 characters (RFC 5280, ub-common-name).
+    subject = _name(f"haclusterd {cluster}"[:64])
+    return (
+        _builder(subject, key.public_key())
+        .issuer_name(subject)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _node_certificate(
+    node: NodeSpec,
+    key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
+    """Client and server certificate in one; valid for the node's id and its link addresses."""
+    names: list[x509.GeneralName] = [x509.DNSName(node.id)]
+    names += [x509.IPAddress(ipaddress.ip_address(link)) for link in node.links]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    issuer_key = ca_key.public_key()
+    return (
+        _builder(_name(node.id), key.public_key())
+        .issuer_name(ca.subject)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+
+
+def _write_all(folder: Path, contents: dict[Path, bytes]) -> None:
+    """All files or none: complete in a private folder first, then moved into place."""
+    placed: list[Path] = []
+    complete = False
+    try:
+        with tempfile.TemporaryDirectory(prefix=".keys-", dir=folder) as temporary:
+            for path, content in contents.items():
+                _write_synced(Path(temporary) / path.name, content)
+            for path in contents:
+                _place(Path(temporary) / path.name, path)
+                placed.append(path)
+            _sync_folder(folder)
+        complete = True
+    except OSError as error:
+        raise KeysError(
+            f"{folder}: cannot write key material: {error.strerror}. Fix: create the folder and "
+            "run this as a user who may write there"
+        ) from None
+    finally:
+        if not complete:
+            for path in placed:
+                path.unlink(missing_ok=True)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Move without replacing: two runs at once must not mix their keys."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No hard links here (folders shared into virtual machines): nearly as good.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        source.rename(target)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
