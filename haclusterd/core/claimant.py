@@ -1,0 +1,170 @@
+"""The claimant: when a service counts as lost, whose turn it is, and a claim's short life.
+
+Run from `Tick` only, so that no silence is concluded while beats wait unread in a socket.
+"""
+
+from __future__ import annotations
+
+from haclusterd.core.actions import Action
+from haclusterd.core.model import NOBODY, State
+from haclusterd.core.moves import happen
+from haclusterd.core.state import NEVER, Node, Service, holding_down
+from haclusterd.core.takeover import Event
+
+FAR = 1 << 62
+
+
+def pursue(node: Node, now_us: int, out: list[Action]) -> int:
+    """Advance every claim that is under way or due. Returns when to look again (us)."""
+    wake_us = FAR
+    for k, service in enumerate(node.services):
+        if service.claim is not None:
+            wake_us = min(wake_us, _nurse(node, k, service, now_us, out))
+        elif service.state in (State.STANDBY, State.LAPSED):
+            wake_us = min(wake_us, _consider(node, k, service, now_us, out))
+        if service.deferred is not None:
+            wake_us = min(wake_us, service.deferred.due_us)
+    return wake_us
+
+
+def _nurse(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> int:
+    """Resend the claim at its set times; void it when its grants could not count any more."""
+    claim = service.claim
+    if claim is None:
+        return FAR
+    timing = node.spec.timing
+    if node.spec.needed == 1:
+        happen(node, k, Event.GRANTED, now_us, out)
+        return FAR
+    if now_us - claim.sent_us > timing.lease_us:
+        happen(node, k, Event.CLAIM_VOID, now_us, out)
+        return now_us
+    if claim.resent < len(timing.resend_us):
+        due_us = claim.sent_us + timing.resend_us[claim.resent]
+        if now_us < due_us:
+            return due_us
+        claim.resent += 1
+        node.next_beat_us = now_us
+        return now_us
+    return claim.sent_us + timing.lease_us + 1
+
+
+def mark_lost(node: Node, now_us: int) -> bool:
+    """Note which services nobody holds any more, as far as this node may conclude it."""
+    changed = False
+    for service in node.services:
+        if service.lost_us != NEVER or service.state in _HELD:
+            continue
+        lost_us = _lost_since(node, service)
+        if lost_us <= now_us:
+            service.lost_us = lost_us
+            changed = True
+    if changed:
+        node.rank_dirty = True
+    return changed
+
+
+_HELD = (State.ACQUIRING, State.OWNED, State.RELEASING)
+
+
+def _lost_since(node: Node, service: Service) -> int:
+    """When silence (or a release) makes the service lost in this node's eyes; may lie ahead."""
+    held = service.promise
+    hold_down_ends_us = node.start_us + node.spec.timing.hold_down_us
+    if service.release is not None and service.release.identity == held:
+        return service.released_us
+    if held == NOBODY:
+        return hold_down_ends_us
+    if held.node == node.spec.me:
+        return service.silence_us
+    return max(service.silence_us + node.spec.timing.dead_us, hold_down_ends_us)
+
+
+def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> int:
+    """Claim if it is this node's turn; otherwise say when that may be."""
+    if service.lost_us == NEVER:
+        return _lost_since(node, service)
+    if holding_down(node, now_us) or not _may_claim(node, service):
+        return FAR
+    due_us = _due(node, k, service)
+    if due_us > now_us:
+        return due_us
+    service.from_node = service.promise.node
+    silent = node.peers[service.promise.node] if service.promise.node >= 0 else None
+    service.times = {"last_heartbeat": silent.heard_us if silent else now_us}
+    service.times["dead"] = service.lost_us
+    event = Event.FIRST_IN_LINE
+    happen(node, k, event, now_us, out, cause=_cause(node, service, now_us))
+    return now_us
+
+
+def _may_claim(node: Node, service: Service) -> bool:
+    """Two-way contact to a majority, the cluster's own configuration, and one's own fence shut."""
+    if not node.majority or service.state is State.LAPSED and not service.fence_closed:
+        return False
+    return not odd_config(node)
+
+
+def odd_config(node: Node) -> bool:
+    """Most of the others run another configuration: then this node claims nothing."""
+    others = [
+        p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive
+    ]
+    differing = sum(1 for h in others if h != node.spec.config_hash)
+    return differing * 2 > len(others)
+
+
+def _due(node: Node, k: int, service: Service) -> int:
+    """The time of this node's turn: rank x delay after the loss, behind whoever goes first."""
+    timing = node.spec.timing
+    if service.state is State.LAPSED:
+        if not service.carrier or (node.spec.freeswitch and not node.freeswitch_up):
+            return FAR
+        return max(service.lost_us, service.paced_until_us if service.promise.node
+                   != node.spec.me else NEVER)
+    line = node.successors[k] if node.successors else ()
+    if node.spec.me not in line or node.leaving or node.maintenance:
+        return FAR
+    place = _place(node, service, line)
+    base_us = max(
+        service.lost_us,
+        service.paced_until_us,
+        node.majority_since_us + 2 * timing.heartbeat_us,
+        service.lapsed_heard_us + 2 * timing.dead_us,
+    )
+    due_us = base_us + place * timing.rank_delay_us
+    if not service.owner_seen and service.release is None:
+        preferred = node.spec.services[k].preferred
+        if preferred not in (node.spec.me, -1):
+            due_us = max(due_us, node.start_us + timing.discovery_us)
+    return due_us
+
+
+def _place(node: Node, service: Service, line: tuple[int, ...]) -> int:
+    """0 for whoever claims at once: the release's target, else the first in the ranking."""
+    me = node.spec.me
+    place = line.index(me)
+    release = service.release
+    if release is None or release.identity != service.promise:
+        return place
+    if release.to == me:
+        return 0
+    if release.identity.node == me:
+        return len(node.spec.nodes)  # it has just given the service away: last
+    return max(1, place + (0 if release.to in line[:place] else 1))
+
+
+def _cause(node: Node, service: Service, now_us: int) -> str:
+    """The sentence's second half: on what this claim rests."""
+    held = service.promise
+    if service.state is State.LAPSED:
+        return "its lease had lapsed and no higher epoch is known"
+    if held == NOBODY:
+        return "nobody has owned it since the cluster started"
+    who = node.spec.nodes[held.node].id
+    if service.release is not None and service.release.identity == held:
+        return f"{who} released it"
+    if held.node == node.spec.me:
+        return "its own former claim or term has ended"
+    silent_ms = (now_us - service.silence_us) // 1000
+    return f"{who} silent on {node.spec.links}/{node.spec.links} links for {silent_ms} ms"

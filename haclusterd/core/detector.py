@@ -1,0 +1,171 @@
+"""Hearing: which peers and links work both ways, and what of a beat is news.
+
+A beat counts as two-way when it echoes something this node sent within `two_way_us` on the same
+link and to the same incarnation (DESIGN 6; BFD's three-way idea). Only that proves freshness: a
+replayed or delayed beat cannot have it.
+"""
+
+from __future__ import annotations
+
+from haclusterd.core.actions import Action, Decided, PeerCurrent
+from haclusterd.core.model import Beat, NodeIndex
+from haclusterd.core.state import NEVER, SENT_TIMES_KEPT, Node, Peer, PeerLink
+
+LINK_GOOD_BEATS = 5  # two-way beats before a link counts as up again (RELIABILITY 2, NIC flap)
+LOW32 = 0xFFFFFFFF
+
+
+def remember_send(node: Node, now_us: int) -> int:
+    """Number a send and keep its time, so that an echo of it can be dated."""
+    node.seq += 1
+    node.sent_us[node.seq] = now_us
+    node.sent_us.pop(node.seq - SENT_TIMES_KEPT, None)
+    return node.seq
+
+
+def hear(node: Node, link: int, beat: Beat, now_us: int, out: list[Action]) -> tuple[bool, bool]:
+    """Take note of a beat. Returns (its content is news, it is two-way news).
+
+    The second is true at most once per beat of a peer, by whichever copy was two-way first.
+    """
+    peer = node.peers[beat.sender]
+    line = peer.links[link]
+    two_way = _measure(node, line, beat, now_us)
+    if beat.incarnation != peer.incarnation:
+        if not _meet(node, line, beat, two_way, now_us):
+            return False, False
+        out.append(PeerCurrent(beat.sender, beat.incarnation))
+        node.rank_dirty = True
+    elif line.incarnation != beat.incarnation or beat.seq > line.seq:
+        _note(line, beat, now_us)
+    peer.heard_us = now_us
+    if two_way:
+        _two_way(node, beat, peer, line, now_us, out)
+    news = beat.seq > peer.seq
+    if news:
+        peer.seq = beat.seq
+        _take(node, peer, beat)
+    two_way_news = two_way and beat.seq > peer.two_way_seq
+    if two_way_news:
+        peer.two_way_seq = beat.seq
+    return news, two_way_news
+
+
+def _measure(node: Node, line: PeerLink, beat: Beat, now_us: int) -> bool:
+    echo = beat.echoes[node.spec.me]
+    if echo is None or echo.incarnation != node.incarnation & LOW32:
+        return False
+    sent_us = node.sent_us.get(echo.seq)
+    if sent_us is None or now_us - sent_us > node.spec.timing.two_way_us:
+        return False
+    rtt_us = now_us - sent_us - echo.held_us
+    if rtt_us >= 0:
+        line.rtt_us = (7 * line.rtt_us + rtt_us) // 8 if line.rtt_us else rtt_us
+    return True
+
+
+def _meet(node: Node, line: PeerLink, beat: Beat, two_way: bool, now_us: int) -> bool:
+    """An incarnation that is not the current one: believe it only once it is two-way.
+
+    While the current one is fresh another is not even echoed, so that replayed beats of a dead
+    incarnation cannot push the living one out of the echo.
+    """
+    peer = node.peers[beat.sender]
+    if two_way:
+        for other in peer.links:
+            other.incarnation, other.seq, other.two_way_seq = 0, -1, -1
+            other.good, other.number, other.up = 0, 0, False
+        peer.incarnation, peer.seq, peer.two_way_seq = beat.incarnation, -1, -1
+        _note(line, beat, now_us)
+        return True
+    if now_us - peer.two_way_us > node.spec.timing.two_way_us:
+        _note(line, beat, now_us)
+    return False
+
+
+def _note(line: PeerLink, beat: Beat, now_us: int) -> None:
+    line.incarnation = beat.incarnation
+    line.seq = beat.seq
+    line.heard_us = now_us
+    if not beat.reply:
+        missed = beat.number - line.number - 1
+        if 0 <= missed < 1000 and line.number:
+            line.loss_permille += (1000 * missed // (missed + 1) - line.loss_permille) // 16
+        line.number = beat.number
+
+
+def _two_way(
+    node: Node, beat: Beat, peer: Peer, line: PeerLink, now_us: int, out: list[Action]
+) -> None:
+    line.two_way_us = now_us
+    if not line.up:
+        line.good += 1
+        if line.good >= LINK_GOOD_BEATS:
+            line.up = True
+            text = f"link {beat.link + 1} to {_id(node, beat.sender)} works both ways"
+            out.append(Decided(now_us, "M1", text))
+    peer.two_way_us = now_us
+    if not peer.alive:
+        peer.alive, peer.alive_since_us = True, now_us
+        node.rank_dirty = True
+        out.append(Decided(now_us, "M3", f"{_id(node, beat.sender)} is alive"))
+
+
+def _take(node: Node, peer: Peer, beat: Beat) -> None:
+    """Keep the content of the newest beat; note when the ranking may change with it."""
+    if (
+        peer.flags != beat.flags
+        or peer.health != beat.health
+        or peer.load != beat.load
+        or len(peer.services) != len(beat.services)
+    ):
+        node.rank_dirty = True
+    elif peer.services != beat.services:
+        for old, new in zip(peer.services, beat.services, strict=True):
+            if old.state != new.state or old.ready != new.ready or old.calls != new.calls:
+                node.rank_dirty = True
+                break
+    peer.flags, peer.health, peer.load, peer.calls = beat.flags, beat.health, beat.load, beat.calls
+    peer.config_hash, peer.rank_hash = beat.config_hash, beat.rank_hash
+    peer.services, peer.releases = beat.services, beat.releases
+
+
+def survey(node: Node, now_us: int, out: list[Action]) -> None:
+    """Links and peers that went silent; whether a majority is in two-way reach."""
+    timing = node.spec.timing
+    reach = 1
+    for n, peer in enumerate(node.peers):
+        if n == node.spec.me:
+            continue
+        if now_us - peer.two_way_us <= timing.two_way_us:
+            reach += 1
+        for i, line in enumerate(peer.links):
+            if line.good and now_us - line.two_way_us > timing.suspect_us + timing.heartbeat_us:
+                line.good = 0
+                if line.up:
+                    line.up = False
+                    out.append(Decided(now_us, "M2", f"link {i + 1} to {_id(node, n)} is down"))
+        if peer.alive and now_us - peer.two_way_us >= timing.dead_us:
+            peer.alive = False
+            node.rank_dirty = True
+            silent_ms = (now_us - peer.two_way_us) // 1000
+            text = f"{_id(node, n)} is dead: silent on all {len(peer.links)} links for {silent_ms} ms"
+            out.append(Decided(now_us, "M4", text))
+    majority = reach >= node.spec.needed
+    if majority and not node.majority:
+        node.majority_since_us = now_us
+    node.majority = majority
+
+
+def forget_all(node: Node) -> None:
+    """After a freeze nothing that was heard is fresh any more."""
+    for peer in node.peers:
+        peer.two_way_us = NEVER
+        for line in peer.links:
+            line.two_way_us, line.good, line.up = NEVER, 0, False
+    node.sent_us.clear()
+    node.majority = False
+
+
+def _id(node: Node, n: NodeIndex) -> str:
+    return node.spec.nodes[n].id

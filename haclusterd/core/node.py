@@ -1,0 +1,408 @@
+"""One step of a node: an input and the time go in, actions come out, the state has moved on.
+
+`step` is the only door. It first ends what ran out (leases), then takes the input in, and on
+`Tick` turns silence into decisions. `next_deadline_us` says when the next Tick is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from haclusterd.core import claimant, detector, owner, voter
+from haclusterd.core.actions import Action, Answered, Decided, FlushSockets, KillFreeswitch, SendBeat
+from haclusterd.core.inputs import (
+    AddressesAdded,
+    AddressesRemoved,
+    AgentChanged,
+    AlienAnswered,
+    CarrierChanged,
+    FenceClosed,
+    FreeswitchExited,
+    FreeswitchHung,
+    Froze,
+    Input,
+    LocalReport,
+    MaintenanceRequested,
+    Received,
+    RecoveryEnded,
+    Restored,
+    StopRequested,
+    SwitchoverRequested,
+    Tick,
+)
+from haclusterd.core.model import NOBODY, Beat, Echo, Release, ServiceEntry, State
+from haclusterd.core.moves import happen
+from haclusterd.core.ranking import Facts, rank
+from haclusterd.core.state import NEVER, Node, Service, draw, flags, holding_down, owns
+from haclusterd.core.takeover import Event
+
+RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
+ALIENS_KEPT = 64
+
+
+def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
+    """Take one input in at `now_us` (read after the input arrived). `node` is changed in place."""
+    out: list[Action] = []
+    if not isinstance(event, Froze):
+        owner.lapse(node, now_us, out)
+    _TAKE[type(event)](node, event, now_us, out)
+    if node.next_beat_us <= now_us:
+        _beat(node, now_us, out)
+    return node, out
+
+
+def next_deadline_us(node: Node) -> int:
+    """When `Tick` is wanted next, at the latest."""
+    deadline_us = min(node.next_beat_us, node.wake_us)
+    for service in node.services:
+        if owns(service) and node.spec.needed > 1:
+            deadline_us = min(deadline_us, service.lease_until_us)
+    return deadline_us
+
+
+def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> None:
+    beat = event.beat
+    me = node.spec.me
+    if beat.sender == me or len(beat.services) != len(node.services):
+        return
+    if len(beat.echoes) != len(node.peers):
+        return
+    news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
+    if not news and not two_way_news:
+        return
+    wants_answer = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
+    if news:
+        owner.hear_votes(node, beat, now_us, out)
+    peer = node.peers[beat.sender]
+    if wants_answer and not beat.reply and node.next_beat_us > now_us:
+        # Bounded to one answer per ms and peer, whatever a peer sends.
+        if now_us - peer.replied_us >= 1_000:
+            peer.replied_us = now_us
+            seq = detector.remember_send(node, now_us)
+            out.append(SendBeat((_compose(node, event.link, seq, True, now_us),), beat.sender))
+
+
+def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
+    detector.survey(node, now_us, out)
+    voter.judge_deferred(node, now_us, out)
+    claimant.mark_lost(node, now_us)
+    _refresh_ready(node, now_us)
+    if node.rank_dirty:
+        _rank(node, now_us)
+    _watch_rank(node, now_us)
+    _leave_dead_freeswitch(node, now_us, out)
+    node.wake_us = claimant.pursue(node, now_us, out)
+
+
+def _refresh_ready(node: Node, now_us: int) -> None:
+    for service in node.services:
+        if service.backoff_until_us != NEVER and now_us >= service.backoff_until_us:
+            service.backoff_until_us = NEVER
+            node.rank_dirty = True
+
+
+def facts(node: Node, now_us: int) -> tuple[Facts, ...]:
+    """What the ranking is computed from: the newest beats, and one's own as it would be sent."""
+    me = node.spec.me
+    return tuple(
+        Facts(True, flags(node, now_us), node.health, node.load, node.calls, _entries(node))
+        if n == me
+        else Facts(p.alive, p.flags, p.health, p.load, p.calls, p.services)
+        for n, p in enumerate(node.peers)
+    )
+
+
+def lost_services(node: Node) -> frozenset[int]:
+    """Services without an owner or a claimant under way, as this node knows it."""
+    lost = {k for k, s in enumerate(node.services) if s.lost_us != NEVER and s.claim is None}
+    for peer in node.peers:
+        if peer.alive:
+            for k in list(lost):
+                if peer.services and peer.services[k].state in _UNDER_WAY:
+                    lost.discard(k)
+    return frozenset(lost)
+
+
+_UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
+
+
+def _rank(node: Node, now_us: int) -> None:
+    node.rank_dirty = False
+    ranking = rank(node.spec, facts(node, now_us), lost_services(node))
+    node.slaves, node.successors = ranking.slaves, ranking.successors
+    node.rank_hash = ranking.hash
+
+
+def _watch_rank(node: Node, now_us: int) -> None:
+    same = all(
+        p.rank_hash == node.rank_hash
+        for n, p in enumerate(node.peers)
+        if n != node.spec.me and p.alive
+    )
+    if same:
+        node.rank_differs_us = NEVER
+    elif node.rank_differs_us == NEVER:
+        node.rank_differs_us = now_us
+
+
+def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
+    """Services whose FreeSWITCH or NIC is gone leave as soon as somebody ready can have them."""
+    for k, service in enumerate(node.services):
+        if service.state not in (State.ACQUIRING, State.OWNED, State.LAPSED):
+            continue
+        dead = node.spec.freeswitch and not node.freeswitch_up
+        if dead and node.spec.services[k].profiles:
+            give_up(node, k, "its FreeSWITCH is gone", now_us, out)
+        elif not service.carrier:
+            give_up(node, k, "its NIC has no carrier", now_us, out)
+
+
+def give_up(
+    node: Node, k: int, cause: str, now_us: int, out: list[Action], to: int = -1
+) -> bool:
+    """Start a release of `k`, if a ready successor is in reach; False otherwise."""
+    if to < 0:
+        if node.rank_dirty:
+            _rank(node, now_us)
+        line = [n for n in node.successors[k] if n != node.spec.me] if node.successors else []
+        if not line:
+            return False
+        to = line[0]
+    service = node.services[k]
+    service.moving_to = to
+    return happen(node, k, Event.GIVEN_UP, now_us, out, cause=cause)
+
+
+def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
+    """First fence, then flush, then listen; under a new incarnation (DESIGN 6, Freeze)."""
+    for k in range(len(node.services)):
+        happen(node, k, Event.FROZEN, now_us, out, gap_us=event.gap_us)
+    out.append(FlushSockets())
+    owner.forget_leases(node)
+    detector.forget_all(node)
+    for service in node.services:
+        service.silence_us = now_us
+        service.deferred = None
+        service.lost_us = NEVER
+        service.lapsed_heard_us = NEVER
+    node.incarnation = event.incarnation
+    node.next_beat_us = now_us
+    node.rank_dirty = True
+
+
+def _restored(node: Node, event: Restored, now_us: int, out: list[Action]) -> None:
+    for service, promise in zip(node.services, event.promises, strict=False):
+        if promise.epoch > service.promise.epoch:
+            service.promise = promise
+            service.highest = max(service.highest, promise.epoch)
+
+
+def _fence_closed(node: Node, event: FenceClosed, now_us: int, out: list[Action]) -> None:
+    service = node.services[event.service]
+    if event.ok and not owns(service):
+        service.fence_closed = True
+        owner.stopped(node, event.service, now_us, out)
+
+
+def _addresses_added(node: Node, event: AddressesAdded, now_us: int, out: list[Action]) -> None:
+    outcome = Event.ADDRESSES_UP if event.ok else Event.ADDRESSES_FAILED
+    if not event.ok:
+        line = node.successors[event.service] if node.successors else ()
+        node.services[event.service].moving_to = next((n for n in line if n != node.spec.me), -1)
+    happen(node, event.service, outcome, now_us, out, cause="" if event.ok else event.reason)
+
+
+def _addresses_removed(
+    node: Node, event: AddressesRemoved, now_us: int, out: list[Action]
+) -> None:
+    service = node.services[event.service]
+    if event.ok and not owns(service):
+        service.addresses = False
+        owner.stopped(node, event.service, now_us, out)
+
+
+def _freeswitch_exited(
+    node: Node, event: FreeswitchExited, now_us: int, out: list[Action]
+) -> None:
+    """Its own heart fences, removes the addresses and releases (DESIGN 2.2)."""
+    node.freeswitch_up = False
+    node.rank_dirty = True
+    out.append(Decided(now_us, "M5", f"FreeSWITCH on {_me(node)} {event.cause}"))
+    for k, service in enumerate(node.services):
+        if node.spec.services[k].profiles or not node.spec.services[k].addresses:
+            service.holding = False
+            service.ready = False
+            give_up(node, k, f"its FreeSWITCH {event.cause}", now_us, out)
+
+
+def _freeswitch_hung(node: Node, event: FreeswitchHung, now_us: int, out: list[Action]) -> None:
+    """A hang is killed only where somebody else can have the calls: the exit does the rest."""
+    holds = [k for k, s in enumerate(node.services) if owns(s)]
+    line = node.successors if node.successors else ((),) * len(node.services)
+    if not holds or any(n != node.spec.me for k in holds for n in line[k]):
+        out.append(KillFreeswitch("three status probes in a row went unanswered"))
+    text = f"FreeSWITCH on {_me(node)} hangs: three status probes in a row went unanswered"
+    out.append(Decided(now_us, "M7", text))
+
+
+def _carrier(node: Node, event: CarrierChanged, now_us: int, out: list[Action]) -> None:
+    node.services[event.service].carrier = event.up
+    node.rank_dirty = True
+
+
+def _agent(node: Node, event: AgentChanged, now_us: int, out: list[Action]) -> None:
+    """Without its agent a node keeps what it owns but cannot take over anything (DESIGN 3)."""
+    node.agent_up = event.up
+    node.rank_dirty = True
+    if not event.up:
+        out.append(Decided(now_us, "M9", f"{_me(node)} has lost its agent: calls unprotected"))
+
+
+def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> None:
+    node.freeswitch_up = event.freeswitch_up
+    node.health, node.load, node.calls = event.health, event.load, event.calls
+    node.syncing = event.syncing
+    for service, word in zip(node.services, event.services, strict=False):
+        if (service.ready, service.calls) != (word.ready, word.calls):
+            node.rank_dirty = True
+        service.ready, service.reason, service.calls = word.ready, word.reason, word.calls
+
+
+def _switchover(node: Node, event: SwitchoverRequested, now_us: int, out: list[Action]) -> None:
+    out.append(Answered(event.request, *_try_switchover(node, event, now_us, out)))
+
+
+def _try_switchover(
+    node: Node, event: SwitchoverRequested, now_us: int, out: list[Action]
+) -> tuple[bool, str]:
+    if not 0 <= event.service < len(node.services):
+        return False, f"there is no service number {event.service}"
+    service = node.services[event.service]
+    name = node.spec.services[event.service].name
+    if service.state is not State.OWNED:
+        return False, f"{_me(node)} does not own {name} (it is {service.state.name.lower()} here)"
+    if node.rank_dirty:
+        _rank(node, now_us)
+    line = [n for n in node.successors[event.service] if n != node.spec.me]
+    if not line:
+        return False, f"no node is ready to take {name}: see `haclusterctl rank --why`"
+    to = event.to if event.to >= 0 else line[0]
+    if to == node.spec.me:
+        return False, f"{_me(node)} owns {name} already"
+    if to not in line:
+        who = node.spec.nodes[to].id if to < len(node.spec.nodes) else str(to)
+        ready = ", ".join(node.spec.nodes[n].id for n in line)
+        return False, f"{who} is not ready to take {name}; ready: {ready}"
+    give_up(node, event.service, "a switchover was ordered", now_us, out, to)
+    return True, f"{name} moves to {node.spec.nodes[to].id}"
+
+
+def _maintenance(node: Node, event: MaintenanceRequested, now_us: int, out: list[Action]) -> None:
+    node.maintenance = event.on
+    node.rank_dirty = True
+    word = "in maintenance: no candidate" if event.on else "out of maintenance"
+    out.append(Decided(now_us, "M11", f"{_me(node)} is {word}"))
+    out.append(Answered(event.request, True, word))
+
+
+def _stop(node: Node, event: StopRequested, now_us: int, out: list[Action]) -> None:
+    """Hand everything over; what nobody can take is fenced and left."""
+    node.leaving = True
+    node.rank_dirty = True
+    for k in range(len(node.services)):
+        if not give_up(node, k, "this node is being stopped", now_us, out):
+            node.services[k].moving_to = -1
+            happen(node, k, Event.GIVEN_UP, now_us, out, cause="this node is being stopped")
+    node.next_beat_us = now_us
+
+
+def stopped(node: Node) -> bool:
+    """After StopRequested: nothing is held any more, the process may end."""
+    return node.leaving and all(s.state is State.STANDBY for s in node.services)
+
+
+def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Action]) -> None:
+    service = node.services[event.service]
+    if event.ok or event.identity != service.identity or not owns(service):
+        return
+    if give_up(node, event.service, f"it cannot recover the calls: {event.reason}", now_us, out):
+        service.holding = False
+        service.backoff_until_us = now_us + 10_000_000
+
+
+def _alien(node: Node, event: AlienAnswered, now_us: int, out: list[Action]) -> None:
+    if len(node.aliens) < ALIENS_KEPT or event.address in node.aliens:
+        if node.aliens.get(event.address) != event.mac:
+            text = f"{event.mac} answers for {event.address}, which {_me(node)} owns"
+            out.append(Decided(now_us, "M13", text, event.service))
+        node.aliens[event.address] = event.mac
+
+
+def _beat(node: Node, now_us: int, out: list[Action]) -> None:
+    """A regular beat on every link, the fence renewed just before it."""
+    owner.insist(node, out)
+    owner.renew_all(node, now_us, out)
+    node.number += 1
+    seq = detector.remember_send(node, now_us)
+    beats = tuple(_compose(node, i, seq, False, now_us) for i in range(node.spec.links))
+    out.append(SendBeat(beats))
+    interval_us = node.spec.timing.heartbeat_us
+    jitter_us = interval_us // 10
+    node.next_beat_us = now_us + interval_us - jitter_us + draw(node) % (2 * jitter_us + 1)
+
+
+def _entry(node: Node, k: int, service: Service) -> ServiceEntry:
+    state = service.state
+    if state is State.OWNED and service.promise != service.identity:
+        state = State.CLAIMING  # a new claim of the holder's own is under way
+    ready = service.ready or not node.spec.freeswitch
+    ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up
+    return ServiceEntry(service.promise, service.lease_seq, int(state), ready, service.calls)
+
+
+def _entries(node: Node) -> tuple[ServiceEntry, ...]:
+    return tuple(_entry(node, k, s) for k, s in enumerate(node.services))
+
+
+def _releases(node: Node) -> tuple[Release, ...]:
+    return tuple(s.release for s in node.services if s.release is not None)
+
+
+def _compose(node: Node, link: int, seq: int, reply: bool, now_us: int) -> Beat:
+    echoes = tuple(
+        Echo(line.incarnation & 0xFFFFFFFF, line.seq, min(now_us - line.heard_us, 2**31))
+        if (line := peer.links[link]).incarnation
+        else None
+        for peer in node.peers
+    )
+    return Beat(
+        node.spec.me, link, node.incarnation, seq, node.number, reply, node.spec.config_hash,
+        node.rank_hash, flags(node, now_us), node.health, node.load, node.calls, echoes,
+        _entries(node), _releases(node),
+    )
+
+
+def _me(node: Node) -> str:
+    return node.spec.nodes[node.spec.me].id
+
+
+_TAKE: dict[type, Callable[[Node, Any, int, list[Action]], None]] = {
+    Received: _received,
+    Tick: _tick,
+    Froze: _froze,
+    Restored: _restored,
+    FenceClosed: _fence_closed,
+    AddressesAdded: _addresses_added,
+    AddressesRemoved: _addresses_removed,
+    FreeswitchExited: _freeswitch_exited,
+    FreeswitchHung: _freeswitch_hung,
+    CarrierChanged: _carrier,
+    AgentChanged: _agent,
+    LocalReport: _report,
+    SwitchoverRequested: _switchover,
+    MaintenanceRequested: _maintenance,
+    StopRequested: _stop,
+    RecoveryEnded: _recovery_ended,
+    AlienAnswered: _alien,
+}

@@ -1,0 +1,195 @@
+"""What one node knows: the whole memory of `core.node`, as plain values.
+
+Everything is a msgspec Struct of ints, tuples and lists, so that the state can be handed to an
+upgraded heart or replayed from a trace. It belongs to whoever calls `step`, which changes it in
+place.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from haclusterd.core.model import (
+    NOBODY,
+    ClusterSpec,
+    Flag,
+    Identity,
+    NodeIndex,
+    Release,
+    ServiceEntry,
+    State,
+)
+
+NEVER = -(10**15)  # a time so long ago that every deadline from it has passed
+SENT_TIMES_KEPT = 512  # own sends remembered: 3 heartbeats of regular beats and replies to spare
+
+
+class PeerLink(msgspec.Struct, gc=False):
+    """One link to one peer: what was heard on it, and whether it works both ways."""
+
+    incarnation: int = 0
+    seq: int = 0
+    heard_us: int = NEVER
+    two_way_us: int = NEVER
+    good: int = 0
+    up: bool = False
+    rtt_us: int = 0
+    number: int = 0  # newest regular beat, for the loss figure
+    loss_permille: int = 0
+    two_way_seq: int = -1  # newest beat here that echoed something recent of mine
+
+
+class Peer(msgspec.Struct):
+    """Another node, or this one: its newest word and when it was proved fresh."""
+
+    links: list[PeerLink]
+    incarnation: int = 0
+    seq: int = -1
+    two_way_seq: int = -1
+    heard_us: int = NEVER
+    two_way_us: int = NEVER
+    alive: bool = False
+    alive_since_us: int = NEVER
+    replied_us: int = NEVER
+    config_hash: int = 0
+    rank_hash: int = 0
+    flags: int = 0
+    health: int = 0
+    load: int = 0
+    calls: int = 0
+    services: tuple[ServiceEntry, ...] = ()
+    releases: tuple[Release, ...] = ()
+
+
+class Claim(msgspec.Struct):
+    """A claim of mine that is under way."""
+
+    identity: Identity
+    sent_us: int
+    granted: int  # bit mask of nodes, one's own included
+    resent: int = 0
+    cause: str = ""
+
+
+class Deferred(msgspec.Struct):
+    """A claim that came a few ms before this voter's silence was long enough."""
+
+    identity: Identity
+    due_us: int
+
+
+class Service(msgspec.Struct):
+    """One service as this node stands to it."""
+
+    voter_sent_us: list[int]  # by node: send time of my newest beat that it echoed with a lease
+    state: State = State.STANDBY
+    promise: Identity = NOBODY
+    silence_us: int = NEVER  # when the promised owner was last heard two-way
+    lease_seq: int = -1
+    owner_seen: bool = False  # a live owner was heard since this node started
+    highest: int = 0  # epoch
+    # as owner
+    identity: Identity = NOBODY
+    lease_until_us: int = NEVER
+    fence_until_us: int = NEVER
+    fence_closed: bool = True
+    addresses: bool = False
+    carrier: bool = True
+    holding: bool = False  # FreeSWITCH here carries this service's calls
+    # as claimant
+    claim: Claim | None = None
+    lost_us: int = NEVER  # since when the service is known to be lost, NEVER while it is not
+    paced_until_us: int = NEVER
+    lapsed_heard_us: int = NEVER
+    moving_to: NodeIndex = -1  # whom a release under way is for
+    given_up: str = ""  # why it is released
+    from_node: NodeIndex = -1  # whom the claim takes it from
+    times: dict[str, int] = {}  # for the report: event -> us
+    # as voter
+    release: Release | None = None  # of the present promise; own or heard
+    released_us: int = NEVER
+    deferred: Deferred | None = None
+    # report of the agent
+    ready: bool = False
+    reason: str = "no report yet"
+    calls: int = 0
+    backoff_until_us: int = NEVER  # this node failed to take it over: not ready until then
+
+
+class Node(msgspec.Struct):
+    """The state of `core.node.step`."""
+
+    spec: ClusterSpec
+    incarnation: int
+    start_us: int
+    peers: list[Peer]
+    services: list[Service]
+    random: int
+    seq: int = 0
+    number: int = 0
+    sent_us: dict[int, int] = {}
+    next_beat_us: int = 0
+    wake_us: int = 0
+    majority: bool = False
+    majority_since_us: int = NEVER
+    rank_dirty: bool = True
+    slaves: tuple[NodeIndex, ...] = ()
+    successors: tuple[tuple[NodeIndex, ...], ...] = ()
+    rank_hash: int = 0
+    rank_differs_us: int = NEVER
+    freeswitch_up: bool = False
+    agent_up: bool = False
+    syncing: bool = False
+    maintenance: bool = False
+    leaving: bool = False
+    health: int = 0
+    load: int = 0
+    calls: int = 0
+    aliens: dict[str, str] = {}  # service address -> MAC of somebody else who answered for it
+
+
+def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
+    """The state of a node that starts now; `incarnation` is 64 random bits."""
+    services = [
+        Service(voter_sent_us=[NEVER] * len(spec.nodes), silence_us=now_us) for _ in spec.services
+    ]
+    peers = [Peer(links=[PeerLink() for _ in range(spec.links)]) for _ in spec.nodes]
+    return Node(
+        spec=spec,
+        incarnation=incarnation,
+        start_us=now_us,
+        peers=peers,
+        services=services,
+        random=incarnation & 0xFFFFFFFF,
+        next_beat_us=now_us,
+        wake_us=now_us,
+        health=100 if not spec.freeswitch else 0,
+    )
+
+
+def holding_down(node: Node, now_us: int) -> bool:
+    """In the hold-down after a start a node neither echoes, grants nor claims (DESIGN 6)."""
+    return now_us < node.start_us + node.spec.timing.hold_down_us
+
+
+def draw(node: Node) -> int:
+    """The next 32 pseudo-random bits (a linear congruence seeded by the incarnation)."""
+    node.random = (node.random * 6364136223846793005 + 1442695040888963407) & (2**64 - 1)
+    return node.random >> 32
+
+
+def flags(node: Node, now_us: int) -> int:
+    """`Flag` bits of this node's next beat."""
+    return (
+        (Flag.STARTING if holding_down(node, now_us) else 0)
+        | (Flag.MAINTENANCE if node.maintenance else 0)
+        | (Flag.LEAVING if node.leaving else 0)
+        | (Flag.FREESWITCH_UP if node.freeswitch_up else 0)
+        | (Flag.AGENT_UP if node.agent_up else 0)
+        | (Flag.SYNCING if node.syncing else 0)
+    )
+
+
+def owns(service: Service) -> bool:
+    """The states in which a lease is held and the fence may be open."""
+    return service.state is State.OWNED or service.state is State.ACQUIRING

@@ -1,0 +1,206 @@
+"""The cluster as one node sees it now: what status, API and hooks are made of.
+
+Pure projection of `core.state.Node`; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from haclusterd.core.claimant import odd_config
+from haclusterd.core.model import NOBODY_NODE, Flag, State
+from haclusterd.core.node import RANK_DIFFERS_US, facts, lost_services
+from haclusterd.core.ranking import why
+from haclusterd.core.state import NEVER, Node, holding_down, owns
+
+
+class LinkView(msgspec.Struct, frozen=True):
+    """One link to a node; `rtt_us` 0 and `loss_permille` 0 where not measured yet."""
+
+    address: str
+    up: bool
+    rtt_us: int
+    loss_permille: int
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """One node. `role` in master, slave, starting, syncing, maintenance, failed, dead, left."""
+
+    id: str
+    role: str
+    services: tuple[str, ...]
+    rank: int  # 0 primary, 1 secondary ..; -1 none
+    health: int
+    links: tuple[LinkView, ...]
+    calls: int
+    capacity: int
+    flags: int
+    silent_us: int
+    ready: tuple[bool, ...]  # by service
+
+
+class ServiceView(msgspec.Struct, frozen=True):
+    """One service. `state` in owned, moving, unserved; `owner` empty while nobody has it."""
+
+    name: str
+    owner: str
+    epoch: int
+    state: str
+    local_state: str
+    addresses: tuple[str, ...]
+    successors: tuple[str, ...]
+    lease_left_us: int  # of this node, 0 if it is not the owner
+    reason: str  # why this node could not take it over, empty if it could
+
+
+class AlarmView(msgspec.Struct, frozen=True):
+    name: str
+    text: str
+
+
+class View(msgspec.Struct, frozen=True):
+    """A node's whole word on the cluster at `at_us`."""
+
+    cluster: str
+    node: str
+    at_us: int
+    policy: str
+    voters: int
+    reachable: int
+    quorate: bool
+    rank_hash: int
+    incarnation: int
+    nodes: tuple[NodeView, ...]
+    services: tuple[ServiceView, ...]
+    alarms: tuple[AlarmView, ...]
+    why: tuple[str, ...]
+
+
+def view(node: Node, now_us: int) -> View:
+    """Project `node` at `now_us`."""
+    spec = node.spec
+    owners = [_owner(node, k) for k in range(len(spec.services))]
+    nodes = tuple(_node_view(node, n, owners, now_us) for n in range(len(spec.nodes)))
+    services = tuple(_service_view(node, k, owners[k], now_us) for k in range(len(spec.services)))
+    timing = spec.timing
+    reachable = 1 + sum(
+        1
+        for n, p in enumerate(node.peers)
+        if n != spec.me and now_us - p.two_way_us <= timing.two_way_us
+    )
+    return View(
+        spec.name, spec.nodes[spec.me].id, now_us, spec.quorum.value, len(spec.nodes), reachable,
+        node.majority, node.rank_hash, node.incarnation, nodes, services,
+        tuple(_alarms(node, nodes, services, now_us)), tuple(why(spec, facts(node, now_us))),
+    )
+
+
+def _owner(node: Node, k: int) -> int:
+    """Whom this node believes to own `k`: itself, or a living peer that says so."""
+    me = node.spec.me
+    if owns(node.services[k]):
+        return me
+    best, epoch = NOBODY_NODE, 0
+    for n, peer in enumerate(node.peers):
+        if n != me and peer.alive and peer.services:
+            entry = peer.services[k]
+            if entry.state in (State.ACQUIRING, State.OWNED) and entry.promise.epoch > epoch:
+                best, epoch = n, entry.promise.epoch
+    return best
+
+
+def _node_view(node: Node, n: int, owners: list[int], now_us: int) -> NodeView:
+    spec = node.spec
+    me = n == spec.me
+    word = facts(node, now_us)[n]
+    owned = tuple(s.name for s, o in zip(spec.services, owners, strict=True) if o == n)
+    links = tuple(
+        LinkView(address, True, 0, 0)
+        if me
+        else LinkView(address, line.up, line.rtt_us, line.loss_permille)
+        for address, line in zip(spec.nodes[n].links, node.peers[n].links, strict=True)
+    )
+    ready = tuple(e.ready for e in word.services)
+    silent_us = 0 if me else min(now_us - node.peers[n].two_way_us, 10**15)
+    rank = node.slaves.index(n) if n in node.slaves else -1
+    return NodeView(
+        spec.nodes[n].id, _role(node, n, bool(owned), now_us), owned, rank, word.health, links,
+        word.calls, spec.nodes[n].capacity, word.flags, silent_us, ready,
+    )
+
+
+def _role(node: Node, n: int, master: bool, now_us: int) -> str:
+    word = facts(node, now_us)[n]
+    if not word.alive:
+        return "left" if word.flags & Flag.LEAVING else "dead"
+    if master:
+        return "master"
+    if word.flags & Flag.LEAVING:
+        return "left"
+    if word.flags & Flag.MAINTENANCE:
+        return "maintenance"
+    if word.flags & Flag.STARTING:
+        return "starting"
+    if n in node.slaves:
+        return "slave"
+    if node.spec.nodes[n].witness:
+        return "slave"
+    return "syncing" if word.flags & Flag.SYNCING else "failed"
+
+
+def _service_view(node: Node, k: int, owner: int, now_us: int) -> ServiceView:
+    spec, service = node.spec.services[k], node.services[k]
+    ids = [x.id for x in node.spec.nodes]
+    moving = service.state not in (State.STANDBY, State.OWNED, State.LAPSED) or any(
+        p.alive and p.services and p.services[k].state in _MOVING for p in node.peers
+    )
+    state = "owned" if owner != NOBODY_NODE else "moving" if moving else "unserved"
+    line = node.successors[k] if node.successors else ()
+    return ServiceView(
+        spec.name, ids[owner] if owner >= 0 else "", service.promise.epoch, state,
+        service.state.name.lower(), tuple(f"{a.ip}/{a.prefix} dev {a.nic}" for a in spec.addresses),
+        tuple(ids[n] for n in line if n != owner),
+        max(0, service.lease_until_us - now_us) if owns(service) else 0,
+        "" if service.ready else service.reason,
+    )
+
+
+_MOVING = (State.CLAIMING, State.ACQUIRING, State.RECLAIMING, State.RELEASING)
+
+
+def _alarms(
+    node: Node, nodes: tuple[NodeView, ...], services: tuple[ServiceView, ...], now_us: int
+) -> list[AlarmView]:
+    alarms = []
+    spec = node.spec
+    if not node.majority:
+        alarms.append(AlarmView("no_quorum", f"{_id(node)} reaches no majority of the voters"))
+    if not node.agent_up:
+        alarms.append(AlarmView("unprotected", f"the agent of {_id(node)} is not running"))
+    lost = lost_services(node)
+    for k, s in enumerate(services):
+        if s.state == "unserved" and (k in lost or not s.successors):
+            if not holding_down(node, now_us):
+                alarms.append(AlarmView("unserved", f"nobody serves {s.name}"))
+        elif s.state == "owned" and not s.successors and len(nodes) > 1:
+            alarms.append(AlarmView("unprotected", f"no node is ready to take {s.name} over"))
+    for n, peer in enumerate(node.peers):
+        if n == spec.me or not peer.alive:
+            continue
+        if peer.config_hash != spec.config_hash:
+            text = f"{spec.nodes[n].id} runs another configuration than {_id(node)}"
+            alarms.append(AlarmView("config_mismatch", text))
+        if len(peer.links) > 1 and sum(line.up for line in peer.links) == 1:
+            alarms.append(AlarmView("single_link", f"one link left to {spec.nodes[n].id}"))
+    if odd_config(node):
+        text = f"most nodes run another configuration: {_id(node)} claims nothing"
+        alarms.append(AlarmView("config_odd", text))
+    if node.rank_differs_us != NEVER and now_us - node.rank_differs_us > RANK_DIFFERS_US:
+        alarms.append(AlarmView("rank_mismatch", "nodes disagree about the order of the slaves"))
+    for address, mac in node.aliens.items():
+        alarms.append(AlarmView("alien_address", f"{mac} answers for {address}"))
+    return alarms
+
+
+def _id(node: Node) -> str:
+    return node.spec.nodes[node.spec.me].id

@@ -1,0 +1,177 @@
+"""The voter: whom this node supports for each service, and when it may change its mind.
+
+The rules are DESIGN section 6, Identity, Lease, Grant and Release. Safety rests on one sentence:
+a promise leaves an owner only after that owner's own release, or `dead_us` after the last lease
+echo given to it, and every lease echo restarts that clock.
+"""
+
+from __future__ import annotations
+
+from haclusterd.core.actions import Action, Decided
+from haclusterd.core.model import NOBODY, Beat, Identity, Release, ServiceEntry, State
+from haclusterd.core.moves import happen, persist, promise
+from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
+from haclusterd.core.takeover import Event
+
+_HOLDERS = (State.ACQUIRING, State.OWNED)
+_CLAIMANTS = (State.CLAIMING, State.RECLAIMING)
+
+
+def hear_entries(node: Node, beat: Beat, news: bool, two_way: bool, now_us: int,
+                 out: list[Action]) -> bool:
+    """Take in what a peer says of every service. True: it wants an answer at once."""
+    if news:
+        for release in beat.releases:
+            hear_release(node, release, now_us, out)
+    answer = False
+    hold_down = holding_down(node, now_us)
+    for k, entry in enumerate(beat.services):
+        service = node.services[k]
+        epoch = entry.promise.epoch
+        if epoch > service.highest:
+            service.highest = epoch
+        if entry.promise.node != beat.sender:
+            continue
+        state = entry.state
+        if state in _HOLDERS:
+            answer = True
+            service.owner_seen = True
+            if two_way and not hold_down:
+                _hear_owner(node, k, service, entry, beat, now_us, out)
+        elif state in _CLAIMANTS:
+            answer = answer or entry.promise == service.promise
+            if two_way and not hold_down:
+                hear_claim(node, k, service, entry.promise, beat, now_us, out)
+        elif state == State.LAPSED and entry.promise == service.promise:
+            answer = True
+            if two_way and service.lapsed_heard_us == NEVER:
+                service.lapsed_heard_us = now_us
+    return answer
+
+
+def _hear_owner(
+    node: Node, k: int, service: Service, entry: ServiceEntry, beat: Beat, now_us: int,
+    out: list[Action],
+) -> None:
+    """The lease echo, and the same event restarts the silence timer (DESIGN 6, Lease)."""
+    if entry.promise == service.promise:
+        service.lease_seq = beat.seq
+        service.silence_us = now_us
+        service.lost_us = NEVER
+        service.lapsed_heard_us = NEVER
+        if service.deferred is not None:
+            service.deferred = None
+    elif entry.promise.epoch > service.promise.epoch:
+        adopt(node, k, service, entry.promise, now_us, out)
+        service.lease_seq = beat.seq
+
+
+def adopt(
+    node: Node, k: int, service: Service, identity: Identity, now_us: int, out: list[Action]
+) -> None:
+    """Stand by an owner that won at a higher epoch without this node's vote.
+
+    Its majority refused the former owner for `dead_us`, so nobody's lease can rest on ours.
+    """
+    promise(node, service, identity, now_us)
+    name, owner = node.spec.services[k].name, node.spec.nodes[identity.node].id
+    text = f"{owner} owns {name} at epoch {identity.epoch}"
+    out.append(Decided(now_us, "V5", text, k, identity.epoch))
+    persist(node, out)
+    if service.state is not State.STANDBY or service.holding or service.addresses:
+        happen(node, k, Event.SUPERSEDED, now_us, out)
+
+
+def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -> None:
+    """A release counts only for the present promise; it waives the silence, nothing else."""
+    if release.service >= len(node.services):
+        return
+    service = node.services[release.service]
+    if release.identity != service.promise or service.release is not None or owns(service):
+        return
+    service.release = release
+    service.released_us = now_us
+    service.lost_us = now_us
+    node.rank_dirty = True
+    name = node.spec.services[release.service].name
+    who = node.spec.nodes[release.identity.node].id
+    text = f"{who} released {name} of epoch {release.identity.epoch}"
+    out.append(Decided(now_us, "V7", text, release.service, release.identity.epoch))
+
+
+def hear_claim(
+    node: Node, k: int, service: Service, identity: Identity, beat: Beat, now_us: int,
+    out: list[Action],
+) -> None:
+    """Judge a claim (DESIGN 6, Grant). The grant is this node's promise in its next beat."""
+    if identity == service.promise:
+        return  # granted already; the answer repeats it
+    if identity.node != service.promise.node or identity.epoch > service.promise.epoch:
+        # A claim in the air paces everyone: at most one new epoch per service per dead_us.
+        paced_us = now_us + node.spec.timing.dead_us
+        if service.claim is None:
+            service.paced_until_us = max(service.paced_until_us, paced_us)
+    _judge(node, k, service, identity, now_us, out, may_defer=True)
+
+
+def _judge(
+    node: Node, k: int, service: Service, identity: Identity, now_us: int, out: list[Action],
+    may_defer: bool,
+) -> None:
+    if identity.epoch <= service.promise.epoch:
+        return
+    if node.peers[identity.node].config_hash != node.spec.config_hash:
+        return
+    if owns(service) or (service.state is State.RELEASING) or not _stopped(service):
+        return
+    short_us = _silence_missing(node, service, identity, now_us)
+    if short_us > 0:
+        if may_defer and short_us <= node.spec.timing.defer_us and service.deferred is None:
+            service.deferred = Deferred(identity, now_us + short_us)
+        return
+    grant(node, k, service, identity, now_us, out)
+
+
+def _stopped(service: Service) -> bool:
+    """An owner whose lease lapsed grants nothing before its own fence is confirmed closed."""
+    return service.state not in (State.LAPSED, State.RECLAIMING) or service.fence_closed
+
+
+def _silence_missing(node: Node, service: Service, identity: Identity, now_us: int) -> int:
+    """How many us of silence of the promised owner are missing for this claim; 0: none."""
+    held = service.promise
+    if held == NOBODY or held.node == identity.node:
+        return 0
+    if service.release is not None and service.release.identity == held:
+        return 0
+    if held.node == node.spec.me and service.state not in _CLAIMANTS:
+        return 0  # it was this node itself, and `_stopped` says that it stopped
+    return max(0, service.silence_us + node.spec.timing.dead_us - now_us)
+
+
+def grant(
+    node: Node, k: int, service: Service, identity: Identity, now_us: int, out: list[Action]
+) -> None:
+    """Promise `identity`; a claim of my own is over with it."""
+    if service.state in (State.CLAIMING, State.RECLAIMING):
+        happen(node, k, Event.CLAIM_VOID, now_us, out)
+    promise(node, service, identity, now_us)
+    node.next_beat_us = now_us
+    name, who = node.spec.services[k].name, node.spec.nodes[identity.node].id
+    text = f"grants {name} to {who} at epoch {identity.epoch}"
+    out.append(Decided(now_us, "V1", f"{node.spec.nodes[node.spec.me].id} {text}", k,
+                       identity.epoch))
+    persist(node, out)
+
+
+def judge_deferred(node: Node, now_us: int, out: list[Action]) -> None:
+    """Deferred claims that are due, judged again from scratch after the sockets were drained."""
+    for k, service in enumerate(node.services):
+        deferred = service.deferred
+        if deferred is None or now_us < deferred.due_us:
+            continue
+        service.deferred = None
+        claimant = node.peers[deferred.identity.node]
+        fresh = now_us - claimant.two_way_us <= node.spec.timing.two_way_us
+        if fresh and not holding_down(node, now_us):
+            _judge(node, k, service, deferred.identity, now_us, out, may_defer=False)
