@@ -17,9 +17,7 @@ Every error is a `KeysError` that names the file and the fix. Secrets never appe
 
 from __future__ import annotations
 
-import datetime
 import errno
-import ipaddress
 import os
 import secrets
 import stat
@@ -27,21 +25,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from haclusterd.config.model import Config
-from haclusterd.core.model import NodeSpec
 from haclusterd.wire import KEY_BYTES, ClusterKey, KeyRing
 
 FORMAT_LINE = "haclusterd cluster key 1"
 KEYS_MAX = 8  # a rotation needs two; more than a few is a file that nobody tidies
 FILE_BYTES_MAX = 64 * 1024
-CERTIFICATE_DAYS = 3650
-
-_BACKDATED = datetime.timedelta(days=1)  # nodes whose clocks are behind accept them at once
 
 
 class KeysError(Exception):
@@ -114,6 +103,8 @@ def check_readable(config: Config, node_id: str) -> None:
 
     The CA's private key is not among them: it may be kept elsewhere.
     """
+    from cryptography import x509  # as in _contents
+
     files = paths(config, node_id)
     load_cluster_key(files.cluster_key)
     _read_private(files.private_key)
@@ -181,98 +172,21 @@ def _read(path: Path, *, private: bool = False) -> bytes:
 
 def _contents(config: Config) -> dict[Path, bytes]:
     """Fresh content for every file."""
+    # Imported here, because heart loads keys too and would pay 3 MB of locked memory for it.
+    from haclusterd import certificates
+
     secret = secrets.token_bytes(KEY_BYTES)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca = _ca_certificate(config.name, ca_key)
+    ca = certificates.Authority.create(config.name)
     files = paths(config, "")
     contents = {
         files.cluster_key: f"{FORMAT_LINE}\nkey 1 {secret.hex()}\n".encode(),
-        files.ca_certificate: ca.public_bytes(serialization.Encoding.PEM),
-        files.ca_key: _pem(ca_key),
+        files.ca_certificate: ca.certificate_pem,
+        files.ca_key: ca.key_pem,
     }
     for node in config.nodes:
-        key = ec.generate_private_key(ec.SECP256R1())
         files = paths(config, node.id)
-        certificate = _node_certificate(node, key, ca, ca_key)
-        contents[files.certificate] = certificate.public_bytes(serialization.Encoding.PEM)
-        contents[files.private_key] = _pem(key)
+        contents[files.certificate], contents[files.private_key] = ca.issue(node)
     return contents
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def _builder(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    begin = datetime.datetime.now(datetime.UTC) - _BACKDATED
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(begin + datetime.timedelta(days=CERTIFICATE_DAYS))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _ca_certificate(cluster: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    # A common name holds at most 64 characters (RFC 5280, ub-common-name).
-    subject = _name(f"haclusterd {cluster}"[:64])
-    return (
-        _builder(subject, key.public_key())
-        .issuer_name(subject)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _node_certificate(
-    node: NodeSpec,
-    key: ec.EllipticCurvePrivateKey,
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    """Client and server certificate in one; valid for the node's id and its link addresses."""
-    names: list[x509.GeneralName] = [x509.DNSName(node.id)]
-    names += [x509.IPAddress(ipaddress.ip_address(link)) for link in node.links]
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    issuer_key = ca_key.public_key()
-    return (
-        _builder(_name(node.id), key.public_key())
-        .issuer_name(ca.subject)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
-        )
-        .sign(ca_key, hashes.SHA256())
-    )
 
 
 def _write_all(folder: Path, contents: dict[Path, bytes]) -> None:
