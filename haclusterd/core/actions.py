@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from haclusterd.core.model import Beat, Identity, LinkIndex, NodeIndex, ServiceIndex
+from haclusterd.core.model import Beat, Identity, NodeIndex, ServiceIndex
 
 
 class SendBeat(msgspec.Struct, frozen=True, tag=True, gc=False):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, State
 from haclusterd.core.moves import happen
+from haclusterd.core.ranking import service_order
+from haclusterd.core.standing import refresh
 from haclusterd.core.state import NEVER, Node, Service, holding_down
 from haclusterd.core.takeover import Event
 
@@ -17,7 +19,10 @@ FAR = 1 << 62
 def pursue(node: Node, now_us: int, out: list[Action]) -> int:
     """Advance every claim that is under way or due. Returns when to look again (us)."""
     wake_us = FAR
-    for k, service in enumerate(node.services):
+    for k in service_order(node.spec):
+        service = node.services[k]
+        if node.rank_dirty:
+            refresh(node, now_us)  # a claim made just now counts for the next service
         if service.claim is not None:
             wake_us = min(wake_us, _nurse(node, k, service, now_us, out))
         elif service.state in (State.STANDBY, State.LAPSED):
@@ -93,23 +98,21 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     silent = node.peers[service.promise.node] if service.promise.node >= 0 else None
     service.times = {"last_heartbeat": silent.heard_us if silent else now_us}
     service.times["dead"] = service.lost_us
-    event = Event.FIRST_IN_LINE
-    happen(node, k, event, now_us, out, cause=_cause(node, service, now_us))
+    cause = _cause(node, service, now_us)
+    happen(node, k, Event.FIRST_IN_LINE, now_us, out, cause=cause)
     return now_us
 
 
 def _may_claim(node: Node, service: Service) -> bool:
     """Two-way contact to a majority, the cluster's own configuration, and one's own fence shut."""
-    if not node.majority or service.state is State.LAPSED and not service.fence_closed:
+    if not node.majority or (service.state is State.LAPSED and not service.fence_closed):
         return False
     return not odd_config(node)
 
 
 def odd_config(node: Node) -> bool:
     """Most of the others run another configuration: then this node claims nothing."""
-    others = [
-        p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive
-    ]
+    others = [p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive]
     differing = sum(1 for h in others if h != node.spec.config_hash)
     return differing * 2 > len(others)
 
@@ -120,8 +123,10 @@ def _due(node: Node, k: int, service: Service) -> int:
     if service.state is State.LAPSED:
         if not service.carrier or (node.spec.freeswitch and not node.freeswitch_up):
             return FAR
-        return max(service.lost_us, service.paced_until_us if service.promise.node
-                   != node.spec.me else NEVER)
+        return max(
+            service.lost_us,
+            service.paced_until_us if service.promise.node != node.spec.me else NEVER,
+        )
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance:
         return FAR

@@ -149,7 +149,9 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
             peer.alive = False
             node.rank_dirty = True
             silent_ms = (now_us - peer.two_way_us) // 1000
-            text = f"{_id(node, n)} is dead: silent on all {len(peer.links)} links for {silent_ms} ms"
+            text = (
+                f"{_id(node, n)} is dead: silent on all {len(peer.links)} links for {silent_ms} ms"
+            )
             out.append(Decided(now_us, "M4", text))
     majority = reach >= node.spec.needed
     if majority and not node.majority:

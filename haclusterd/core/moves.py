@@ -29,7 +29,12 @@ BACK_OFF_US = 10_000_000  # a node that failed to take a service over is no cand
 
 
 def happen(
-    node: Node, k: ServiceIndex, event: Event, now_us: int, out: list[Action], cause: str = "",
+    node: Node,
+    k: ServiceIndex,
+    event: Event,
+    now_us: int,
+    out: list[Action],
+    cause: str = "",
     gap_us: int = 0,
 ) -> bool:
     """Apply `event` to service `k`; False where the table ignores it."""
@@ -45,7 +50,7 @@ def happen(
     for effect in row.effects:
         _EFFECTS[effect](node, k, service, now_us, out)
     node.rank_dirty = True
-    node.next_beat_us = now_us  # a change of state is told at once
+    node.next_beat_us = node.wake_us = now_us  # a change of state is told at once
     epoch = (service.claim.identity.epoch if service.claim else claimed) or service.promise.epoch
     to = service.moving_to
     owner = service.promise.node

@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from haclusterd.core import claimant, detector, owner, voter
-from haclusterd.core.actions import Action, Answered, Decided, FlushSockets, KillFreeswitch, SendBeat
+from haclusterd.core import claimant, detector, owner, standing, voter
+from haclusterd.core.actions import (
+    Action,
+    Answered,
+    Decided,
+    FlushSockets,
+    KillFreeswitch,
+    SendBeat,
+)
 from haclusterd.core.inputs import (
     AddressesAdded,
     AddressesRemoved,
@@ -31,10 +38,9 @@ from haclusterd.core.inputs import (
     SwitchoverRequested,
     Tick,
 )
-from haclusterd.core.model import NOBODY, Beat, Echo, Release, ServiceEntry, State
+from haclusterd.core.model import Beat, Echo, Release, State
 from haclusterd.core.moves import happen
-from haclusterd.core.ranking import Facts, rank
-from haclusterd.core.state import NEVER, Node, Service, draw, flags, holding_down, owns
+from haclusterd.core.state import NEVER, Node, draw, flags, owns
 from haclusterd.core.takeover import Event
 
 RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
@@ -75,12 +81,13 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
     if news:
         owner.hear_votes(node, beat, now_us, out)
     peer = node.peers[beat.sender]
-    if wants_answer and not beat.reply and node.next_beat_us > now_us:
-        # Bounded to one answer per ms and peer, whatever a peer sends.
-        if now_us - peer.replied_us >= 1_000:
-            peer.replied_us = now_us
-            seq = detector.remember_send(node, now_us)
-            out.append(SendBeat((_compose(node, event.link, seq, True, now_us),), beat.sender))
+    if not wants_answer or beat.reply or node.next_beat_us <= now_us:
+        return
+    # Bounded to one answer per ms and peer, whatever a peer sends.
+    if now_us - peer.replied_us >= 1_000:
+        peer.replied_us = now_us
+        seq = detector.remember_send(node, now_us)
+        out.append(SendBeat((_compose(node, event.link, seq, True, now_us),), beat.sender))
 
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
@@ -89,7 +96,7 @@ def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
     claimant.mark_lost(node, now_us)
     _refresh_ready(node, now_us)
     if node.rank_dirty:
-        _rank(node, now_us)
+        standing.refresh(node, now_us)
     _watch_rank(node, now_us)
     _leave_dead_freeswitch(node, now_us, out)
     node.wake_us = claimant.pursue(node, now_us, out)
@@ -100,38 +107,6 @@ def _refresh_ready(node: Node, now_us: int) -> None:
         if service.backoff_until_us != NEVER and now_us >= service.backoff_until_us:
             service.backoff_until_us = NEVER
             node.rank_dirty = True
-
-
-def facts(node: Node, now_us: int) -> tuple[Facts, ...]:
-    """What the ranking is computed from: the newest beats, and one's own as it would be sent."""
-    me = node.spec.me
-    return tuple(
-        Facts(True, flags(node, now_us), node.health, node.load, node.calls, _entries(node))
-        if n == me
-        else Facts(p.alive, p.flags, p.health, p.load, p.calls, p.services)
-        for n, p in enumerate(node.peers)
-    )
-
-
-def lost_services(node: Node) -> frozenset[int]:
-    """Services without an owner or a claimant under way, as this node knows it."""
-    lost = {k for k, s in enumerate(node.services) if s.lost_us != NEVER and s.claim is None}
-    for peer in node.peers:
-        if peer.alive:
-            for k in list(lost):
-                if peer.services and peer.services[k].state in _UNDER_WAY:
-                    lost.discard(k)
-    return frozenset(lost)
-
-
-_UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
-
-
-def _rank(node: Node, now_us: int) -> None:
-    node.rank_dirty = False
-    ranking = rank(node.spec, facts(node, now_us), lost_services(node))
-    node.slaves, node.successors = ranking.slaves, ranking.successors
-    node.rank_hash = ranking.hash
 
 
 def _watch_rank(node: Node, now_us: int) -> None:
@@ -158,13 +133,11 @@ def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
             give_up(node, k, "its NIC has no carrier", now_us, out)
 
 
-def give_up(
-    node: Node, k: int, cause: str, now_us: int, out: list[Action], to: int = -1
-) -> bool:
+def give_up(node: Node, k: int, cause: str, now_us: int, out: list[Action], to: int = -1) -> bool:
     """Start a release of `k`, if a ready successor is in reach; False otherwise."""
     if to < 0:
         if node.rank_dirty:
-            _rank(node, now_us)
+            standing.refresh(node, now_us)
         line = [n for n in node.successors[k] if n != node.spec.me] if node.successors else []
         if not line:
             return False
@@ -213,18 +186,14 @@ def _addresses_added(node: Node, event: AddressesAdded, now_us: int, out: list[A
     happen(node, event.service, outcome, now_us, out, cause="" if event.ok else event.reason)
 
 
-def _addresses_removed(
-    node: Node, event: AddressesRemoved, now_us: int, out: list[Action]
-) -> None:
+def _addresses_removed(node: Node, event: AddressesRemoved, now_us: int, out: list[Action]) -> None:
     service = node.services[event.service]
     if event.ok and not owns(service):
         service.addresses = False
         owner.stopped(node, event.service, now_us, out)
 
 
-def _freeswitch_exited(
-    node: Node, event: FreeswitchExited, now_us: int, out: list[Action]
-) -> None:
+def _freeswitch_exited(node: Node, event: FreeswitchExited, now_us: int, out: list[Action]) -> None:
     """Its own heart fences, removes the addresses and releases (DESIGN 2.2)."""
     node.freeswitch_up = False
     node.rank_dirty = True
@@ -254,6 +223,7 @@ def _carrier(node: Node, event: CarrierChanged, now_us: int, out: list[Action]) 
 def _agent(node: Node, event: AgentChanged, now_us: int, out: list[Action]) -> None:
     """Without its agent a node keeps what it owns but cannot take over anything (DESIGN 3)."""
     node.agent_up = event.up
+    node.wake_us = now_us
     node.rank_dirty = True
     if not event.up:
         out.append(Decided(now_us, "M9", f"{_me(node)} has lost its agent: calls unprotected"))
@@ -261,6 +231,7 @@ def _agent(node: Node, event: AgentChanged, now_us: int, out: list[Action]) -> N
 
 def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> None:
     node.freeswitch_up = event.freeswitch_up
+    node.wake_us = now_us
     node.health, node.load, node.calls = event.health, event.load, event.calls
     node.syncing = event.syncing
     for service, word in zip(node.services, event.services, strict=False):
@@ -283,7 +254,7 @@ def _try_switchover(
     if service.state is not State.OWNED:
         return False, f"{_me(node)} does not own {name} (it is {service.state.name.lower()} here)"
     if node.rank_dirty:
-        _rank(node, now_us)
+        standing.refresh(node, now_us)
     line = [n for n in node.successors[event.service] if n != node.spec.me]
     if not line:
         return False, f"no node is ready to take {name}: see `haclusterctl rank --why`"
@@ -352,19 +323,6 @@ def _beat(node: Node, now_us: int, out: list[Action]) -> None:
     node.next_beat_us = now_us + interval_us - jitter_us + draw(node) % (2 * jitter_us + 1)
 
 
-def _entry(node: Node, k: int, service: Service) -> ServiceEntry:
-    state = service.state
-    if state is State.OWNED and service.promise != service.identity:
-        state = State.CLAIMING  # a new claim of the holder's own is under way
-    ready = service.ready or not node.spec.freeswitch
-    ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up
-    return ServiceEntry(service.promise, service.lease_seq, int(state), ready, service.calls)
-
-
-def _entries(node: Node) -> tuple[ServiceEntry, ...]:
-    return tuple(_entry(node, k, s) for k, s in enumerate(node.services))
-
-
 def _releases(node: Node) -> tuple[Release, ...]:
     return tuple(s.release for s in node.services if s.release is not None)
 
@@ -377,9 +335,21 @@ def _compose(node: Node, link: int, seq: int, reply: bool, now_us: int) -> Beat:
         for peer in node.peers
     )
     return Beat(
-        node.spec.me, link, node.incarnation, seq, node.number, reply, node.spec.config_hash,
-        node.rank_hash, flags(node, now_us), node.health, node.load, node.calls, echoes,
-        _entries(node), _releases(node),
+        node.spec.me,
+        link,
+        node.incarnation,
+        seq,
+        node.number,
+        reply,
+        node.spec.config_hash,
+        node.rank_hash,
+        flags(node, now_us),
+        node.health,
+        node.load,
+        node.calls,
+        echoes,
+        standing.entries(node),
+        _releases(node),
     )
 
 

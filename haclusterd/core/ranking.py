@@ -79,7 +79,7 @@ def rank(spec: ClusterSpec, facts: tuple[Facts, ...], lost: frozenset[ServiceInd
     taken: set[NodeIndex] = set(busy)
     successors: list[tuple[NodeIndex, ...]] = [()] * len(spec.services)
     order = service_order(spec)
-    added = {n: 0 for n in nodes}
+    added = dict.fromkeys(nodes, 0)
     for k in [k for k in order if k in lost] + [k for k in order if k not in lost]:
         line = _line(spec, facts, nodes, taken, k, added)
         successors[k] = tuple(line)

@@ -9,8 +9,9 @@ import msgspec
 
 from haclusterd.core.claimant import odd_config
 from haclusterd.core.model import NOBODY_NODE, Flag, State
-from haclusterd.core.node import RANK_DIFFERS_US, facts, lost_services
+from haclusterd.core.node import RANK_DIFFERS_US
 from haclusterd.core.ranking import why
+from haclusterd.core.standing import facts, lost_services
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 
 
@@ -89,9 +90,19 @@ def view(node: Node, now_us: int) -> View:
         if n != spec.me and now_us - p.two_way_us <= timing.two_way_us
     )
     return View(
-        spec.name, spec.nodes[spec.me].id, now_us, spec.quorum.value, len(spec.nodes), reachable,
-        node.majority, node.rank_hash, node.incarnation, nodes, services,
-        tuple(_alarms(node, nodes, services, now_us)), tuple(why(spec, facts(node, now_us))),
+        spec.name,
+        spec.nodes[spec.me].id,
+        now_us,
+        spec.quorum.value,
+        len(spec.nodes),
+        reachable,
+        node.majority,
+        node.rank_hash,
+        node.incarnation,
+        nodes,
+        services,
+        tuple(_alarms(node, nodes, services, now_us)),
+        tuple(why(spec, facts(node, now_us))),
     )
 
 
@@ -124,8 +135,17 @@ def _node_view(node: Node, n: int, owners: list[int], now_us: int) -> NodeView:
     silent_us = 0 if me else min(now_us - node.peers[n].two_way_us, 10**15)
     rank = node.slaves.index(n) if n in node.slaves else -1
     return NodeView(
-        spec.nodes[n].id, _role(node, n, bool(owned), now_us), owned, rank, word.health, links,
-        word.calls, spec.nodes[n].capacity, word.flags, silent_us, ready,
+        spec.nodes[n].id,
+        _role(node, n, bool(owned), now_us),
+        owned,
+        rank,
+        word.health,
+        links,
+        word.calls,
+        spec.nodes[n].capacity,
+        word.flags,
+        silent_us,
+        ready,
     )
 
 
@@ -157,8 +177,12 @@ def _service_view(node: Node, k: int, owner: int, now_us: int) -> ServiceView:
     state = "owned" if owner != NOBODY_NODE else "moving" if moving else "unserved"
     line = node.successors[k] if node.successors else ()
     return ServiceView(
-        spec.name, ids[owner] if owner >= 0 else "", service.promise.epoch, state,
-        service.state.name.lower(), tuple(f"{a.ip}/{a.prefix} dev {a.nic}" for a in spec.addresses),
+        spec.name,
+        ids[owner] if owner >= 0 else "",
+        service.promise.epoch,
+        state,
+        service.state.name.lower(),
+        tuple(f"{a.ip}/{a.prefix} dev {a.nic}" for a in spec.addresses),
         tuple(ids[n] for n in line if n != owner),
         max(0, service.lease_until_us - now_us) if owns(service) else 0,
         "" if service.ready else service.reason,

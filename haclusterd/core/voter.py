@@ -17,8 +17,9 @@ _HOLDERS = (State.ACQUIRING, State.OWNED)
 _CLAIMANTS = (State.CLAIMING, State.RECLAIMING)
 
 
-def hear_entries(node: Node, beat: Beat, news: bool, two_way: bool, now_us: int,
-                 out: list[Action]) -> bool:
+def hear_entries(
+    node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
+) -> bool:
     """Take in what a peer says of every service. True: it wants an answer at once."""
     if news:
         for release in beat.releases:
@@ -50,7 +51,12 @@ def hear_entries(node: Node, beat: Beat, news: bool, two_way: bool, now_us: int,
 
 
 def _hear_owner(
-    node: Node, k: int, service: Service, entry: ServiceEntry, beat: Beat, now_us: int,
+    node: Node,
+    k: int,
+    service: Service,
+    entry: ServiceEntry,
+    beat: Beat,
+    now_us: int,
     out: list[Action],
 ) -> None:
     """The lease echo, and the same event restarts the silence timer (DESIGN 6, Lease)."""
@@ -93,6 +99,7 @@ def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -
     service.released_us = now_us
     service.lost_us = now_us
     node.rank_dirty = True
+    node.wake_us = now_us
     name = node.spec.services[release.service].name
     who = node.spec.nodes[release.identity.node].id
     text = f"{who} released {name} of epoch {release.identity.epoch}"
@@ -100,7 +107,12 @@ def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -
 
 
 def hear_claim(
-    node: Node, k: int, service: Service, identity: Identity, beat: Beat, now_us: int,
+    node: Node,
+    k: int,
+    service: Service,
+    identity: Identity,
+    beat: Beat,
+    now_us: int,
     out: list[Action],
 ) -> None:
     """Judge a claim (DESIGN 6, Grant). The grant is this node's promise in its next beat."""
@@ -115,7 +127,12 @@ def hear_claim(
 
 
 def _judge(
-    node: Node, k: int, service: Service, identity: Identity, now_us: int, out: list[Action],
+    node: Node,
+    k: int,
+    service: Service,
+    identity: Identity,
+    now_us: int,
+    out: list[Action],
     may_defer: bool,
 ) -> None:
     if identity.epoch <= service.promise.epoch:
@@ -128,6 +145,7 @@ def _judge(
     if short_us > 0:
         if may_defer and short_us <= node.spec.timing.defer_us and service.deferred is None:
             service.deferred = Deferred(identity, now_us + short_us)
+            node.wake_us = now_us
         return
     grant(node, k, service, identity, now_us, out)
 
@@ -159,8 +177,9 @@ def grant(
     node.next_beat_us = now_us
     name, who = node.spec.services[k].name, node.spec.nodes[identity.node].id
     text = f"grants {name} to {who} at epoch {identity.epoch}"
-    out.append(Decided(now_us, "V1", f"{node.spec.nodes[node.spec.me].id} {text}", k,
-                       identity.epoch))
+    out.append(
+        Decided(now_us, "V1", f"{node.spec.nodes[node.spec.me].id} {text}", k, identity.epoch)
+    )
     persist(node, out)
 
 

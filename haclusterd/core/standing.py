@@ -1,0 +1,63 @@
+"""Where this node stands: its own entry in the beat, and the ranking kept up to date.
+
+Connects the node's state with the pure order of `core.ranking`.
+"""
+
+from __future__ import annotations
+
+from haclusterd.core.model import ServiceEntry, State
+from haclusterd.core.ranking import Facts, rank
+from haclusterd.core.state import NEVER, Node, Service, flags
+
+_UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
+
+
+def _entry(node: Node, service: Service) -> ServiceEntry:
+    state = service.state
+    if state is State.OWNED and service.promise != service.identity:
+        state = State.CLAIMING  # a new claim of the holder's own is under way
+    ready = service.ready or not node.spec.freeswitch
+    ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up
+    return ServiceEntry(service.promise, service.lease_seq, int(state), ready, service.calls)
+
+
+def entries(node: Node) -> tuple[ServiceEntry, ...]:
+    return tuple(_entry(node, s) for s in node.services)
+
+
+def facts(node: Node, now_us: int) -> tuple[Facts, ...]:
+    """What the ranking is computed from: the newest beats, and one's own as it would be sent."""
+    me = node.spec.me
+    return tuple(
+        Facts(True, flags(node, now_us), node.health, node.load, node.calls, entries(node))
+        if n == me
+        else Facts(p.alive, p.flags, p.health, p.load, p.calls, p.services)
+        for n, p in enumerate(node.peers)
+    )
+
+
+def lost_services(node: Node) -> frozenset[int]:
+    """Services without an owner or a claimant under way, as this node knows it."""
+    return frozenset(
+        k
+        for k, s in enumerate(node.services)
+        if s.lost_us != NEVER and s.claim is None and not _under_way(node, k, s)
+    )
+
+
+def _under_way(node: Node, k: int, service: Service) -> bool:
+    """Somebody but the lost owner itself says that it has it, or is about to."""
+    return any(
+        peer.alive
+        and peer.services
+        and peer.services[k].state in _UNDER_WAY
+        and peer.services[k].promise != service.promise
+        for peer in node.peers
+    )
+
+
+def refresh(node: Node, now_us: int) -> None:
+    node.rank_dirty = False
+    ranking = rank(node.spec, facts(node, now_us), lost_services(node))
+    node.slaves, node.successors = ranking.slaves, ranking.successors
+    node.rank_hash = ranking.hash
