@@ -1,4 +1,4 @@
-"""The origin's side of replication, pure: items, ranks, the sequenced log and one peer's cursor in it.
+"""The origin's side of replication, pure: items, ranks, the sequenced log, a peer's cursor in it.
 
 What a standby makes of it is `core.standby`; sockets, compression and pacing are `sync`.
 

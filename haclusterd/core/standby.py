@@ -1,4 +1,4 @@
-"""The standby's side of replication, pure: copies of streams, how they replace each other, freshness.
+"""The standby's side of replication, pure: copies of streams, their succession and freshness.
 
 The origin's side is `core.replication`. Per service there may be several copies: the newest stream
 and, until its origin has settled it, those of lower epochs; what a takeover works on is their

@@ -1,0 +1,1 @@
+"""Replication of call state between agents: transport, logs, standby store (DESIGN 4 and 7)."""

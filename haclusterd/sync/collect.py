@@ -1,0 +1,109 @@
+"""Before a takeover injects calls: what do the other standbys know better? (RELIABILITY 33, 34)
+
+One round trip: the asker sends a digest per bucket of calls, each peer answers with the items of
+the buckets that differ. Late answers still go into the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from haclusterd.core.replication import BUCKETS, CHUNK_BYTES, CHUNK_ITEMS, Item
+from haclusterd.core.standby import differing, in_buckets
+from haclusterd.sync.codec import Found, Malformed, Message, Want
+from haclusterd.sync.session import Session, Source
+
+ROUNDS_MAX = 32  # open collects of this node
+ANSWERS_MAX = 8  # open answers to one peer
+
+Merge = Callable[[str, list[Item]], object]
+
+
+class Collector:
+    """Both ends of the exchange. `merge(service, items)` takes what was found."""
+
+    def __init__(self, merge: Merge) -> None:
+        self._merge = merge
+        self._rounds: dict[int, tuple[str, set[Session], asyncio.Future[None]]] = {}
+        self._number = 0
+
+    async def ask(self, service: str, marks: list[int], sessions: Iterable[Session],
+                  timeout_ms: int) -> bool:
+        """Ask all peers; True if every one answered within the time."""
+        open_sessions = set(sessions)
+        if not open_sessions:
+            return True
+        self._number += 1
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rounds[self._number] = (service, open_sessions, done)
+        while len(self._rounds) > ROUNDS_MAX:
+            del self._rounds[next(iter(self._rounds))]
+        for session in list(open_sessions):
+            session.send(Want(self._number, service, marks))
+        await asyncio.wait([done], timeout=timeout_ms / 1000)
+        return done.done()
+
+    def found(self, session: Session, message: Found) -> None:
+        """A part of an answer came."""
+        current = self._rounds.get(message.number)
+        if current is None or session not in current[1]:
+            return
+        self._merge(current[0], message.items)
+        if message.last:
+            self._answered(session, message.number)
+
+    def lost(self, session: Session) -> None:
+        """A peer that went away will not answer."""
+        for number, (_, sessions, _) in list(self._rounds.items()):
+            if session in sessions:
+                self._answered(session, number)
+
+    def _answered(self, session: Session, number: int) -> None:
+        _, sessions, done = self._rounds[number]
+        sessions.discard(session)
+        if not sessions:
+            del self._rounds[number]
+            if not done.done():
+                done.set_result(None)
+
+
+def answer(session: Session, want: Want, marks: list[int], items: Iterable[Item]) -> None:
+    """Answer a peer at its pace. Raises Malformed on a digest that is none."""
+    if len(want.marks) != BUCKETS:
+        raise Malformed(f"digest of {len(want.marks)} buckets")
+    buckets = differing(marks, want.marks)
+    better = in_buckets(items, buckets) if buckets else []
+    if not better:
+        session.send(Found(want.number, [], True))
+        return
+    if sum(getattr(s, "collects", False) for s in session.sources) >= ANSWERS_MAX:
+        session.send(Found(want.number, [], True))
+        return
+    session.sources.append(_Answer(session, want.number, better))
+    session.wake()
+
+
+class _Answer:
+    """A source that gives the found items in small messages and then goes away."""
+
+    collects = True
+
+    def __init__(self, session: Session, number: int, items: list[Item]) -> None:
+        self._session = session
+        self._number = number
+        self._items = items
+        self._at = 0
+
+    def __call__(self) -> Message | None:
+        part: list[Item] = []
+        size = 0
+        while self._at < len(self._items) and size < CHUNK_BYTES and len(part) < CHUNK_ITEMS:
+            part.append(self._items[self._at])
+            size += len(part[-1].blob)
+            self._at += 1
+        last = self._at >= len(self._items)
+        if last:
+            source: Source = self
+            self._session.sources.remove(source)
+        return Found(self._number, part, last)

@@ -1,0 +1,63 @@
+"""What `haclusterctl sync` shows: per peer and stream, have, want, lag and state. Values only."""
+
+from __future__ import annotations
+
+import msgspec
+
+from haclusterd.sync.store import StoreCounts
+
+
+class OutgoingStatus(msgspec.Struct, frozen=True):
+    """One of this node's streams towards one peer.
+
+    `state` in-sync, syncing (snapshot or catching up), suspended (too far behind), none (the peer
+    has not answered the offer). `acked` and `head` are sequence numbers, acked -1: nothing whole.
+    """
+
+    service: str
+    epoch: int
+    state: str
+    acked: int
+    head: int
+    lag_ms: int
+    snapshots: int
+
+
+class IncomingStatus(msgspec.Struct, frozen=True):
+    """One service of another owner as this node holds it; `have` of `want` calls."""
+
+    service: str
+    origin: str
+    epoch: int
+    settled: bool
+    state: str
+    have: int
+    want: int
+    position: int
+    lag_ms: int
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """One other node. `rtt_ms` -1 while unknown; `state` is the worst of the outgoing streams."""
+
+    node: str
+    connected: bool
+    address: str
+    rtt_ms: float
+    state: str
+    lag_ms: int
+    outgoing: list[OutgoingStatus]
+
+
+class SyncStatus(msgspec.Struct, frozen=True):
+    """Everything. `waiting`: changes not sequenced yet; `ack_ms`: from logged to acknowledged."""
+
+    node: str
+    peers: list[PeerStatus]
+    incoming: list[IncomingStatus]
+    store: list[StoreCounts]
+    waiting: int
+    at_risk: int
+    ack_ms_p50: int
+    ack_ms_p99: int
+    counters: dict[str, int]
