@@ -1,0 +1,55 @@
+# Everything a developer or a newcomer runs. Each target installs what it needs (scripts/prepare)
+# or says exactly what is missing. Root is needed for the lab: network namespaces, nftables.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+SEEDS ?= 0:200
+MINUTES ?= 10
+RUNS ?= 10
+
+.DEFAULT_GOAL := help
+.PHONY: help venv prepare-lab prepare-test demo test check sim mutation-drills bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+venv: $(READY) ## the virtual environment in .venv, with haclusterd installed for development
+
+$(READY): pyproject.toml scripts/prepare
+	scripts/prepare venv
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+prepare-lab:
+	scripts/prepare lab
+
+prepare-test:
+	scripts/prepare test
+
+demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
+	$(BIN)/haclusterctl lab demo
+
+test: prepare-test $(READY) ## all tests that need no FreeSWITCH; lab tests where allowed
+	$(PYTEST) -m 'not freeswitch'
+
+check: $(READY) ## lint, format, types, import rules and budgets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -q tests/test_architecture.py tests/test_tidy.py
+
+sim: $(READY) ## the simulator: SEEDS=A:B seeds of MINUTES simulated minutes each
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --minutes $(MINUTES)
+
+mutation-drills: $(READY) ## break each safety rule on purpose; the simulator must catch it
+	$(BIN)/python -m tests.sim.drills
+
+bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each fault
+	$(BIN)/python -m bench --repeat $(RUNS)
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

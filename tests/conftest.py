@@ -1,0 +1,38 @@
+"""What all tests share: where the lab may run, said once in the header and in each skip."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+
+import pytest
+
+
+@functools.cache
+def lab_obstacle() -> str:
+    """Why lab tests cannot run here, or nothing: asks the kernel by making a namespace."""
+    if os.geteuid() != 0:
+        return "not root: network namespaces need it"
+    tools = [tool for tool in ("ip", "nft") if shutil.which(tool) is None]
+    if tools:
+        return f"missing: {', '.join(tools)} (scripts/prepare lab installs them)"
+    name = f"hatry{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    if made.returncode != 0:
+        return f"network namespaces are not allowed here: {made.stderr.strip()}"
+    return ""
+
+
+def pytest_report_header() -> str:
+    obstacle = lab_obstacle()
+    return f"lab tests: skipped, {obstacle}" if obstacle else "lab tests: run (namespaces allowed)"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lab_items = [item for item in items if item.get_closest_marker("lab")]
+    if lab_items and (obstacle := lab_obstacle()):
+        for item in lab_items:
+            item.add_marker(pytest.mark.skip(reason=obstacle))
