@@ -89,7 +89,7 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     """Claim if it is this node's turn; otherwise say when that may be."""
     if service.lost_us == NEVER:
         return _lost_since(node, service)
-    if holding_down(node, now_us) or not _may_claim(node, service):
+    if holding_down(node, now_us) or not _may_claim(node, service) or _is_held(node, k, now_us):
         return FAR
     due_us = _due(node, k, service)
     if due_us > now_us:
@@ -101,6 +101,16 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     cause = _cause(node, service, now_us)
     happen(node, k, Event.FIRST_IN_LINE, now_us, out, cause=cause)
     return now_us
+
+
+def _is_held(node: Node, k: int, now_us: int) -> bool:
+    """Somebody in two-way reach has a valid lease, at whatever epoch: a claim could only fail."""
+    return any(
+        peer.services
+        and peer.services[k].state in (State.ACQUIRING, State.OWNED)
+        and now_us - peer.two_way_us <= node.spec.timing.two_way_us
+        for peer in node.peers
+    )
 
 
 def _may_claim(node: Node, service: Service) -> bool:

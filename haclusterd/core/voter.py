@@ -121,7 +121,7 @@ def hear_claim(
     if identity.node != service.promise.node or identity.epoch > service.promise.epoch:
         # A claim in the air paces everyone: at most one new epoch per service per dead_us.
         paced_us = now_us + node.spec.timing.dead_us
-        if service.claim is None:
+        if service.claim is None and not owns(service):
             service.paced_until_us = max(service.paced_until_us, paced_us)
     _judge(node, k, service, identity, now_us, out, may_defer=True)
 

@@ -1,0 +1,149 @@
+"""Faults: what befalls the hosts and links of a world, and when it stops."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from haclusterd.core.inputs import SwitchoverRequested
+from haclusterd.core.state import owns
+from tests.sim.swarm import Swarm
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+    from tests.sim.world import World
+
+
+class Nemesis:
+    """Injects the swarm's kinds of faults at random times; `heal` ends them all."""
+
+    def __init__(self, world: World, swarm: Swarm, rng: random.Random) -> None:
+        self.world = world
+        self.swarm = swarm
+        self.rng = rng
+        self.over = False
+        self.scale = max(1, swarm.timing.heartbeat_us // 25_000)
+
+    def start(self, until: int) -> None:
+        self.until = until
+        self._next(0)
+
+    def _next(self, t: int) -> None:
+        wait = int(self.rng.expovariate(1 / (self.swarm.fault_mean_us * self.scale)))
+        if t + wait < self.until:
+            self.world.at(t + wait, self._strike, None)
+
+    def heal(self) -> None:
+        """All cuts and clogs end, everybody runs."""
+        self.over = True
+        self.world.network.cut.clear()
+        self.world.network.clogged.clear()
+        t = self.world.now
+        for host in self.world.hosts:
+            if not host.alive:
+                self.world.at(t + 1, self.world._boot, host)
+            elif host.thaw_at > t + 1_000_000:
+                host.thaw_at = 0
+                host.run(t, host.life)
+
+    def _strike(self, t: int, _: object) -> None:
+        kind = self.rng.choice(self.swarm.kinds)
+        host = self.rng.choice(self.world.hosts)
+        if self.rng.random() < 0.6:
+            holders = [h for h in self.world.hosts if h.node and any(map(owns, h.node.services))]
+            host = self.rng.choice(holders) if holders else host
+        getattr(self, f"_{kind}")(t, host)
+        self.world.hot_until = t + 4 * self.swarm.timing.dead_us
+        self._next(t)
+
+    def _spell(self, low_ms: int, high_ms: int) -> int:
+        return self.rng.randrange(low_ms, high_ms) * 1000 * self.scale
+
+    def _down(self, t: int, host: Host, power: bool, remember: bool) -> None:
+        if not host.alive:
+            return
+        host.kill(t, power)
+        self.world.at(t + self._spell(10, 4000), self._up, (host, remember))
+
+    def _up(self, t: int, what: tuple[Host, bool]) -> None:
+        host, remember = what
+        if not host.alive:
+            self.world.network.reset_wire(host.me)
+            host.boot(t, remember)
+            host.run(t, host.life)
+
+    def _crash(self, t: int, host: Host) -> None:
+        self._down(t, host, power=False, remember=True)
+
+    def _restart_forget(self, t: int, host: Host) -> None:
+        self._down(t, host, power=False, remember=False)
+
+    def _power_off(self, t: int, host: Host) -> None:
+        self._down(t, host, power=True, remember=self.rng.random() < 0.8)
+
+    def _freeze(self, t: int, host: Host) -> None:
+        host.freeze(t, self._spell(20, 400))
+
+    def _freeze_long(self, t: int, host: Host) -> None:
+        host.freeze(t, self._spell(400, 8000))
+
+    def _stun(self, t: int, host: Host) -> None:
+        host.freeze(t, self._spell(90, 160))
+
+    def _ways(self, sources: list[int], targets: list[int]) -> list[tuple[int, int, int]]:
+        links = range(self.swarm.links)
+        return [(a, b, x) for a in sources for b in targets if a != b for x in links]
+
+    def _cut_node(self, t: int, host: Host) -> None:
+        others = [h.me for h in self.world.hosts if h is not host]
+        ways = self._ways([host.me], others) + self._ways(others, [host.me])
+        self.world.network.add_cut(ways, t, self._spell(50, 5000))
+
+    def _cut_one_way(self, t: int, host: Host) -> None:
+        others = [h.me for h in self.world.hosts if h is not host]
+        if self.rng.random() < 0.5:
+            others = [self.rng.choice(others)]
+        ways = self._ways([host.me], others)
+        if self.rng.random() < 0.5:
+            ways = self._ways(others, [host.me])
+        self.world.network.add_cut(ways, t, self._spell(50, 5000))
+
+    def _cut_half(self, t: int, host: Host) -> None:
+        all_nodes = list(range(self.swarm.nodes))
+        self.rng.shuffle(all_nodes)
+        at = self.rng.randrange(1, self.swarm.nodes)
+        left, right = all_nodes[:at], all_nodes[at:]
+        if self.rng.random() < 0.3:
+            right = [*right, left[0]]  # a bridge: two halves that share one node
+        ways = self._ways(left, right) + self._ways(right, left)
+        shared = left[0] if left[0] in right else -1
+        ways = [w for w in ways if shared not in w[:2]]
+        self.world.network.add_cut(ways, t, self._spell(50, 5000))
+
+    def _cut_link(self, t: int, host: Host) -> None:
+        nodes = range(self.swarm.nodes)
+        link = self.rng.randrange(self.swarm.links)
+        ways = [(a, b, link) for a in nodes for b in nodes if a != b]
+        if self.rng.random() < 0.5:
+            ways = [w for w in ways if host.me in w[:2]]
+        self.world.network.add_cut(ways, t, self._spell(50, 5000))
+
+    def _freeswitch(self, t: int, host: Host) -> None:
+        if host.alive and self.swarm.freeswitch and host.node and host.node.freeswitch_up:
+            host.lose_freeswitch()
+            host.run(t, host.life)
+
+    def _switchover(self, t: int, host: Host) -> None:
+        node = host.node
+        if node is None or not host.alive:
+            return
+        for k, service in enumerate(node.services):
+            if owns(service):
+                host.give(t, SwitchoverRequested(1, k, -1))
+                return
+
+    def _clog(self, t: int, host: Host) -> None:
+        until = t + self._spell(20, 2000)
+        for other in self.world.hosts:
+            if self.rng.random() < 0.7:
+                self.world.network.clogged[host.me, other.me] = until

@@ -1,0 +1,92 @@
+"""What one seed is about: the size of its world, its timing and which faults it likes (swarm)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from haclusterd.core.model import (
+    AddressSpec,
+    ClusterSpec,
+    NodeSpec,
+    ServiceSpec,
+    Timing,
+)
+
+LAN = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 2_000_000)
+WAN = Timing(
+    200_000, 1_200_000, 200_000, 1_500_000, 50_000, 700_000, 150_000, 5_000_000,
+    resend_us=(48_000, 180_000, 480_000),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Swarm:
+    """Probabilities are per opportunity; means are of exponential waiting times in us."""
+
+    nodes: int
+    links: int
+    services: int
+    timing: Timing
+    freeswitch: bool
+    delay_min_us: int
+    delay_mean_us: int
+    loss: float
+    duplicate: float
+    replay: float  # a copy of a beat comes again up to seconds later
+    through_wire: bool  # every beat is sealed and opened; some are damaged
+    rates_ppm: tuple[int, ...]  # clock rate of each node
+    fault_mean_us: int  # waiting time between faults
+    boundary: float  # chance of a freeze at an action boundary while a service moves
+    kinds: tuple[str, ...]  # faults this seed uses
+
+
+KINDS = (
+    "crash", "restart_forget", "power_off", "freeze", "freeze_long", "cut_node", "cut_one_way",
+    "cut_half", "cut_link", "freeswitch", "switchover", "clog", "stun",
+)  # fmt: skip
+
+
+def draw_swarm(rng: random.Random) -> Swarm:
+    """The options of one seed. Every seed leaves some faults out, so that others go far."""
+    timing = LAN if rng.random() < 0.7 else WAN
+    nodes = rng.choice((3, 3, 3, 4, 5))
+    quick = rng.random() < 0.5
+    scale = timing.heartbeat_us // 25_000
+    kinds = tuple(k for k in KINDS if rng.random() < 0.6) or ("crash",)
+    return Swarm(
+        nodes=nodes,
+        links=rng.choice((1, 2, 2)),
+        services=rng.choice((1, 1, 2)) if nodes < 5 else rng.choice((1, 2, 3)),
+        timing=timing,
+        freeswitch=rng.random() < 0.5,
+        delay_min_us=rng.choice((50, 100, 500)) * scale,
+        delay_mean_us=(rng.choice((100, 500)) if quick else rng.choice((2_000, 8_000))) * scale,
+        loss=rng.choice((0.0, 0.0, 0.01, 0.1, 0.3)),
+        duplicate=rng.choice((0.0, 0.02)),
+        replay=rng.choice((0.0, 0.01)),
+        through_wire=rng.random() < 0.1,
+        rates_ppm=tuple(rng.randrange(-4500, 4501) for _ in range(nodes)),
+        fault_mean_us=rng.choice((2_000_000, 5_000_000, 10_000_000)),
+        boundary=rng.choice((0.0, 0.02, 0.2)),
+        kinds=kinds,
+    )
+
+
+def spec_for(swarm: Swarm, me: int) -> ClusterSpec:
+    """The configuration of node `me` in this world."""
+    nodes = tuple(
+        NodeSpec(f"n{i}", tuple(f"10.{x}.0.{i + 1}" for x in range(swarm.links)))
+        for i in range(swarm.nodes)
+    )
+    services = tuple(
+        ServiceSpec(
+            f"s{k}",
+            (AddressSpec(f"203.0.113.{k + 1}", 24, "eth0"),),
+            profiles=(f"p{k}",) if swarm.freeswitch else (),
+            preferred=k,
+            priority=10 * k,
+        )
+        for k in range(swarm.services)
+    )
+    return ClusterSpec("sim", me, nodes, services, swarm.timing, freeswitch=swarm.freeswitch)
