@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from haclusterd.config import identity, rules, sections
-from haclusterd.config.model import NODE_PLACEHOLDER, Config, ConfigError, Problem
+from haclusterd.config.model import NODE_PLACEHOLDER, Config, ConfigError, FreeSwitch, Problem
 from haclusterd.config.presets import PRESETS, to_timing
 from haclusterd.config.reading import Problems, Section, shown, suggestion
 from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
@@ -76,6 +77,18 @@ def _parse(path: Path) -> dict[str, Any]:
         raise refused(f"is not TOML: {error}", "correct that line") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """Section `[cluster]`; `quorum` is empty where the file leaves it open."""
+
+    name: str
+    key_written: str
+    key_file: Path
+    preset: str
+    quorum: str
+    last_resort: str
+
+
 class _Reader:
     """Walks the sections in order. Values are stand-ins once a problem has been noted."""
 
@@ -87,42 +100,27 @@ class _Reader:
 
     def read(self) -> Config:
         problems = self._problems
-        cluster = self._table("cluster")
-        name = cluster.named("name")
-        key_written, key_file = sections.read_path(cluster, "key_file", self._base, "cluster.key")
-        if NODE_PLACEHOLDER in key_written:
-            cluster.note("key_file", f"{NODE_PLACEHOLDER} makes no sense here",
-                         "the key is the same on all nodes: remove it")  # fmt: skip
-        preset = cluster.choice("preset", sorted(PRESETS), "lan")
-        quorum_written = cluster.choice("quorum", [policy.value for policy in Quorum], "")
-        last_resort = cluster.choice("last_resort", ["masters", "none"], "masters")
-        cluster.finish()
-
-        times = sections.read_timing(self._table("timing"), preset)
+        cluster = self._cluster()
+        times = sections.read_timing(self._table("timing"), cluster.preset)
         sync_port = self._port("sync", 7801)
         heartbeat_port = self._port("heartbeat", 7800)
         api, api_document = sections.read_api(self._table("api"), self._base)
-        freeswitch, freeswitch_document = None, None
-        if "freeswitch" in self._document:
-            freeswitch, freeswitch_document = sections.read_freeswitch(
-                self._table("freeswitch"), self._base
-            )
+        freeswitch, freeswitch_document = self._freeswitch()
         nodes, node_documents = self._nodes()
         texts = [sections.ServiceText(section) for section in self._tables("service", "name")]
 
-        rules.check_nodes(nodes, problems)
+        rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
         rules.check_ports(heartbeat_port, sync_port, api.http_port, problems)
         rules.check_beat_size(len(nodes), len(texts), problems)
-        quorum = rules.resolve_quorum(quorum_written, nodes, problems)
-
+        quorum = rules.resolve_quorum(cluster.quorum, nodes, problems)
         config = Config(
             path=self._path,
-            name=name,
-            key_file=key_file,
-            preset=preset,
+            name=cluster.name,
+            key_file=cluster.key_file,
+            preset=cluster.preset,
             quorum=quorum,
-            last_resort=LastResort(last_resort),
+            last_resort=LastResort(cluster.last_resort),
             timing=to_timing(times),
             freeswitch=freeswitch,
             sync_port=sync_port,
@@ -131,24 +129,41 @@ class _Reader:
             nodes=nodes,
             services=_services(texts, nodes),
             run_dir=api.socket.parent,
-            document={
-                "cluster": {
-                    "name": name,
-                    "key_file": key_written,
-                    "preset": preset,
-                    "quorum": quorum.value,
-                    "last_resort": last_resort,
-                },
-                "timing": times,
-                "freeswitch": freeswitch_document,
-                "sync": {"port": sync_port},
-                "heartbeat": {"port": heartbeat_port},
-                "api": api_document,
-                "node": node_documents,
-                "service": [text.document() for text in texts],
-            },
         )
-        return dataclasses.replace(config, warnings=_warnings(config))
+        document = {
+            "cluster": _cluster_document(cluster, quorum),
+            "timing": times,
+            "freeswitch": freeswitch_document,
+            "sync": {"port": sync_port},
+            "heartbeat": {"port": heartbeat_port},
+            "api": api_document,
+            "node": node_documents,
+            "service": [text.document() for text in texts],
+        }
+        return dataclasses.replace(config, document=document, warnings=_warnings(config))
+
+    def _cluster(self) -> _Cluster:
+        section = self._table("cluster")
+        name = section.named("name")
+        key_written, key_file = sections.read_path(section, "key_file", self._base, "cluster.key")
+        if NODE_PLACEHOLDER in key_written:
+            fix = "the key is the same on all nodes: remove it"
+            section.note("key_file", f"{NODE_PLACEHOLDER} makes no sense here", fix)
+        found = _Cluster(
+            name=name,
+            key_written=key_written,
+            key_file=key_file,
+            preset=section.choice("preset", sorted(PRESETS), "lan"),
+            quorum=section.choice("quorum", [policy.value for policy in Quorum], ""),
+            last_resort=section.choice("last_resort", ["masters", "none"], "masters"),
+        )
+        section.finish()
+        return found
+
+    def _freeswitch(self) -> tuple[FreeSwitch | None, sections.Document | None]:
+        if "freeswitch" not in self._document:
+            return None, None
+        return sections.read_freeswitch(self._table("freeswitch"), self._base)
 
     def _port(self, name: str, default: int) -> int:
         section = self._table(name)
@@ -179,6 +194,16 @@ class _Reader:
             Section(table, f"{name}[{table.get(label, f'#{number + 1}')}]", self._problems)
             for number, table in enumerate(found)
         ]
+
+
+def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
+    return {
+        "name": cluster.name,
+        "key_file": cluster.key_written,
+        "preset": cluster.preset,
+        "quorum": quorum.value,
+        "last_resort": cluster.last_resort,
+    }
 
 
 def _services(

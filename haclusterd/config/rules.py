@@ -14,7 +14,7 @@ LINKS_MAX = 8
 RESERVED_IDS = ("ca", "cluster")
 
 
-def check_nodes(nodes: Sequence[NodeSpec], problems: Problems) -> None:
+def check_nodes(nodes: Sequence[NodeSpec], key_file: str, problems: Problems) -> None:
     if not nodes:
         problems.note("node", "there is no [[node]]", "add one [[node]] per host")
     seen_ids: dict[str, str] = {}
@@ -25,10 +25,9 @@ def check_nodes(nodes: Sequence[NodeSpec], problems: Problems) -> None:
             other = seen_ids[node.id.casefold()]
             problems.note(f"{key}.id", f'the id is used twice (as "{other}")', "rename one node")
         seen_ids[node.id.casefold()] = node.id
-        if node.id in RESERVED_IDS:
-            fix = "choose another id"
-            problems.note(f"{key}.id", f'"{node.id}" would name its certificate {node.id}.crt, '
-                          "which is taken", fix)  # fmt: skip
+        if node.id in RESERVED_IDS or f"{node.id}.key" == key_file:
+            message = f'"{node.id}" would name its private key {node.id}.key, which is taken'
+            problems.note(f"{key}.id", message, "choose another id")
         for link in node.links:
             if link in seen_links:
                 message = f"{link} is already a link address of {seen_links[link]}"
