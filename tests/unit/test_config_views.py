@@ -1,0 +1,85 @@
+"""config: which node this host is, the hash that nodes compare, and the values in force."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from haclusterd.config import ConfigError, config_hash, effective, load, load_cluster
+from tests.unit.config_example import GOOD, changed
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "haclusterd.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_node_finds_itself(write: Write) -> None:
+    path = write(GOOD)
+    assert load(path, local_addresses=["127.0.0.1", "10.2.0.3"]).node.id == "fs-c"
+
+
+def test_a_stranger_is_told_what_it_has(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"it has 127\.0\.0\.1, 192\.0\.2\.7.*--node"):
+        load(write(GOOD), local_addresses=["192.0.2.7", "127.0.0.1"])
+
+
+def test_a_host_of_several_nodes_must_choose(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r'several nodes: "fs-a", "fs-b".*--node'):
+        load(write(GOOD), local_addresses=["10.1.0.1", "10.1.0.2"])
+
+
+def test_an_unknown_node(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r'"fs-d" is no node.*"fs-a", "fs-b", "fs-c"'):
+        load(write(GOOD), node="fs-d")
+
+
+def test_the_kernels_addresses_are_asked(write: Write) -> None:
+    text = GOOD.replace("10.1.0.2", "127.0.0.1")
+    assert load(write(text)).node.id == "fs-b"
+
+
+def hash_of(write: Write, text: str, node: str | None = None) -> int:
+    config = load(write(text), node=node) if node else load_cluster(write(text))
+    return config_hash(config)
+
+
+def test_the_hash_is_of_the_meaning(write: Write) -> None:
+    base = hash_of(write, GOOD)
+    assert 0 <= base < 1 << 32
+    assert base == hash_of(write, GOOD, "fs-a") == hash_of(write, GOOD, "fs-b")
+    assert base == hash_of(write, GOOD + "# a comment\n")
+    assert base == hash_of(write, changed('preset = "lan"\n', ""))
+    assert base == hash_of(write, changed("2001:DB8::10", "2001:db8::0:10"))
+    assert base != hash_of(write, changed("priority = 10\n", "priority = 11\n"))
+    assert base != hash_of(write, changed("[timing]", "[timing]\ndiscovery_ms = 5001"))
+
+
+def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
+    found = set()
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "haclusterd.toml"
+        path.write_text(GOOD)
+        found.add(config_hash(load(path, node="fs-a", run_dir=tmp_path / name)))
+    assert len(found) == 1
+
+
+def test_effective_is_every_value_in_plain_json(write: Write) -> None:
+    shown = effective(load(write(GOOD), node="fs-b"))
+    assert json.loads(json.dumps(shown)) == shown
+    assert shown["timing"]["dead_ms"] == 150
+    assert shown["freeswitch"]["core_db"] == "/var/lib/freeswitch/fs-b/core.db"
+    assert shown["node_id"] == "fs-b"
+    assert shown["node"][1]["capacity"] == 1000
+    assert effective(load_cluster(write(GOOD)))["node_id"] is None
