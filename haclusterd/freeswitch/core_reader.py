@@ -1,0 +1,212 @@
+"""The thread that watches core.db and hands over what changed, in small batches.
+
+Only waiting, reading and retrying belong here; which change means what is decided in `calls`.
+A thread, because SQLite blocks; one batch at a time, because the consumer sets the pace.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from . import changelog
+from .changelog import CoreDbError, LogEntry, RecoveryRow
+
+log = logging.getLogger(__name__)
+
+FILE_CHECK_S = 1.0
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 2.0
+LOCKED_PATIENCE_S = 2.0
+
+
+class Batch(NamedTuple):
+    """Changes of one FreeSWITCH process, oldest first.
+
+    `rows` are (version, row) as they are now; `ended` are deletions. With `snapshot` the rows are
+    a part of the full state; the last part carries `present`, every uuid there is.
+    """
+
+    runtime_uuid: str
+    rows: list[tuple[int, RecoveryRow]]
+    ended: list[LogEntry]
+    snapshot: bool = False
+    present: frozenset[str] | None = None
+    version: int = 0  # of the snapshot
+
+
+class CoreReader(threading.Thread):
+    """Polls `PRAGMA data_version` every `poll_ms` and reads the change log behind it.
+
+    `deliver(batch) -> bool` is called on this thread and may block; False asks for a full resync.
+    `report(problem)` is called with a sentence, or with "" when all is well again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        poll_ms: int,
+        deliver: Callable[[Batch], bool],
+        report: Callable[[str], None],
+    ) -> None:
+        super().__init__(name="core-db-reader", daemon=True)
+        self._path = path
+        self._poll_s = poll_ms / 1000
+        self._deliver = deliver
+        self._report = report
+        self._halt = threading.Event()
+        self._resync = threading.Event()
+        self._runtime_uuid = ""
+        self._connection: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._file_checked_at = 0.0
+        self._data_version = -1
+        self._schema_version = -1
+        self._seq = 0
+
+    def follow(self, runtime_uuid: str) -> None:
+        """Watch the rows of this FreeSWITCH process from now on, starting with a full read."""
+        self._runtime_uuid = runtime_uuid
+        self._resync.set()
+
+    def resync(self) -> None:
+        """Read everything again at the next poll."""
+        self._resync.set()
+
+    def halt(self) -> None:
+        self._halt.set()
+
+    @property
+    def halted(self) -> bool:
+        return self._halt.is_set()
+
+    def run(self) -> None:
+        """Poll until halted; every error is reported and tried again, later and later."""
+        retry_s = RETRY_FIRST_S
+        failing_since: float | None = None
+        while not self._halt.wait(self._poll_s):
+            if not self._runtime_uuid:
+                continue
+            try:
+                self._poll()
+            except (CoreDbError, sqlite3.Error) as error:
+                now = time.monotonic()
+                failing_since = failing_since if failing_since is not None else now
+                locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+                if not locked or now - failing_since > LOCKED_PATIENCE_S:
+                    self._fail(error)
+                    self._halt.wait(retry_s)
+                    retry_s = min(retry_s * 2, RETRY_MAX_S)
+            else:
+                if failing_since is not None:
+                    failing_since, retry_s = None, RETRY_FIRST_S
+                    self._report("")
+        self._close()
+
+    def _fail(self, error: CoreDbError | sqlite3.Error) -> None:
+        self._close()
+        if isinstance(error, sqlite3.Error):
+            error = changelog.explain(self._path, error)
+        self._report(str(error))
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self) -> sqlite3.Connection:
+        connection = changelog.open_core_db(self._path)
+        try:
+            changelog.install(connection, self._path)
+        except (CoreDbError, sqlite3.Error):
+            connection.close()
+            raise
+        self._connection = connection
+        self._inode = self._file_identity()
+        self._data_version = self._schema_version = -1
+        self._resync.set()
+        return connection
+
+    def _file_identity(self) -> tuple[int, int]:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return (0, 0)
+        return (stat.st_dev, stat.st_ino)
+
+    def _poll(self) -> None:
+        now = time.monotonic()
+        if self._connection is not None and now - self._file_checked_at > FILE_CHECK_S:
+            self._file_checked_at = now
+            if self._file_identity() != self._inode:
+                self._close()  # the file was replaced under us
+        connection = self._connection or self._open()
+        version = changelog.data_version(connection)
+        if version == self._data_version and not self._resync.is_set():
+            return
+        schema = int(connection.execute("PRAGMA schema_version").fetchone()[0])
+        if schema != self._schema_version:
+            if not changelog.installed(connection):
+                changelog.install(connection, self._path)
+                self._resync.set()
+            self._schema_version = schema
+        if self._resync.is_set():
+            self._resync.clear()
+            self._read_all(connection)
+        if self._read_changes(connection):
+            self._data_version = version
+
+    def _read_changes(self, connection: sqlite3.Connection) -> bool:
+        """Read up to one batch after `_seq`; True when nothing more is left to read."""
+        runtime_uuid = self._runtime_uuid
+        entries, gap = changelog.entries_after(connection, self._seq)
+        if gap:
+            log.warning("the change log was pruned before it was read: reading all calls again")
+            self._resync.set()
+            return False
+        if not entries:
+            return True
+        seq_of: dict[str, int] = {}
+        ended: dict[str, LogEntry] = {}
+        for entry in entries:
+            if entry.runtime_uuid != runtime_uuid:
+                continue
+            if entry.op == "DELETE":
+                seq_of.pop(entry.uuid, None)
+                ended[entry.uuid] = entry
+            else:
+                ended.pop(entry.uuid, None)
+                seq_of[entry.uuid] = entry.seq
+        rows = changelog.rows_by_uuid(connection, list(seq_of), runtime_uuid)
+        changed = [(seq_of[uuid], row) for uuid, row in rows.items()]
+        done = True
+        if changed or ended:
+            done = self._deliver(Batch(runtime_uuid, changed, list(ended.values())))
+        if not done:
+            self._resync.set()
+            return False
+        self._seq = entries[-1].seq
+        return len(entries) < changelog.READ_ROWS_MAX
+
+    def _read_all(self, connection: sqlite3.Connection) -> None:
+        runtime_uuid = self._runtime_uuid
+        seq = changelog.last_seq(connection)
+        uuids = changelog.all_uuids(connection, runtime_uuid)
+        step = changelog.METADATA_READ_ROWS
+        for start in range(0, len(uuids), step):
+            rows = changelog.rows_by_uuid(connection, uuids[start : start + step], runtime_uuid)
+            part = [(seq, row) for row in rows.values()]
+            if not self._deliver(Batch(runtime_uuid, part, [], snapshot=True, version=seq)):
+                self._resync.set()
+                return
+        present = frozenset(uuids)
+        last = Batch(runtime_uuid, [], [], snapshot=True, present=present, version=seq)
+        if self._deliver(last):
+            self._seq = seq
+        else:
+            self._resync.set()

@@ -1,0 +1,141 @@
+"""Rows into and out of the local core.db around a recovery: inject, attempts, stale rows.
+
+Only synchronous SQLite transactions belong here (FREESWITCH.md 2.3 and 3.3). Every function opens,
+does one transaction and closes, raises CoreDbError, and is meant for a worker thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from haclusterd.core.records import CallRecord
+
+from . import changelog
+
+WRITE_BUSY_MS = 3000
+
+_CREATE_ATTEMPTS = """
+CREATE TABLE IF NOT EXISTS ha_attempt(
+  service TEXT, epoch INTEGER, uuid TEXT, core_uuid TEXT, PRIMARY KEY(service, uuid))
+"""
+
+
+class StreamRow(NamedTuple):
+    """A call record under the (pseudo) profile name of the stream that will recover it."""
+
+    stream: str
+    record: CallRecord
+
+
+class Attempt(NamedTuple):
+    """An earlier injection of a call in the same epoch; `waiting` while its row is still there."""
+
+    core_uuid: str
+    waiting: bool
+
+
+@contextmanager
+def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = changelog.open_core_db(path, busy_ms=WRITE_BUSY_MS)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise changelog.explain(path, error) from error
+    finally:
+        connection.close()  # rolls back what was not committed
+
+
+def _stream_clause(profiles: Sequence[str]) -> tuple[str, list[str]]:
+    """Rows of these profiles and of their pseudo names `profile#i`."""
+    parts = " OR ".join("profile_name = ? OR substr(profile_name, 1, ?) = ?" for _ in profiles)
+    values: list[str] = []
+    for profile in profiles:
+        values += [profile, str(len(profile) + 1), profile + "#"]
+    return f"({parts})", values
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    row = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+    return row is not None
+
+
+def inject(
+    path: Path,
+    core_uuid: str,
+    service: str,
+    epoch: int,
+    profiles: Sequence[str],
+    rows: Sequence[StreamRow],
+) -> None:
+    """Replace whatever foreign rows these profiles have by `rows`, in this order, at once.
+
+    Remembers the attempt beside them and lifts the change log above the injected versions, so that
+    what this node tells about the calls later counts as newer.
+    """
+    with _transaction(path) as connection:
+        clause, values = _stream_clause(profiles)
+        connection.execute(
+            f"DELETE FROM recovery WHERE runtime_uuid != ? AND {clause}", (core_uuid, *values)
+        )
+        connection.executemany(
+            "DELETE FROM recovery WHERE uuid = ? AND runtime_uuid != ?",
+            [(row.record.uuid, core_uuid) for row in rows],
+        )
+        connection.executemany(
+            "INSERT INTO recovery(runtime_uuid, technology, profile_name, hostname, uuid, metadata)"
+            " VALUES (?, 'sofia', ?, 'haclusterd', ?, ?)",
+            [
+                (_foreign(r.record, core_uuid), r.stream, r.record.uuid, r.record.metadata)
+                for r in rows
+            ],
+        )
+        connection.execute(_CREATE_ATTEMPTS)
+        connection.execute(
+            "DELETE FROM ha_attempt WHERE service = ? AND epoch != ?", (service, epoch)
+        )
+        connection.executemany(
+            "INSERT OR REPLACE INTO ha_attempt(service, epoch, uuid, core_uuid)"
+            " VALUES (?, ?, ?, ?)",
+            [(service, epoch, row.record.uuid, core_uuid) for row in rows],
+        )
+        if rows and _has_table(connection, "ha_log"):
+            changelog.raise_sequence(connection, max(row.record.version for row in rows))
+
+
+def _foreign(record: CallRecord, core_uuid: str) -> str:
+    """FreeSWITCH only recovers rows of another process than itself."""
+    own = record.runtime_uuid in ("", core_uuid)
+    return f"taken-over-{record.uuid}" if own else record.runtime_uuid
+
+
+def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:
+    """What an earlier run in this epoch injected already, by call uuid."""
+    with _transaction(path) as connection:
+        if not _has_table(connection, "ha_attempt"):
+            return {}
+        found = connection.execute(
+            "SELECT a.uuid, a.core_uuid, EXISTS(SELECT 1 FROM recovery r WHERE r.uuid = a.uuid"
+            " AND r.runtime_uuid != a.core_uuid)"
+            " FROM ha_attempt a WHERE a.service = ? AND a.epoch = ?",
+            (service, epoch),
+        ).fetchall()
+    return {str(uuid): Attempt(str(core), bool(waiting)) for uuid, core, waiting in found}
+
+
+def clear_stale(path: Path, core_uuid: str | None) -> int:
+    """Delete rows that do not belong to the running process; all, if none runs (None).
+
+    Returns how many. Such rows would be recovered by any `recover` (FREESWITCH.md 2.3).
+    """
+    with _transaction(path) as connection:
+        if core_uuid is None:
+            return connection.execute("DELETE FROM recovery").rowcount
+        return connection.execute(
+            "DELETE FROM recovery WHERE runtime_uuid != ?", (core_uuid,)
+        ).rowcount

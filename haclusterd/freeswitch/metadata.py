@@ -1,0 +1,103 @@
+"""The recovery row's XML CDR: read the few facts we need, set a variable, refuse what is odd.
+
+Only text work on one document belongs here. There is deliberately no XML parser: FreeSWITCH writes
+one flat element per line with URL-encoded values (FREESWITCH.md 1.1, captures), a scan costs a
+twentieth of a parse, and where nothing is parsed no entity can expand.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+METADATA_BYTES_MAX = 256 * 1024
+VARIABLE_BYTES_MAX = 8 * 1024
+
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
+_ANSWERED = re.compile(r"<answered_time>(\d{1,19})</answered_time>")
+_DIRECTION = re.compile(r"<direction>(inbound|outbound)</direction>")
+
+
+class MetadataError(ValueError):
+    """The document is not a recovery row's metadata; the message says what is wrong."""
+
+
+class CallFacts(NamedTuple):
+    """What the sidecar must know of a call leg; the rest stays FreeSWITCH's business."""
+
+    direction: str
+    partner: str
+    sip_cseq: str
+    answered_ms: int
+
+
+def _variables_span(xml: str) -> tuple[int, int]:
+    start = xml.find("<variables>")
+    end = xml.find("</variables>", start)
+    if start < 0 or end < 0:
+        raise MetadataError("no <variables> in the recovery metadata")
+    return start + len("<variables>"), end
+
+
+def check(xml: str) -> None:
+    """Refuse what FreeSWITCH never writes and its own parser might act upon.
+
+    Raises MetadataError on size, on any declaration (DOCTYPE, ENTITY, CDATA) and on another root.
+    """
+    if len(xml) > METADATA_BYTES_MAX:
+        raise MetadataError(
+            f"recovery metadata of {len(xml)} characters, limit {METADATA_BYTES_MAX}"
+        )
+    if "<!" in xml or "\0" in xml:
+        raise MetadataError("a declaration or NUL in the recovery metadata")
+    if not xml.startswith("<cdr ") or not xml.rstrip().endswith("</cdr>"):
+        raise MetadataError("the recovery metadata is not one <cdr> document")
+
+
+def _find_variable(xml: str, name: str, start: int, end: int) -> str | None:
+    opening = f"<{name}>"
+    at = xml.find(opening, start, end)
+    if at < 0:
+        return None
+    at += len(opening)
+    stop = xml.find(f"</{name}>", at, end)
+    if stop < 0 or stop - at > VARIABLE_BYTES_MAX:
+        return None
+    return unquote(xml[at:stop])
+
+
+def variable(xml: str, name: str) -> str:
+    """A channel variable's first value, decoded; empty when unset. Raises MetadataError."""
+    start, end = _variables_span(xml)
+    return _find_variable(xml, name, start, end) or ""
+
+
+def set_variable(xml: str, name: str, value: str) -> str:
+    """The document with one channel variable set to `value`, replacing earlier values."""
+    if not _VARIABLE_NAME.match(name):
+        raise MetadataError(f"not a channel variable name: {name[:40]!r}")
+    start, end = _variables_span(xml)
+    inner = re.sub(rf"\s*<{re.escape(name)}>[^<]*</{re.escape(name)}>", "", xml[start:end])
+    added = f"    <{name}>{quote(value, safe='/,')}</{name}>\n  "
+    return xml[:start] + inner.rstrip() + "\n" + added + xml[end:]
+
+
+def facts(xml: str) -> CallFacts:
+    """Direction, partner leg, CSeq and answer time of a leg. Raises MetadataError.
+
+    The partner is what FreeSWITCH itself bridges to after recovery: the signal bond.
+    """
+    check(xml)
+    start, end = _variables_span(xml)
+    direction = _DIRECTION.search(xml, 0, start)
+    partner = _find_variable(xml, "signal_bond", start, end)
+    if not partner:
+        partner = _find_variable(xml, "originate_signal_bond", start, end)
+    answered = _ANSWERED.search(xml, end)
+    return CallFacts(
+        direction.group(1) if direction else "inbound",
+        partner or "",
+        _find_variable(xml, "sip_cseq", start, end) or "",
+        int(answered.group(1)) // 1000 if answered else 0,
+    )

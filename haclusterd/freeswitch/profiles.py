@@ -1,0 +1,224 @@
+"""SIP profiles of the local FreeSWITCH: their state, their preparation, the end of their calls.
+
+Commands to mod_sofia other than recovery belong here, and the facts `doctor` asks for
+(FREESWITCH.md 8, 12; DESIGN 2.4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .esl import Esl
+from .esl_errors import EslDown, EslError, EslTimeout
+
+STOP_PATIENCE_S = 12.0
+START_PATIENCE_S = 8.0
+POLL_S = 0.05
+XML_CHARACTERS_MAX = 4_000_000
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+
+
+class ProfileError(Exception):
+    """A profile could not be brought into the wanted state; the message names the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileState:
+    """One SIP profile; `None` where FreeSWITCH does not tell.
+
+    `standby` is the configured start state; no command shows the present one (FREESWITCH.md 4).
+    """
+
+    name: str
+    state: str  # as FreeSWITCH says it, for example "RUNNING (1)"; empty when it does not exist
+    track_calls: bool | None
+    standby: bool | None
+
+    @property
+    def running(self) -> bool:
+        return self.state.startswith("RUNNING")
+
+    @property
+    def problems(self) -> list[str]:
+        """What stops this profile from being taken over or from being protected."""
+        where = f"SIP profile {self.name!r}"
+        found = []
+        if not self.state:
+            found.append(
+                f"{where} does not run: add it to sofia.conf.xml on every node and start it"
+            )
+        elif not self.running:
+            found.append(f"{where} is {self.state}: is net.ipv4.ip_nonlocal_bind 1?")
+        if self.track_calls is False:
+            found.append(f"{where}: set track-calls to true, without it no call can be recovered")
+        if self.standby is False:
+            found.append(f"{where}: set profile-standby to true, or a slave answers calls")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class FreeswitchFacts:
+    """For doctor; `None` or empty where FreeSWITCH does not tell."""
+
+    version: str
+    core_uuid: str
+    switchname: str
+    rtp_port_usage_robustness: bool | None
+    profiles: tuple[ProfileState, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        found = [problem for profile in self.profiles for problem in profile.problems]
+        if self.rtp_port_usage_robustness is False:
+            found.append(
+                "switch.conf.xml: set rtp-port-usage-robustness to true, or new calls get the"
+                " audio ports of recovered ones"
+            )
+        return found
+
+
+def checked_name(profile: str) -> str:
+    """A profile name that can stand in a command. Raises ProfileError."""
+    if not _NAME.match(profile):
+        raise ProfileError(f"not a SIP profile name: {profile[:64]!r}")
+    return profile
+
+
+def _parse_xml(text: str) -> ElementTree.Element | None:
+    if len(text) > XML_CHARACTERS_MAX or "<!DOCTYPE" in text or "<!ENTITY" in text:
+        return None
+    start = text.find("<")
+    if start < 0:
+        return None
+    body = re.sub(r"^\s*<\?xml[^>]*\?>", "", text[start:])
+    try:
+        return ElementTree.fromstring(body)
+    except ElementTree.ParseError:
+        return None
+
+
+def parse_profile_states(xmlstatus: str) -> dict[str, str]:
+    """Name to state from `sofia xmlstatus` (captures: esl_session_transcript.txt)."""
+    root = _parse_xml(xmlstatus)
+    states: dict[str, str] = {}
+    if root is not None:
+        for profile in root.iter("profile"):
+            if profile.findtext("type", "") == "profile":
+                states[profile.findtext("name", "")] = profile.findtext("state", "").strip()
+    return states
+
+
+def _true(value: str | None) -> bool:
+    return (value or "").strip().lower() in ("true", "yes", "on", "1", "t", "enabled", "active")
+
+
+def parse_profile_params(sofia_conf: str) -> dict[str, dict[str, str]]:
+    """Parameters by profile from `xml_locate configuration configuration name sofia.conf`."""
+    root = _parse_xml(sofia_conf)
+    if root is None:
+        return {}
+    return {
+        profile.get("name", ""): {
+            param.get("name", ""): param.get("value", "")
+            for param in profile.findall("settings/param")
+        }
+        for profile in root.iter("profile")
+    }
+
+
+async def profile_states(esl: Esl, profiles: Sequence[str]) -> list[ProfileState]:
+    """What is known of each profile. Raises EslError."""
+    states = parse_profile_states(await esl.api("sofia xmlstatus"))
+    conf = await esl.api("xml_locate configuration configuration name sofia.conf", 5000)
+    params = parse_profile_params(conf)
+    found = []
+    for name in profiles:
+        own = params.get(name)
+        found.append(
+            ProfileState(
+                name,
+                states.get(name, ""),
+                None if own is None else _true(own.get("track-calls")),
+                None if own is None else _true(own.get("profile-standby")),
+            )
+        )
+    return found
+
+
+async def prepare_profiles(esl: Esl, profiles: Sequence[str]) -> list[ProfileState]:
+    """Start the profiles that do not run (into standby, if so configured), then tell their state.
+
+    Raises EslError, ProfileError for a name that can not be one.
+    """
+    states = parse_profile_states(await esl.api("sofia xmlstatus"))
+    for name in profiles:
+        if checked_name(name) not in states:
+            await esl.api(f"sofia profile {name} start", 5000)
+    return await profile_states(esl, profiles)
+
+
+async def facts(esl: Esl, profiles: Sequence[str]) -> FreeswitchFacts:
+    """What doctor wants to know of a running FreeSWITCH. Raises EslError."""
+    switch_conf = _parse_xml(
+        await esl.api("xml_locate configuration configuration name switch.conf", 5000)
+    )
+    robustness: bool | None = None
+    if switch_conf is not None and switch_conf.find("settings") is not None:
+        robustness = any(
+            param.get("name") == "rtp-port-usage-robustness" and _true(param.get("value"))
+            for param in switch_conf.iter("param")
+        )
+    return FreeswitchFacts(
+        version=_said(await esl.api("version")),
+        core_uuid=_said(await esl.api("global_getvar core_uuid")),
+        switchname=_said(await esl.api("switchname")),
+        rtp_port_usage_robustness=robustness,
+        profiles=tuple(await profile_states(esl, profiles)),
+    )
+
+
+def _said(reply: str) -> str:
+    return "" if reply.startswith("-ERR") else reply.strip()
+
+
+async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
+    """End every call of these profiles only and put them back into standby (DESIGN 2.4).
+
+    For a node whose service has a new owner while it still owns another. The fence must be closed
+    for the whole time: FreeSWITCH says BYE for each call. Leaves standby to the profile's
+    configuration, the one way back into it being stop and start (FREESWITCH.md 4).
+    Raises EslError, ProfileError.
+    """
+    names = [checked_name(profile) for profile in profiles]
+    for name in names:
+        await esl.api(f"hupall MANAGER_REQUEST sofia_profile_name {name}", 10_000)
+    await asyncio.gather(*(_restart(esl, name) for name in names))
+
+
+async def _restart(esl: Esl, name: str) -> None:
+    await esl.api(f"sofia profile {name} stop", 15_000)
+    if not await _wait_state(esl, name, STOP_PATIENCE_S, running=False):
+        raise ProfileError(f"SIP profile {name!r} did not stop within {STOP_PATIENCE_S:.0f} s")
+    reply = await esl.api(f"sofia profile {name} start", 5000)
+    if not await _wait_state(esl, name, START_PATIENCE_S, running=True):
+        raise ProfileError(f"SIP profile {name!r} did not start again: {reply.strip()[:200]}")
+
+
+async def _wait_state(esl: Esl, name: str, patience_s: float, *, running: bool) -> bool:
+    """Wait until the profile is RUNNING, or is gone altogether."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_s
+    while loop.time() < deadline:
+        try:
+            state = parse_profile_states(await esl.api("sofia xmlstatus")).get(name)
+        except (EslDown, EslTimeout) as error:
+            raise EslError(f"SIP profile {name!r} is in an unknown state: {error}") from error
+        if (state is not None and state.startswith("RUNNING")) if running else (state is None):
+            return True
+        await asyncio.sleep(POLL_S)
+    return False

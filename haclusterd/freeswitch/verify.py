@@ -1,0 +1,165 @@
+"""Did each injected call really come back? Proof per leg, verdict per call.
+
+Only the judgement belongs here, without I/O: `Verification` is fed with answers to `uuid_getvar`
+and with events, and knows what is still open. FREESWITCH.md 1.5: the reply of `recover` counts
+attempts, no event marks the answered re-INVITE; a changed `sip_cseq` proves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from haclusterd.core.records import CallRecord, CallVerdict
+
+from .esl_protocol import Event
+
+NO_CHANNEL_GRACE_S = 0.1
+_REASONS = {
+    "NORMAL_TEMPORARY_FAILURE": "the phone refused the re-INVITE or can not be reached",
+    "RECOVERY_ON_TIMER_EXPIRE": "the phone did not answer the re-INVITE",
+    "DESTINATION_OUT_OF_ORDER": "FreeSWITCH could not send the re-INVITE",
+}
+
+
+@dataclass(slots=True)
+class _Leg:
+    record: CallRecord
+    partner: str  # only if that leg is verified here too
+    launched: bool = False
+    missing_since: float | None = None
+    answered_at: float | None = None
+    bridged: bool = False
+    ended: bool = False  # after it was answered
+    lost: str = ""  # why
+
+    @property
+    def decided(self) -> bool:
+        whole = self.answered_at is not None and (self.bridged or not self.partner)
+        return whole or self.ended or bool(self.lost)
+
+
+class Verification:
+    """The open question of one recovery; times are any monotonic seconds."""
+
+    def __init__(self, records: Sequence[CallRecord]) -> None:
+        present = {record.uuid for record in records}
+        self._legs = {
+            record.uuid: _Leg(record, record.partner if record.partner in present else "")
+            for record in records
+        }
+
+    def __contains__(self, uuid: str) -> bool:
+        return uuid in self._legs
+
+    @property
+    def answered(self) -> int:
+        """Legs whose re-INVITE was answered so far."""
+        return sum(leg.answered_at is not None for leg in self._legs.values())
+
+    def launched(self, uuids: Sequence[str]) -> None:
+        """FreeSWITCH has gone through these rows: from now on a missing channel is a lost call."""
+        for uuid in uuids:
+            self._legs[uuid].launched = True
+
+    def to_ask(self) -> list[str]:
+        """Legs whose `sip_cseq` should be asked for now."""
+        return [
+            uuid
+            for uuid, leg in self._legs.items()
+            if not leg.lost and not leg.ended and (leg.answered_at is None or not leg.decided)
+        ]
+
+    @property
+    def open(self) -> bool:
+        return any(not leg.decided for leg in self._legs.values())
+
+    def decided_verdicts(self) -> list[CallVerdict]:
+        """Verdicts of the legs that nothing can change any more."""
+        return [self._verdict(leg, 0, None) for leg in self._legs.values() if leg.decided]
+
+    def take_cseq(self, uuid: str, reply: str, now: float) -> None:
+        """The answer to `uuid_getvar UUID sip_cseq`."""
+        leg = self._legs.get(uuid)
+        if leg is None or leg.lost or leg.ended:
+            return
+        value = reply.strip()
+        if value.startswith("-"):
+            self._missing(leg, now)
+            return
+        leg.missing_since = None
+        if value not in ("", "_undef_", leg.record.sip_cseq) and leg.answered_at is None:
+            leg.answered_at = now
+
+    def _missing(self, leg: _Leg, now: float) -> None:
+        """No such channel: not yet, or no longer. An event with the cause may be under way."""
+        if not leg.launched and leg.answered_at is None:
+            return
+        if leg.missing_since is None:
+            leg.missing_since = now
+        elif now - leg.missing_since >= NO_CHANNEL_GRACE_S:
+            if leg.answered_at is not None:
+                leg.ended = True
+            else:
+                leg.lost = "FreeSWITCH did not take the call up"
+
+    def take_event(self, event: Event, now: float) -> None:
+        """CHANNEL_BRIDGE or CHANNEL_HANGUP of a recovered channel; others are ignored."""
+        uuid = event.get("Unique-ID")
+        if event.name == "CHANNEL_BRIDGE":
+            for one in (uuid, event.get("Other-Leg-Unique-ID")):
+                leg = self._legs.get(one)
+                if leg is not None:
+                    leg.bridged = True
+                    leg.answered_at = now if leg.answered_at is None else leg.answered_at
+        elif event.name == "CHANNEL_HANGUP" and uuid in self._legs:
+            self._hung_up(self._legs[uuid], event, now)
+
+    def _hung_up(self, leg: _Leg, event: Event, now: float) -> None:
+        cause = event.get("Hangup-Cause", "UNKNOWN")
+        cseq = event.get("variable_sip_cseq")
+        if leg.answered_at is None and cseq and cseq != leg.record.sip_cseq:
+            leg.answered_at = now
+        if leg.answered_at is not None and (leg.bridged or not leg.partner):
+            leg.ended = True
+        elif not leg.lost:
+            partner = self._legs.get(leg.partner)
+            if partner is not None and partner.lost:
+                leg.lost = f"its other leg was lost ({cause})"
+            else:
+                leg.lost = f"{_REASONS.get(cause, 'FreeSWITCH ended the call')} ({cause})"
+
+    def bridged_after_all(self, uuid: str) -> None:
+        """Another sign than the event says that the leg is bridged."""
+        leg = self._legs.get(uuid)
+        if leg is not None:
+            leg.bridged = True
+
+    def unbridged(self) -> list[str]:
+        """Answered legs whose bridge nobody has seen."""
+        return [
+            uuid
+            for uuid, leg in self._legs.items()
+            if leg.answered_at is not None and leg.partner and not leg.bridged and not leg.ended
+        ]
+
+    def verdicts(self, deadline_ms: int, outage_began: float | None) -> list[CallVerdict]:
+        """One verdict per leg, as far as it is known now; open ones count as lost."""
+        return [self._verdict(leg, deadline_ms, outage_began) for leg in self._legs.values()]
+
+    def _verdict(self, leg: _Leg, deadline_ms: int, outage_began: float | None) -> CallVerdict:
+        uuid = leg.record.uuid
+        if leg.lost:
+            return CallVerdict(uuid, "lost", leg.lost)
+        if leg.answered_at is None:
+            reason = f"no answer to the re-INVITE within {deadline_ms} ms"
+            return CallVerdict(uuid, "lost", reason)
+        gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
+        if leg.partner and not leg.bridged:
+            other = self._legs[leg.partner]
+            reason = f"the other leg: {other.lost or 'not bridged to it'}"
+            return CallVerdict(uuid, "partial", reason, gap_ms)
+        if leg.record.partner and not leg.partner:
+            return CallVerdict(uuid, "partial", "the other leg was not replicated", gap_ms)
+        reason = "recovered, ended since" if leg.ended else "re-INVITE answered"
+        return CallVerdict(uuid, "recovered", reason, gap_ms)
