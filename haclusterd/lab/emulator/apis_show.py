@@ -1,0 +1,71 @@
+"""`show channels|calls|registrations|...`: text with commas, or JSON, and counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from haclusterd.lab.emulator.switch import Switch
+
+_CALL_COLUMNS: Final = [
+    "uuid",
+    "direction",
+    "created",
+    "created_epoch",
+    "name",
+    "state",
+    "cid_name",
+    "cid_num",
+    "ip_addr",
+    "dest",
+    "presence_id",
+    "presence_data",
+    "accountcode",
+    "callstate",
+    "callee_name",
+    "callee_num",
+    "callee_direction",
+    "call_uuid",
+    "hostname",
+    "sent_callee_name",
+    "sent_callee_num",
+]
+_EMPTY: Final = ("registrations", "bridged_calls", "aliases", "complete", "limits", "nat_map")
+
+
+def show(switch: Switch, argument: str) -> str:
+    words = argument.lower().split()
+    if not words:
+        return "-USAGE: channels|calls [count] [as json]|registrations|...\n"
+    as_json = words[-2:] == ["as", "json"]
+    if words[0] in _EMPTY:
+        rows: list[dict[str, str]] = []
+    elif words[0] in ("channels", "calls"):
+        rows = [c.show_row(switch.config.switchname) for c in switch.channels.values()]
+    else:
+        return "-ERR No such command\n"
+    if words[0] == "calls":
+        rows = [_as_call(row) for row in rows]
+    if "count" in words[1:]:
+        return f'{{"row_count":{len(rows)}}}' if as_json else f"\n{len(rows)} total.\n"
+    return _json(rows) if as_json else _text(rows)
+
+
+def _as_call(row: dict[str, str]) -> dict[str, str]:
+    call = {name: row[name] for name in _CALL_COLUMNS}
+    return call | {f"b_{name}": "" for name in _CALL_COLUMNS if name != "hostname"}
+
+
+def _json(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return '{"row_count": 0}\n'
+    return msgspec.json.encode({"row_count": len(rows), "rows": rows}).decode()
+
+
+def _text(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return "\n0 total.\n"
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    return "\n".join(lines) + f"\n\n{len(rows)} total.\n"
