@@ -11,6 +11,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -47,6 +48,26 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _node_certificate(node, key, self.certificate, self.key)
         return certificate.public_bytes(serialization.Encoding.PEM), _pem(key)
+
+
+def misfit(*, ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> str:
+    """Why these three cannot serve a node together, or nothing."""
+    try:
+        ca = x509.load_pem_x509_certificate(ca_pem)
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+    except ValueError:
+        return "one of the certificates is not PEM"
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return "the private key is not plain PEM"
+    if key.public_key() != certificate.public_key():
+        return "the private key belongs to another certificate"
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return "the certificate was not issued by this CA"
+    return ""
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -99,23 +99,24 @@ def load_cluster_key(path: Path) -> KeyRing:
 
 
 def check_readable(config: Config, node_id: str) -> None:
-    """KeysError unless all files that node `node_id` needs at run time are there and private.
+    """KeysError unless all files that node `node_id` needs at run time are there and fit together.
 
     The CA's private key is not among them: it may be kept elsewhere.
     """
-    from cryptography import x509  # as in _contents
+    from haclusterd import certificates  # as in _contents
 
     files = paths(config, node_id)
     load_cluster_key(files.cluster_key)
-    _read_private(files.private_key)
-    for path in (files.ca_certificate, files.certificate):
-        try:
-            x509.load_pem_x509_certificate(_read(path))
-        except ValueError:
-            raise KeysError(
-                f"{path}: is not a PEM certificate. Fix: copy the file that "
-                '"haclusterctl keys create" wrote'
-            ) from None
+    problem = certificates.misfit(
+        ca_pem=_read(files.ca_certificate),
+        certificate_pem=_read(files.certificate),
+        key_pem=_read_private(files.private_key).encode(),
+    )
+    if problem:
+        raise KeysError(
+            f"{files.certificate} with {files.private_key.name} and {files.ca_certificate.name}: "
+            f'{problem}. Fix: copy the whole folder that one "haclusterctl keys create" wrote'
+        )
 
 
 def _parse_key(path: Path, number: int, line: str) -> ClusterKey:
