@@ -374,7 +374,7 @@ def beat_bytes_bound(nodes: int, services: int) -> int:
         load=10,
         calls=long,
         echoes=(Echo(long, wide, long),) * nodes,
-        services=(ServiceEntry(identity, wide, 6, True, long),) * services,
+        services=(ServiceEntry(identity, wide, 6, True, long, long),) * services,
         releases=tuple(Release(service, identity, nodes) for service in range(services)),
     )
     return _HEADER.size + len(msgspec.msgpack.encode(beat)) + _TAG_BYTES

@@ -133,10 +133,7 @@ def _due(node: Node, k: int, service: Service) -> int:
     if service.state is State.LAPSED:
         if not service.carrier or (node.spec.freeswitch and not node.freeswitch_up):
             return FAR
-        return max(
-            service.lost_us,
-            service.paced_until_us if service.promise.node != node.spec.me else NEVER,
-        )
+        return max(service.lost_us, service.paced_until_us)
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance:
         return FAR

@@ -172,6 +172,7 @@ class ServiceEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `promise` is whom it supports. A node in CLAIMING or RECLAIMING promises itself: the entry is
     the claim, and the same promise in another node's entry is the grant, its nonce included.
     `lease_seq` is the newest beat of the promised owner for which the sender gives the lease echo.
+    `held` is the epoch at which the sender last owned the service, 0 for never since it started.
     """
 
     promise: Identity
@@ -179,6 +180,7 @@ class ServiceEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     state: int
     ready: bool
     calls: int
+    held: int = 0
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True, gc=False):

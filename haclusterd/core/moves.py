@@ -25,6 +25,7 @@ from haclusterd.core.model import Identity, Release, ServiceIndex, State
 from haclusterd.core.state import NEVER, Claim, Node, Service, draw, owns
 from haclusterd.core.takeover import TABLE, Event
 
+CLAIM_WAITS_MAX = 6
 BACK_OFF_US = 10_000_000  # a node that failed to take a service over is no candidate for it
 
 
@@ -36,6 +37,7 @@ def happen(
     out: list[Action],
     cause: str = "",
     gap_us: int = 0,
+    owner: int = -1,
 ) -> bool:
     """Apply `event` to service `k`; False where the table ignores it."""
     service = node.services[k]
@@ -53,7 +55,7 @@ def happen(
     node.next_beat_us = node.wake_us = now_us  # a change of state is told at once
     epoch = (service.claim.identity.epoch if service.claim else claimed) or service.promise.epoch
     to = service.moving_to
-    owner = service.promise.node
+    owner = owner if owner >= 0 else service.promise.node
     text = row.text.format(
         me=_id(node, node.spec.me),
         service=node.spec.services[k].name,
@@ -101,7 +103,10 @@ def _claim(node: Node, k: int, service: Service, now_us: int, out: list[Action])
         # It rests on this RELEASE: the beats carry it along until the claim is decided.
         service.release, service.released_us = release, released_us
     service.claim = Claim(identity, now_us, 1 << node.spec.me, cause=service.given_up)
-    service.paced_until_us = now_us + node.spec.timing.dead_us
+    # Each failure in a row makes the next attempt wait longer: no epoch race (V5).
+    waits = min(1 + service.failed, CLAIM_WAITS_MAX)
+    service.paced_until_us = now_us + waits * node.spec.timing.dead_us
+    service.failed += 1
     service.times["claimed"] = now_us
 
 
@@ -115,6 +120,7 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
         return
     service.identity = claim.identity
     service.claim = None
+    service.failed = 0
     service.release = None
     service.lease_until_us = claim.sent_us + node.spec.timing.lease_us
     me = node.spec.me  # one's own vote is counted apart: it is as new as the newest beat

@@ -134,9 +134,15 @@ class StreamCopy:
             self.caught_up_ms = now_ms
             self.lag_ms = 0
 
-    def disconnected(self) -> None:
-        """The connection ended: a snapshot under way is void, the copy itself stays."""
-        self.staging = None
+    def salvage(self) -> None:
+        """A snapshot ends half way: what came of it is kept, should the origin never come back.
+
+        The position stays: a delta from there on, or another snapshot, makes the copy whole.
+        """
+        staged, self.staging = self.staging, None
+        if staged is not None:
+            for item in staged.items.items.values():
+                self.items.merge(item, self.caught_up_ms or 0)
 
     def age(self, now_ms: int) -> None:
         """Judge the lag; not called while the origin is dead, whose last state is what counts."""
@@ -184,12 +190,18 @@ class ServiceCopies:
             copy = self.copies[message.stream] = StreamCopy(
                 message.stream, message.epoch, self.limits)
         copy.head = max(copy.head, message.head)
-        for other in self.copies.values():
-            if other is not copy:
-                other.frozen, other.staging = True, None
+        copy.frozen = False
+        self.freeze(message.epoch, copy)
         copy.saw_head(message.head, now_ms)
         self.supersede()
         return copy
+
+    def freeze(self, epoch: int, present: StreamCopy | None = None) -> None:
+        """A stream with this epoch begins: what its predecessors still say is void."""
+        for copy in self.copies.values():
+            if copy is not present and copy.epoch <= epoch:
+                copy.frozen = True
+                copy.salvage()
 
     def adopt(self, log: SequencedLog, now_ms: int) -> None:
         """This node lost the service: its own log becomes one more copy, frozen."""

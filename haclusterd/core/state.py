@@ -100,6 +100,7 @@ class Service(msgspec.Struct):
     claim: Claim | None = None
     lost_us: int = NEVER  # since when the service is known to be lost, NEVER while it is not
     paced_until_us: int = NEVER
+    failed: int = 0  # claims in a row that found no majority
     lapsed_heard_us: int = NEVER
     moving_to: NodeIndex = -1  # whom a release under way is for
     given_up: str = ""  # why it is released

@@ -31,6 +31,8 @@ def hear_entries(
         epoch = entry.promise.epoch
         if epoch > service.highest:
             service.highest = epoch
+        if entry.held > service.identity.epoch and two_way:
+            _hear_of_successor(node, k, service, entry.held, beat.sender, now_us, out)
         if entry.promise.node != beat.sender:
             continue
         state = entry.state
@@ -72,6 +74,16 @@ def _hear_owner(
         service.lease_seq = beat.seq
 
 
+def _hear_of_successor(
+    node: Node, k: int, service: Service, epoch: int, owner: int, now_us: int, out: list[Action]
+) -> None:
+    """Another node owned the service after this one, even if it does no more: nothing to reclaim."""
+    service.owner_seen = True
+    service.highest = max(service.highest, epoch)
+    if service.identity != NOBODY and service.state in (State.LAPSED, State.RECLAIMING):
+        happen(node, k, Event.SUPERSEDED, now_us, out, owner=owner)
+
+
 def adopt(
     node: Node, k: int, service: Service, identity: Identity, now_us: int, out: list[Action]
 ) -> None:
@@ -80,6 +92,7 @@ def adopt(
     Its majority refused the former owner for `dead_us`, so nobody's lease can rest on ours.
     """
     promise(node, service, identity, now_us)
+    service.failed = 0
     name, owner = node.spec.services[k].name, node.spec.nodes[identity.node].id
     text = f"{owner} owns {name} at epoch {identity.epoch}"
     out.append(Decided(now_us, "V5", text, k, identity.epoch))

@@ -36,10 +36,8 @@ class Checkers:
             for other, other_until in enumerate(row):
                 if other != node and other_until > t_us:
                     overlap_ms = (min(until_us, other_until) - t_us) / 1000
-                    self.report(
-                        t_us,
-                        f"S1: n{node} and n{other} both hold s{service} (up to {overlap_ms:.1f} ms)",
-                    )
+                    both = f"n{node} and n{other} both hold s{service}"
+                    self.report(t_us, f"S1: {both} (up to {overlap_ms:.1f} ms)")
         row[node] = until_us
 
     def won(self, t_us: int, service: int, identity: Identity) -> None:
@@ -57,6 +55,11 @@ class Checkers:
         before = self.promised.setdefault(key, identity)
         if before != identity:
             self.report(t_us, f"S3: n{node} promised s{service} to {before} and {identity}")
+
+    def restart(self, node: int, persisted: tuple[Identity, ...]) -> None:
+        """Promises made in the last moments before a crash may not have reached the disk."""
+        for key in [k for k in self.promised if k[0] == node and k[2] > persisted[k[1]].epoch]:
+            del self.promised[key]
 
     def forget(self, node: int) -> None:
         """A restart that lost the promises: the hold-down has to make up for it."""

@@ -24,15 +24,20 @@ def _grant_twice() -> None:
     """Grant once: a second claimant of the same epoch is granted too."""
 
     def judge(
-        n: Node, k: int, service: Service, identity: Identity, now_us: int, out: list[Action],
+        n: Node,
+        k: int,
+        service: Service,
+        identity: Identity,
+        now_us: int,
+        out: list[Action],
         may_defer: bool,
     ) -> None:
         if identity.epoch < service.promise.epoch or state.owns(service):
             return
         # The silence counts from the owner before: what the first grant restarted is ignored.
-        if identity.epoch > service.promise.epoch:
-            if voter._silence_missing(n, service, identity, now_us) > 0:
-                return
+        newer = identity.epoch > service.promise.epoch
+        if newer and voter._silence_missing(n, service, identity, now_us) > 0:
+            return
         voter.grant(n, k, service, identity, now_us, out)
 
     voter._judge = judge
@@ -74,6 +79,15 @@ def _deferral_blind() -> None:
         true_hear(n, k, service, *rest)
         service.deferred = kept
 
+    true_promise = moves.promise
+
+    def promise(n: Node, service: Service, identity: Identity, now_us: int) -> None:
+        kept = service.deferred
+        true_promise(n, service, identity, now_us)
+        service.deferred = kept
+
+    for module in (moves, voter):
+        module.promise = promise  # type: ignore[attr-defined]
     voter.judge_deferred = judge_deferred
     voter._hear_owner = hear_owner
 

@@ -83,6 +83,7 @@ class Host:
         self.turn = None
         self.thaw_at = 0
         self.last_turn = now
+        self.world.checkers.restart(self.me, self.persisted)
         if remember:
             self.todo.append(inp.Restored(self.persisted))
         elif any(p != NOBODY for p in self.persisted):

@@ -142,6 +142,39 @@ class Nemesis:
                 host.give(t, SwitchoverRequested(1, k, -1))
                 return
 
+    def _triangle(self, t: int, host: Host) -> None:
+        """Owner and one slave never hear each other; what lies between blinks or forgets.
+
+        The slave claims again and again, refused by voters that hear the owner: aimed at the
+        deferral and at the hold-down.
+        """
+        others = [h for h in self.world.hosts if h is not host]
+        slave = self.rng.choice(others)
+        between = [h for h in others if h is not slave]
+        apart = self._ways([host.me], [slave.me]) + self._ways([slave.me], [host.me])
+        self.world.network.add_cut(apart, t, self._spell(3000, 6000))
+        blinks = self.rng.random() < 0.7
+        at = t + self._spell(200, 400)
+        for _ in range(8):
+            self.world.at(at, self._blink if blinks else self._lapse_of_memory, (host, between))
+            at += self._spell(250, 600)
+
+    def _blink(self, t: int, who: tuple[Host, list[Host]]) -> None:
+        """Just shorter than `dead_us`: the silence a voter defers a claim for."""
+        host, between = who
+        rest = [h.me for h in between]
+        ways = self._ways([host.me], rest) + self._ways(rest, [host.me])
+        dead_us = self.swarm.timing.dead_us
+        if not self.over:
+            self.world.network.add_cut(ways, t, self.rng.randrange(dead_us * 7 // 10, dead_us))
+
+    def _lapse_of_memory(self, t: int, who: tuple[Host, list[Host]]) -> None:
+        """A voter restarts at once and remembers nothing."""
+        voter = self.rng.choice(who[1])
+        if voter.alive and not self.over:
+            voter.kill(t, power=False)
+            self.world.at(t + self._spell(1, 20), self._up, (voter, False))
+
     def _clog(self, t: int, host: Host) -> None:
         until = t + self._spell(20, 2000)
         for other in self.world.hosts:

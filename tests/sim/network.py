@@ -92,7 +92,9 @@ class Network:
             if self.rng.random() < DAMAGE:
                 at = self.rng.randrange(len(data))
                 data = data[:at] + bytes([data[at] ^ 1 << self.rng.randrange(8)]) + data[at + 1 :]
-            opened = self.wires[to].open(data, link, self.hosts[source].spec.nodes[source].links[link])
+            opened = self.wires[to].open(
+                data, link, self.hosts[source].spec.nodes[source].links[link]
+            )
             if isinstance(opened, Outcome):
                 self.opened[opened] = self.opened.get(opened, 0) + 1
                 return
@@ -113,7 +115,3 @@ class Network:
                 self.cut[way] = left
             else:
                 self.cut.pop(way, None)
-
-
-
-

@@ -15,7 +15,14 @@ from haclusterd.core.model import (
 
 LAN = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 2_000_000)
 WAN = Timing(
-    200_000, 1_200_000, 200_000, 1_500_000, 50_000, 700_000, 150_000, 5_000_000,
+    200_000,
+    1_200_000,
+    200_000,
+    1_500_000,
+    50_000,
+    700_000,
+    150_000,
+    5_000_000,
     resend_us=(48_000, 180_000, 480_000),
 )
 
@@ -43,7 +50,7 @@ class Swarm:
 
 KINDS = (
     "crash", "restart_forget", "power_off", "freeze", "freeze_long", "cut_node", "cut_one_way",
-    "cut_half", "cut_link", "freeswitch", "switchover", "clog", "stun",
+    "cut_half", "cut_link", "freeswitch", "switchover", "clog", "stun", "triangle",
 )  # fmt: skip
 
 
