@@ -1,0 +1,102 @@
+"""What became of each call, judged from the wire alone.
+
+Pure: from what the observer saw (`sip_watch`) to one verdict per call.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from haclusterd.lab.sip_watch import Call, Stream
+
+MEDIA_ALIVE_MS = 200.0  # packets come every 20 ms; a call without any for this long has no media
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When things were done to all calls (BOOTTIME, ns)."""
+
+    fault_ns: int
+    ending_ns: int  # from here on hang-ups are the laboratory's own
+
+
+@dataclass(frozen=True)
+class CallVerdict:
+    """One call as its caller lived it. `lost` is why it did not stay up, empty if it did."""
+
+    call_id: str
+    service_ip: str
+    gap_ms: float
+    reinvites: int
+    first_reinvite_ms: float | None  # after the fault
+    lost: str
+
+    @property
+    def touched(self) -> bool:
+        """Whether anybody did something to it between the fault and its end."""
+        return bool(self.reinvites or self.lost)
+
+
+def was_up(call: Call, at_ns: int) -> bool:
+    """Answered, acknowledged and not ended at `at_ns`."""
+    seen = [m.what for m in call.messages if m.at_ns <= at_ns]
+    return "200 INVITE" in seen and "ACK" in seen and "BYE" not in seen
+
+
+def has_media(call: Call, streams: dict[str, Stream], at_ns: int) -> bool:
+    stream = streams.get(call.media)
+    return stream is not None and at_ns - stream.last_ns < MEDIA_ALIVE_MS * 1e6
+
+
+def judge(
+    calls: dict[str, Call],
+    before_end: dict[str, Stream],
+    moments: Moments,
+) -> list[CallVerdict]:
+    """A verdict for every call that was up at the fault.
+
+    `calls` is the last report, with the hang-ups; `before_end` the streams as they were when the
+    calls were told to end, so that their silence afterwards is no gap.
+    """
+    return [
+        _judge_one(call_id, call, before_end, moments)
+        for call_id, call in sorted(calls.items())
+        if was_up(call, moments.fault_ns)
+    ]
+
+
+def _judge_one(
+    call_id: str, call: Call, streams: dict[str, Stream], moments: Moments
+) -> CallVerdict:
+    during = [m for m in call.messages if moments.fault_ns < m.at_ns <= moments.ending_ns]
+    reinvites = [m for m in during if m.what == "INVITE" and m.sent_by_service]
+    gap_ms = _gap_ms(streams.get(call.media), moments.ending_ns)
+    first_ms = (reinvites[0].at_ns - moments.fault_ns) / 1e6 if reinvites else None
+    lost = ""
+    ends = [m for m in during if m.what == "BYE"]
+    after = [m.what for m in call.messages if m.at_ns > moments.ending_ns]
+    if ends:
+        lost = f"ended by {'FreeSWITCH' if ends[0].sent_by_service else 'the caller'}"
+    elif not has_media(call, streams, moments.ending_ns):
+        lost = "no media any more"
+    elif "BYE" not in after:
+        lost = "never ended"
+    elif "200 BYE" not in after:
+        lost = "BYE not answered"
+    return CallVerdict(call_id, call.service_ip, gap_ms, len(reinvites), first_ms, lost)
+
+
+def _gap_ms(stream: Stream | None, until_ns: int) -> float:
+    if stream is None:
+        return 0.0
+    return max(stream.gap_ns, until_ns - stream.last_ns) / 1e6
+
+
+def gaps(verdicts: Iterable[CallVerdict]) -> dict[str, float | None]:
+    """`media_gap_ms` of the contract; None where there are no calls."""
+    found = sorted(verdict.gap_ms for verdict in verdicts)
+    if not found:
+        return {"p50": None, "max": None}
+    return {"p50": round(statistics.median(found), 1), "max": round(found[-1], 1)}

@@ -1,0 +1,175 @@
+"""Things that go wrong, done to one node at one instant, and undone.
+
+| fault | what is done | undone |
+|---|---|---|
+| freeswitch | SIGKILL to FreeSWITCH | by the node itself (`start_command`) |
+| node | all cables cut in one instant, then SIGKILL to everything | never |
+| freeze-heart, freeze-agent, freeze-both | SIGSTOP to that process | SIGCONT |
+| freeze-node | SIGSTOP to every process; its kernel goes on answering | SIGCONT |
+| links | all heartbeat cables cut; the service network stays | plugged in |
+| nic | one heartbeat cable cut | plugged in |
+| stun-heart | SIGSTOP to the heart for `STUN_MS` | SIGCONT |
+| stun-switch | all cables cut for `STUN_MS` | plugged in |
+| kill-agent, kill-heart | SIGKILL to that process | by haclusterd, or never |
+| switchover, upgrade | the operator's command | |
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from haclusterd.lab.clock import now_ns
+from haclusterd.lab.netns import LabError
+from haclusterd.lab.node import LabNode
+from haclusterd.lab.topology import Topology
+
+STUN_MS = 120
+
+# Faults after which the services of the node belong to another one.
+MOVING = frozenset(
+    {"freeswitch", "node", "freeze-heart", "freeze-both", "freeze-node", "links", "switchover",
+     "kill-heart"}
+)  # fmt: skip
+STAYING = frozenset({"freeze-agent", "nic", "upgrade", "stun-heart", "stun-switch", "kill-agent"})
+FAULTS = tuple(sorted(MOVING | STAYING))
+
+
+@dataclass
+class Injection:
+    """A fault that happened at `at_ns` (BOOTTIME). `heal` undoes it, harmless when repeated."""
+
+    fault: str
+    node: str
+    at_ns: int
+    heal: Callable[[], None]
+    visible_ns: list[int] = field(default_factory=list)  # when the pidfd of FreeSWITCH fired
+    watcher: threading.Thread | None = None
+    complaint: str = ""  # what the operator's command said when it was refused
+
+    @property
+    def exit_visible_ms(self) -> float | None:
+        if self.watcher is not None:
+            self.watcher.join(2.0)
+        return (self.visible_ns[0] - self.at_ns) / 1e6 if self.visible_ns else None
+
+
+class Injector:
+    """Prepares a fault on one node, so that `fire` does nothing but the fault."""
+
+    def __init__(self, topology: Topology, node: LabNode, fault: str, service: str = "") -> None:
+        if fault not in FAULTS:
+            raise LabError(f'"{fault}" is no fault; known: {", ".join(FAULTS)}')
+        self.fault = fault
+        self.node = node
+        self._topology = topology
+        self._service = service
+        self._act: Callable[[], None]
+        self._heal: Callable[[], None] = _nothing
+        self._watched_pid: int | None = None
+        self._complaint = ""
+        self._prepare()
+
+    def fire(self) -> Injection:
+        descriptor = os.pidfd_open(self._watched_pid) if self._watched_pid else None
+        injection = Injection(self.fault, self.node.id, 0, self._heal)
+        if descriptor is not None:
+            injection.watcher = threading.Thread(
+                target=_watch_exit, args=(descriptor, injection.visible_ns), daemon=True
+            )
+            injection.watcher.start()
+        injection.at_ns = now_ns()
+        self._act()
+        injection.complaint = self._complaint
+        return injection
+
+    def _prepare(self) -> None:
+        kind, _, what = self.fault.partition("-")
+        if kind in ("freeze", "stun", "kill"):
+            self._prepare_signals(kind, what)
+        elif self.fault == "freeswitch":
+            pid = self.node.switch.pid if self.node.switch is not None else None
+            if pid is None:
+                raise LabError(f"{self.node.id} runs no FreeSWITCH: nothing to kill")
+            self._watched_pid = pid
+            self._act = lambda: self.node.send([pid], signal.SIGKILL)
+        elif self.fault == "node":
+            pids = self.node.pids()
+            self._act = lambda: self._lose(pids)
+        elif self.fault in ("links", "nic"):
+            nics = self._topology.plan.heartbeat_nics
+            self._cables(nics if self.fault == "links" else nics[:1])
+        elif self.fault == "switchover":
+            self._act = lambda: self._command("switchover", self._service)
+        elif self.fault == "upgrade":
+            self._act = lambda: self._command("upgrade")
+
+    def _prepare_signals(self, kind: str, what: str) -> None:
+        if self.fault == "stun-switch":
+            self._cables(self._topology.plan.node_nics)
+        else:
+            hearts, agents = self.node.haclusterd_pids()
+            groups = {"heart": hearts, "agent": agents, "both": hearts + agents}
+            pids = groups[what] if what in groups else self.node.pids()
+            if not pids:
+                raise LabError(f"{self.node.id} runs no {what}: {self.node.log_end(3)}")
+            number = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
+            self._act = lambda: self.node.send(pids, number)
+            if kind != "kill":
+                self._heal = lambda: self.node.send(pids, signal.SIGCONT)
+        if kind == "stun":
+            begin, end = self._act, self._heal
+            self._act = lambda: _for_a_while(begin, end)
+
+    def _cables(self, nics: tuple[str, ...]) -> None:
+        self._act = lambda: self._topology.cut(self.node.id, nics)
+        self._heal = lambda: self._topology.plug(self.node.id, nics)
+
+    def _lose(self, pids: list[int]) -> None:
+        """First the cables, all in one datagram: how long killing takes nobody can see."""
+        self._topology.cut(self.node.id)
+        while pids:
+            self.node.send(pids, signal.SIGKILL)
+            time.sleep(0.01)
+            pids = [pid for pid in self.node.pids() if not _ended(pid)]
+
+    def _command(self, *words: str) -> None:
+        try:
+            done = self.node.ctl(*words)
+        except subprocess.TimeoutExpired:
+            self._complaint = f"haclusterctl {' '.join(words)} did not return"
+            return
+        if done.returncode:
+            said = done.stderr.strip() or done.stdout.strip()
+            self._complaint = f"haclusterctl {' '.join(words)}: exit {done.returncode}: {said}"
+
+
+def _for_a_while(begin: Callable[[], None], end: Callable[[], None]) -> None:
+    begin()
+    time.sleep(STUN_MS / 1000)
+    end()
+
+
+def _watch_exit(descriptor: int, visible_ns: list[int]) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if poll.poll(10_000):
+        visible_ns.append(now_ns())
+    os.close(descriptor)
+
+
+def _ended(pid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] in "ZX"
+    return True
+
+
+def _nothing() -> None:
+    """For faults that cannot be undone."""

@@ -1,0 +1,160 @@
+"""One node of a laboratory: its processes, its API, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from haclusterd.lab import netns
+from haclusterd.lab.echo import ECHO_PORT
+from haclusterd.lab.instrument import python_environment
+from haclusterd.lab.netns import LabError
+from haclusterd.lab.plan import NodePlan
+from haclusterd.lab.switches import Switch
+from haclusterd.lab.topology import Topology
+
+_API_TIMEOUT_S = 5.0
+_CTL = "from haclusterd.cli.main import main; raise SystemExit(main())"
+
+
+class ApiRefused(LabError):
+    """The daemon answered with a fault; the text is its own."""
+
+
+class LabNode:
+    """A node in its namespace: echo, FreeSWITCH (`switch` is None on a witness), haclusterd."""
+
+    def __init__(
+        self, topology: Topology, plan: NodePlan, config: Path, prefix: str | None
+    ) -> None:
+        self.plan = plan
+        self.id = plan.id
+        self.namespace = topology.namespace(plan.id)
+        self.directory = topology.directory / plan.id
+        self.run_dir = self.directory / "run"
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.log = self.directory / "haclusterd.log"
+        self.switch: Switch | None = None
+        if topology.plan.freeswitch != "none" and not plan.witness:
+            self.switch = Switch(topology.plan, self.directory, self.namespace, prefix)
+        self._topology = topology
+        self._config = config
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Everything a node runs. FreeSWITCH need not be ready when this returns."""
+        self.start_echo()
+        if self.switch is not None:
+            self.switch.start()
+        self.start_haclusterd()
+
+    def start_echo(self) -> None:
+        pid_file = self.directory / "echo.pid"
+        arguments = [str(ECHO_PORT), str(self.plan.number), str(pid_file)]
+        self._spawn(["-m", "haclusterd.lab.echo", *arguments], self.directory / "echo.log")
+
+    def start_haclusterd(self) -> None:
+        arguments = ["--config", str(self._config), "--node", self.id]
+        self._spawn(["-m", "haclusterd", *arguments, "--run-dir", str(self.run_dir)], self.log)
+
+    def api(self, method: str, timeout_s: float = _API_TIMEOUT_S, **params: Any) -> Any:
+        """Ask the daemon. OSError if nobody answers, ApiRefused if it says no."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(str(self.run_dir / "haclusterd.sock"))
+            connection.sendall(json.dumps({"method": method, "params": params}).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+        if not line:
+            raise ConnectionResetError(f"{self.id}: the daemon closed the connection")
+        answer = json.loads(line)
+        if not answer.get("ok"):
+            raise ApiRefused(f"{self.id} {method}: {(answer.get('error') or {}).get('message')}")
+        return answer.get("result")
+
+    def status(self) -> dict[str, Any] | None:
+        """`status --json`, None while nobody answers."""
+        try:
+            found: dict[str, Any] = self.api("status", 1.0)
+        except (OSError, ApiRefused, ValueError):
+            return None
+        return found
+
+    def ctl(self, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run `haclusterctl` as an operator on this node would."""
+        socket_path = str(self.run_dir / "haclusterd.sock")
+        with netns.inside(self.namespace):
+            return subprocess.run(
+                [sys.executable, "-c", _CTL, "--socket", socket_path, "--json", *words],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout_s,
+                env=python_environment(),
+            )
+
+    def pids(self) -> list[int]:
+        """Every process in the node."""
+        self.reap()
+        return netns.pids_inside([self.namespace]).get(self.namespace, [])
+
+    def haclusterd_pids(self) -> tuple[list[int], list[int]]:
+        """(hearts, agents): the processes of haclusterd; an agent is the child of a heart."""
+        ours = [pid for pid in self.pids() if str(self.run_dir) in _words(pid) or _is_agent(pid)]
+        agents = [pid for pid in ours if _parent(pid) in ours]
+        return [pid for pid in ours if pid not in agents], agents
+
+    def send(self, pids: list[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def reap(self) -> None:
+        for child in self._children:
+            child.poll()
+
+    def log_end(self, lines: int = 15) -> str:
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError:
+            return "no log"
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _spawn(self, arguments: list[str], log: Path) -> None:
+        with netns.inside(self.namespace), log.open("ab") as output:
+            self._children.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=python_environment(),
+                    cwd=self.directory,
+                    start_new_session=True,
+                )
+            )
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _is_agent(pid: int) -> bool:
+    return any(word.startswith("haclusterd.agent") for word in _words(pid))
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
