@@ -8,6 +8,11 @@ import shutil
 import subprocess
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no reason for a property to fail; pytest's own timeout is the bound.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "unhurried")
 
 
 @functools.cache
