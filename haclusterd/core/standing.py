@@ -18,7 +18,8 @@ def _entry(node: Node, service: Service) -> ServiceEntry:
         state = State.CLAIMING  # a new claim of the holder's own is under way
     ready = service.ready or not node.spec.freeswitch
     ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up
-    return ServiceEntry(service.promise, service.lease_seq, int(state), ready, service.calls, service.identity.epoch)
+    held = service.identity.epoch
+    return ServiceEntry(service.promise, service.lease_seq, int(state), ready, service.calls, held)
 
 
 def entries(node: Node) -> tuple[ServiceEntry, ...]:

@@ -77,7 +77,7 @@ def _hear_owner(
 def _hear_of_successor(
     node: Node, k: int, service: Service, epoch: int, owner: int, now_us: int, out: list[Action]
 ) -> None:
-    """Another node owned the service after this one, even if it does no more: nothing to reclaim."""
+    """Another node owned the service after this one, if no more: nothing to reclaim."""
     service.owner_seen = True
     service.highest = max(service.highest, epoch)
     if service.identity != NOBODY and service.state in (State.LAPSED, State.RECLAIMING):

@@ -1,4 +1,4 @@
-"""`python -m tests.sim --seeds A:B --minutes M`: play seeds, print what broke, exit 1 if any did."""
+"""`python -m tests.sim --seeds A:B --minutes M`: play seeds; exit 1 if an invariant broke."""
 
 from __future__ import annotations
 
