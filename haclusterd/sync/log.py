@@ -26,6 +26,7 @@ from haclusterd.core.replication import (
 from haclusterd.sync.codec import Malformed, item_of
 
 SLICE_MS = 3.0
+AT_ONCE = 64  # records that are packed within the call that logs them
 _SETTLE = ""  # inbox key of the settled mark: no call has an empty uuid
 
 Waiting = CallRecord | Tombstone | Settled
@@ -146,8 +147,11 @@ class ChangeLog:
         return None if log is None else log.items
 
     def _drain(self) -> None:
-        if not self._scheduled:
+        if not self._scheduled and len(self._inbox) <= AT_ONCE:
             self._slice()
+        elif not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._slice)
 
     def _slice(self) -> None:
         self._scheduled = False

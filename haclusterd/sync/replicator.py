@@ -36,7 +36,7 @@ from haclusterd.sync.log import ChangeLog
 from haclusterd.sync.outgoing import Outgoing, now_ms
 from haclusterd.sync.rpc import Answer, Requests
 from haclusterd.sync.session import Session
-from haclusterd.sync.status import IncomingStatus, SyncStatus
+from haclusterd.sync.status import SyncStatus, incoming
 from haclusterd.sync.store import StandbyStore
 from haclusterd.sync.transport import Mesh, MeshConfig
 
@@ -108,6 +108,7 @@ class Replicator:
         old = self.change_log.own(service, epoch, settled)
         if old is not None:
             self.store.adopt(old)
+        self.store.succeed(service, epoch)
         if settled:
             self.store.settled(self.change_log.logs[service])
 
@@ -388,16 +389,10 @@ class Replicator:
             self.config.node,
             [self._outgoing.peer_status(n, self.mesh.sessions.get(n))
              for n in self.config.links if n != self.config.node],
-            [self._incoming(s) for s in sorted(self.store.services)],
+            [incoming(s, c.newest(), self.freshness(s))
+             for s, c in sorted(self.store.services.items())],
             self.store.counts(),
             sum(self.change_log.waiting(s) for s in self.change_log.logs),
             len(self.at_risk()), *self._outgoing.ack_ms(),
             dict(sorted((self.mesh.counters + self.store.counters
                          + self.change_log.counters).items())))
-
-    def _incoming(self, service: str) -> IncomingStatus:
-        newest, fresh = self.store.services[service].newest(), self.freshness(service)
-        if newest is None:
-            return IncomingStatus(service, "", 0, False, fresh.state, 0, 0, 0, 0)
-        return IncomingStatus(service, newest.stream.origin, newest.epoch, newest.settled,
-                              fresh.state, fresh.have, fresh.want, newest.position, fresh.lag_ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from haclusterd.core.standby import Freshness, StreamCopy
 from haclusterd.sync.store import StoreCounts
 
 
@@ -35,6 +36,14 @@ class IncomingStatus(msgspec.Struct, frozen=True):
     want: int
     position: int
     lag_ms: int
+
+
+def incoming(service: str, newest: StreamCopy | None, fresh: Freshness) -> IncomingStatus:
+    """The row of one service in the standby store."""
+    if newest is None:
+        return IncomingStatus(service, "", 0, False, fresh.state, fresh.have, fresh.want, 0, 0)
+    return IncomingStatus(service, newest.stream.origin, newest.epoch, newest.settled, fresh.state,
+                          fresh.have, fresh.want, newest.position, fresh.lag_ms)
 
 
 class PeerStatus(msgspec.Struct, frozen=True):

@@ -111,15 +111,20 @@ class StandbyStore:
         return False
 
     def disconnected(self, origin: str) -> None:
-        """The connection to a peer ended: its snapshots under way are void."""
+        """The connection to a peer ended: its snapshots under way end half way."""
         for copies in self.services.values():
             for copy in copies.copies.values():
                 if copy.stream.origin == origin:
-                    copy.disconnected()
+                    copy.salvage()
 
     def adopt(self, log: SequencedLog) -> None:
         """A service this node owned went to another: keep what we know of it until that settles."""
         self._copies(log.stream.service).adopt(log, self._now_ms())
+
+    def succeed(self, service: str, epoch: int) -> None:
+        """This node owns the service now: predecessors that still talk are not listened to."""
+        if service in self.services:
+            self.services[service].freeze(epoch)
 
     def settled(self, log: SequencedLog) -> None:
         """This node owns the service and has settled it: what it inherited may be forgotten."""

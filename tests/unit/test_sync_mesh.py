@@ -1,0 +1,578 @@
+"""Replication between real event loops' worth of agents: TLS over loopback, faults included."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import itertools
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from haclusterd.core.records import CallRecord, Tombstone
+from haclusterd.core.replication import Limits
+from haclusterd.sync.codec import VERSION, Hello, Want, frame
+from haclusterd.sync.replicator import Replicator
+from haclusterd.sync.rpc import RequestFailed
+from haclusterd.sync.session import SyncTiming
+from haclusterd.sync.transport import Identity, MeshConfig, SyncError, tls_context
+
+NODES = ["a", "b", "c"]
+TIMING = SyncTiming(beat_ms=40, dead_ms=200, connect_ms=200, backoff_ms_min=10,
+                    backoff_ms_max=100, lag_ms_max=400)
+_ports = itertools.count(20_000 + os.getpid() % 20_000)
+
+
+class Authority:
+    """A CA and what it signs, in a directory."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = self._builder(self.name, self.key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        self.certificate = builder.sign(self.key, hashes.SHA256())
+        self._write("ca.crt", self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def identity(self, node: str) -> Identity:
+        """Key and certificate of a node, made when first asked for."""
+        if not (self.folder / f"{node}.crt").exists():
+            key = ec.generate_private_key(ec.SECP256R1())
+            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
+            signed = self._builder(subject, key).sign(self.key, hashes.SHA256())
+            self._write(f"{node}.crt", signed.public_bytes(serialization.Encoding.PEM))
+            self._write(f"{node}.key", key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption()))
+        return Identity(self.folder / "ca.crt", self.folder / f"{node}.crt",
+                        self.folder / f"{node}.key")
+
+    def _builder(self, subject: x509.Name,
+                 key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (x509.CertificateBuilder().subject_name(subject).issuer_name(self.name)
+                .public_key(key.public_key()).serial_number(x509.random_serial_number())
+                .not_valid_before(now - datetime.timedelta(days=1))
+                .not_valid_after(now + datetime.timedelta(days=2)))
+
+    def _write(self, name: str, content: bytes) -> None:
+        (self.folder / name).write_bytes(content)
+
+
+class Cluster:
+    """Replicators of some nodes in this process, each on its own loopback addresses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder, "ca")
+        self.port = next(_ports)
+        self.running: dict[str, Replicator] = {}
+        self.incarnations = itertools.count(1)
+        self.folder = folder
+
+    def config(self, node: str) -> MeshConfig:
+        links = {n: [f"127.71.{self.port % 250}.{k}", f"127.72.{self.port % 250}.{k}"]
+                 for k, n in enumerate(NODES, 1)}
+        return MeshConfig("voice1", node, links, self.port, self.authority.identity(node), TIMING)
+
+    async def start(self, node: str, incarnation: int | None = None,
+                    limits: Limits | None = None, config: MeshConfig | None = None) -> Replicator:
+        one = Replicator(config or self.config(node), incarnation or next(self.incarnations),
+                         limits)
+        await one.start()
+        self.running[node] = one
+        return one
+
+    async def kill(self, node: str) -> None:
+        await self.running.pop(node).stop()
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    for node in list(made.running):
+        await made.kill(node)
+
+
+def call(number: int, version: int = 1, service: str = "east", size: int = 600) -> CallRecord:
+    return CallRecord(service, f"uuid-{number}", version, service, "core-a",
+                      f"<v{version}>" + "<variable>x</variable>" * (size // 22))
+
+
+async def until(true: Callable[[], object], within_s: float = 5) -> None:
+    """Poll; a condition that never comes true fails with its source."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "did not happen in time"
+        await asyncio.sleep(0.005)
+
+
+def held(one: Replicator, service: str = "east") -> dict[str, int]:
+    return {r.uuid: r.version for r in one.store.records(service)}
+
+
+async def test_calls_reach_every_node_and_are_acknowledged(cluster: Cluster) -> None:
+    a, b, c = [await cluster.start(n) for n in NODES]
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(300)])
+    assert await a.wait_acked("east", 3000)
+    assert a.replicated("uuid-7", 1)
+    assert not a.replicated("uuid-7", 2)
+    assert not a.replicated("unknown", 1)
+    await until(lambda: len(held(b)) == len(held(c)) == 300)
+    assert a.at_risk() == []
+    assert b.store.records("east")[5] == call(5)
+    assert b.in_sync_services() == ["east"] == c.in_sync_services()
+    a.append([call(7, 2), Tombstone("east", "uuid-8", 2)])
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: held(b).get("uuid-7") == 2 and "uuid-8" not in held(b))
+    status = a.status()
+    assert [p.state for p in status.peers] == ["in-sync", "in-sync"]
+    assert status.at_risk == 0
+    assert b.status().store[0].digest == a.change_log.logs["east"].items.digest()
+
+
+async def test_nothing_is_replicated_without_an_eligible_standby(cluster: Cluster) -> None:
+    a, _ = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(1)])
+    assert await a.wait_acked("east", 3000)
+    a.observe({"east": ("a", 1)}, ["a", "b"], eligible=["c"])
+    assert a.at_risk() == ["uuid-1"]
+    assert not a.replicated("uuid-1", 1)
+    assert not await a.wait_acked("east", 50)
+
+
+async def test_restarted_standby_is_filled_again(cluster: Cluster) -> None:
+    """MS17: kill, change, return, compare."""
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(50)])
+    assert await a.wait_acked("east", 3000)
+    await cluster.kill("b")
+    await until(lambda: a.status().peers[0].state == "suspended")
+    assert len(a.at_risk()) == 50
+    a.append([call(n, 2) for n in range(25)] + [Tombstone("east", "uuid-49", 2)])
+    b = await cluster.start("b")
+    assert await a.wait_acked("east", 3000)
+    assert held(b) == {f"uuid-{n}": 2 if n < 25 else 1 for n in range(49)}
+
+
+async def test_short_disconnection_resumes_without_a_snapshot(cluster: Cluster) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(1)])
+    assert await a.wait_acked("east", 3000)
+    b.mesh.sessions["a"].abort("test", "cut")
+    a.append([call(2)])
+    await until(lambda: held(b) == {"uuid-1": 1, "uuid-2": 1})
+    await until(lambda: "b" in a.mesh.sessions)
+    assert a.status().peers[0].outgoing[0].snapshots == 0
+    assert b.in_sync_services() == ["east"]  # too short to matter
+
+
+async def test_overflow_while_away_ends_in_a_snapshot(cluster: Cluster) -> None:
+    """MS19."""
+    limits = Limits(buffer_entries=20)
+    a = await cluster.start("a", limits=limits)
+    b = await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(10)])
+    assert await a.wait_acked("east", 3000)
+    b.mesh.sessions["a"].abort("test", "cut")
+    await until(lambda: "b" not in a.mesh.sessions)
+    a.append([call(n) for n in range(10, 400)])
+    a.append([Tombstone("east", "uuid-3", 2)])
+    assert await a.wait_acked("east", 3000)
+    assert held(b) == {f"uuid-{n}": 1 for n in range(400) if n != 3}
+    assert a.status().peers[0].outgoing[0].snapshots == 1
+
+
+async def test_origin_restart_replaces_its_stream_when_settled(cluster: Cluster) -> None:
+    """The agent is killed and reads its calls anew; until then the old copy stands (E1)."""
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(20)])
+    assert await a.wait_acked("east", 3000)
+    await cluster.kill("a")
+    a = await cluster.start("a")
+    a.own("east", 1)
+    a.append([call(n) for n in range(5)])
+    assert await a.wait_acked("east", 3000)
+    assert len(held(b)) == 20
+    assert b.in_sync_services() == ["east"]
+    a.append([call(n) for n in range(5, 19)])
+    a.settle("east")
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: len(held(b)) == 19)
+    assert len(b.store.services["east"].copies) == 1
+
+
+async def test_origin_whose_clock_went_back_renews_its_stream(cluster: Cluster) -> None:
+    a, b = await cluster.start("a", 1000), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(1), call(2)])
+    assert await a.wait_acked("east", 3000)
+    await cluster.kill("a")
+    a = await cluster.start("a", 500)
+    a.own("east", 1, settled=True)
+    a.append([call(2, 9)])
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: held(b) == {"uuid-2": 9})
+    assert a.change_log.incarnation == 1001
+
+
+async def test_takeover_keeps_the_lower_epoch_until_settled(cluster: Cluster) -> None:
+    """31, 35: b takes over and dies in the middle; c holds everything, then takes over itself."""
+    a, b, c = [await cluster.start(n) for n in NODES]
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(10)])
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: len(held(b)) == len(held(c)) == 10)
+    await cluster.kill("a")
+    b.own("east", 2)
+    assert len(await b.collect("east", 200)) == 10
+    moved = CallRecord("east", "uuid-1", 1, "east", "core-b", "<new/>")
+    b.append([moved, Tombstone("east", "uuid-2", 1, "lost")])
+    assert await b.wait_acked("east", 3000)
+    assert {r.uuid for r in await b.unrecovered("east")} == {
+        f"uuid-{n}" for n in range(10) if n not in (1, 2)}
+    await cluster.kill("b")
+    c.own("east", 3)
+    inherited = {r.uuid: r for r in await c.collect("east")}
+    assert set(inherited) == {f"uuid-{n}" for n in range(10) if n != 2}
+    assert inherited["uuid-1"] == moved
+    c.append([CallRecord("east", u, 1, "east", "core-c", "<c/>") for u in inherited])
+    c.settle("east")
+    assert await c.unrecovered("east") == []
+    assert c.store.services["east"].copies == {}
+    a = await cluster.start("a")
+    await until(lambda: len(held(a)) == 9)
+    await until(lambda: a.in_sync_services() == ["east"])
+
+
+async def test_reclaim_goes_on_without_a_snapshot(cluster: Cluster) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(1)])
+    a.advance("east", 3)
+    a.append([call(2)])
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: b.status().incoming[0].epoch == 3)
+    b.observe({"east": ("a", 3)}, ["a", "b"])
+    assert b.in_sync_services() == ["east"]
+    assert a.status().peers[0].outgoing[0].snapshots == 0
+
+
+async def test_replaced_owner_disowns_and_follows(cluster: Cluster) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(1), call(2)])
+    assert await a.wait_acked("east", 3000)
+    b.own("east", 2)
+    a.append([Tombstone("east", "uuid-1", 9)])  # after b's claim: must not reach what b inherited
+    await asyncio.sleep(0.1)
+    assert {r.uuid for r in await b.unrecovered("east")} == {"uuid-1", "uuid-2"}
+    a.observe({"east": ("b", 2)}, ["a", "b"])
+    assert "east" not in a.change_log.logs
+    b.append([CallRecord("east", "uuid-1", 1, "east", "core-b", "<b/>")])
+    b.settle("east")
+    await until(lambda: held(a) == {"uuid-1": 1} and a.in_sync_services() == ["east"])
+    a.append([call(5)])
+    assert a.change_log.counters["unowned"] == 1
+
+
+async def test_collect_fetches_what_only_another_standby_has(cluster: Cluster) -> None:
+    """33, 34: b lacks a newer version and a tombstone that c has."""
+    a, b, c = [await cluster.start(n) for n in NODES]
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(40)])
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: len(held(b)) == len(held(c)) == 40)
+    a.mesh.sessions["b"].sources.clear()  # b hears no more changes
+    a.append([call(3, 2), Tombstone("east", "uuid-4", 2), call(99)])
+    await until(lambda: "uuid-99" in held(c))
+    assert "uuid-99" not in held(b)
+    await cluster.kill("a")
+    b.own("east", 2)
+    began = time.perf_counter()
+    records = {r.uuid: r.version for r in await b.collect("east", 500)}
+    assert time.perf_counter() - began < 0.4
+    assert records == held(c)
+
+
+async def test_collect_never_waits_longer_than_told(cluster: Cluster) -> None:
+    b, c = await cluster.start("b"), await cluster.start("c")
+    await until(lambda: "c" in b.mesh.sessions)
+    c.mesh.sessions["b"].send = lambda message: None  # type: ignore[method-assign]
+    began = time.perf_counter()
+    assert await b.collect("east", 20) == []
+    assert 0.015 < time.perf_counter() - began < 0.15
+
+
+async def test_slow_reader_costs_no_memory_and_catches_up(cluster: Cluster) -> None:
+    limits = Limits(buffer_entries=100, buffer_bytes=64 * 1024)
+    a = await cluster.start("a", limits=limits)
+    b = await cluster.start("b")
+    a.own("east", 1, settled=True)
+    await until(lambda: "a" in b.mesh.sessions)
+    session = b.mesh.sessions["a"]
+    assert session._transport is not None
+    session._transport.pause_reading()
+    noise = os.urandom(6000).hex()
+    for version in range(1, 60):
+        a.append([CallRecord("east", f"uuid-{n}", version, "east", "core", noise)
+                  for n in range(40)])
+        await asyncio.sleep(0.001)
+    log = a.change_log.logs["east"]
+    assert len(log._kept) <= 100
+    session._transport.resume_reading()
+    assert await a.wait_acked("east", 5000)
+    assert held(b) == {f"uuid-{n}": 59 for n in range(40)}
+
+
+async def test_copy_of_a_dead_owner_stays_in_sync_of_a_living_one_not(cluster: Cluster) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    changes: list[str] = []
+    b.on_change(lambda changed: changes.extend(f.state for f in changed.values()))
+    a.own("east", 1, settled=True)
+    a.append([call(1)])
+    assert await a.wait_acked("east", 3000)
+    await until(lambda: b.in_sync_services() == ["east"])
+    b.observe({"east": ("a", 1)}, ["b"])  # heart no longer hears a
+    await cluster.kill("a")
+    await asyncio.sleep(TIMING.lag_ms_max / 1000 + 0.3)
+    assert b.in_sync_services() == ["east"]
+    b.observe({"east": ("a", 1)}, ["a", "b"])  # it does: only replication is broken
+    await until(lambda: b.freshness("east").state == "suspended")
+    await until(lambda: changes[-1] == "suspended")
+    assert "in-sync" in changes
+
+
+async def test_digest_that_differs_is_mended_by_a_snapshot(cluster: Cluster) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(5)])
+    assert await a.wait_acked("east", 3000)
+    newest = b.store.services["east"].newest()
+    assert newest is not None
+    newest.items._forget(newest.items.items.pop("uuid-3"))
+    await until(lambda: len(held(b)) == 5)
+    assert b.store.counters["mismatch"] == 1
+
+
+async def test_second_link_is_used_when_the_first_is_dead(cluster: Cluster) -> None:
+    config = cluster.config("b")
+    links = {n: list(addresses) for n, addresses in config.links.items()}
+    second_only = {**links, "b": links["b"][1:]}
+    b = await cluster.start("b", config=MeshConfig(
+        config.cluster, "b", second_only, config.port, config.identity, TIMING))
+    a = await cluster.start("a")
+    await until(lambda: "b" in a.mesh.sessions)
+    assert a.mesh.sessions["b"].address == links["b"][1]
+    assert a.mesh.counters["dial"] >= 1
+    assert "a" in b.mesh.sessions
+
+
+async def test_requests(cluster: Cluster) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    gate = asyncio.Event()
+
+    async def echo(peer: str, payload: bytes) -> bytes:
+        return peer.encode() + b":" + payload
+
+    async def refuse(peer: str, payload: bytes) -> bytes:
+        raise ValueError("service west is not mine")
+
+    async def bug(peer: str, payload: bytes) -> bytes:
+        raise KeyError("secret")
+
+    async def wait(peer: str, payload: bytes) -> bytes:
+        await gate.wait()
+        return b""
+
+    async def huge(peer: str, payload: bytes) -> bytes:
+        return b"x" * 1_000_000
+
+    for method, served in [("echo", echo), ("refuse", refuse), ("bug", bug), ("wait", wait),
+                           ("huge", huge)]:
+        b.register(method, served)
+    await until(lambda: "b" in a.mesh.sessions)
+    assert await a.request("b", "echo", b"hi", 1000) == b"a:hi"
+    for method, reason in [("refuse", "west is not mine"), ("bug", "see the log"),
+                           ("unknown", "unknown method"), ("huge", "too large")]:
+        with pytest.raises(RequestFailed, match=reason):
+            await a.request("b", method, b"", 1000)
+    with pytest.raises(RequestFailed, match="no answer"):
+        await a.request("b", "wait", b"", 30)
+    with pytest.raises(RequestFailed, match="not connected"):
+        await a.request("c", "echo", b"", 1000)
+    with pytest.raises(RequestFailed, match="allowed"):
+        await a.request("b", "echo", b"x" * 500_000, 1000)
+    waiting = [asyncio.ensure_future(a.request("b", "wait", b"", 2000)) for _ in range(30)]
+    await asyncio.sleep(0.1)
+    gate.set()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sum(isinstance(o, RequestFailed) for o in outcomes) == 15  # one was open before
+    lost = asyncio.ensure_future(a.request("b", "echo", b"", 2000))
+    await asyncio.sleep(0)
+    a.mesh.sessions["b"].abort("test", "cut")
+    with pytest.raises(RequestFailed):
+        await lost
+
+
+# -- hostile input: counters, and nothing else --
+
+
+def blocking(work: Callable[[], None]) -> Awaitable[None]:
+    return asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def dial(cluster: Cluster, identity: Identity, node: str = "b") -> ssl.SSLSocket:
+    address = (cluster.config(node).links[node][0], cluster.port)
+    plain = socket.create_connection(address, timeout=3)
+    return tls_context(identity, server=False).wrap_socket(plain, server_hostname=node)
+
+
+def drain(connection: socket.socket) -> None:
+    """Read until the other side has closed."""
+    connection.settimeout(3)
+    try:
+        while connection.recv(65536):
+            pass
+    except (ConnectionError, ssl.SSLError):
+        pass
+
+
+@pytest.fixture
+async def pair(cluster: Cluster) -> AsyncIterator[tuple[Cluster, Replicator, Replicator]]:
+    """b and c replicate; whoever attacks b in the name of a must not disturb them."""
+    b, c = await cluster.start("b"), await cluster.start("c")
+    b.own("west", 1, settled=True)
+    await until(lambda: "c" in b.mesh.sessions)
+    session = b.mesh.sessions["c"]
+    yield cluster, b, c
+    b.append([call(1, service="west")])
+    assert await b.wait_acked("west", 3000)
+    assert b.mesh.sessions["c"] is session
+
+
+async def test_plain_garbage(pair: tuple[Cluster, Replicator, Replicator]) -> None:
+    cluster, b, _ = pair
+
+    def attack() -> None:
+        address = (cluster.config("b").links["b"][0], cluster.port)
+        for garbage in (b"GET / HTTP/1.0\r\n\r\n", os.urandom(5000), b""):
+            with socket.create_connection(address, timeout=3) as connection:
+                connection.sendall(garbage)
+                connection.shutdown(socket.SHUT_WR)
+                drain(connection)
+
+    await blocking(attack)
+    await until(lambda: b.mesh.counters["handshake"] == 3)
+
+
+async def test_certificate_of_a_foreign_authority(
+    pair: tuple[Cluster, Replicator, Replicator],
+) -> None:
+    cluster, b, _ = pair
+    foreign = Authority(cluster.folder, "foreign").identity("a")
+    mixed = Identity(cluster.authority.folder / "ca.crt", foreign.certificate_file,
+                     foreign.key_file)
+    await blocking(lambda: drain(dial(cluster, mixed)))
+    await until(lambda: b.mesh.counters["handshake"] == 1)
+
+
+@pytest.mark.parametrize("node", ["stranger", "b"])
+async def test_certificate_of_no_other_configured_node(
+    pair: tuple[Cluster, Replicator, Replicator], node: str,
+) -> None:
+    cluster, b, _ = pair
+    await blocking(lambda: drain(dial(cluster, cluster.authority.identity(node))))
+    await until(lambda: b.mesh.counters["certificate"] == 1)
+
+
+def speeches() -> Iterator[tuple[str, list[bytes]]]:
+    hello = frame(Hello(VERSION, "voice1", "a"))
+    yield "malformed", [frame(Want(1, "west", []))]  # before the hello
+    yield "malformed", [b"\xff\xff\xff\xff" + b"x" * 1000]  # oversize
+    yield "malformed", [b"\x00\x00\x00\x00"]
+    yield "malformed", [hello, b"\x00\x00\x00\x05" + b"\xc1abcd"]
+    yield "malformed", [hello, hello]
+    yield "malformed", [hello, frame(Want(1, "west", [1, 2, 3]))]
+    yield "malformed", [hello, b"\x00\x00\x00\x03\x92\x2a\x01"]  # an unknown tag
+    yield "cluster", [frame(Hello(VERSION, "other", "a"))]
+    yield "version", [frame(Hello(VERSION + 1, "voice1", "a"))]
+    yield "certificate", [frame(Hello(VERSION, "voice1", "c"))]
+
+
+@pytest.mark.parametrize(("counter", "frames"), list(speeches()))
+async def test_authenticated_nonsense(
+    pair: tuple[Cluster, Replicator, Replicator], counter: str, frames: list[bytes],
+) -> None:
+    cluster, b, _ = pair
+
+    def attack() -> None:
+        with dial(cluster, cluster.authority.identity("a")) as connection:
+            connection.sendall(b"".join(frames))
+            drain(connection)
+
+    await blocking(attack)
+    await until(lambda: b.mesh.counters[counter] == 1)
+    assert set(b.store.services) == set()
+
+
+async def test_node_cannot_speak_for_another(
+    pair: tuple[Cluster, Replicator, Replicator],
+) -> None:
+    from haclusterd.core.replication import Offer, StreamId
+    cluster, b, _ = pair
+
+    def attack() -> None:
+        with dial(cluster, cluster.authority.identity("a")) as connection:
+            connection.sendall(frame(Hello(VERSION, "voice1", "a"))
+                               + frame(Offer(StreamId("east", "c", 1, 9), 9, 5)))
+            drain(connection)
+
+    await blocking(attack)
+    await until(lambda: b.mesh.counters["malformed"] == 1)
+    assert b.store.services == {}
+
+
+async def test_silent_handshakes_are_bounded(
+    pair: tuple[Cluster, Replicator, Replicator],
+) -> None:
+    cluster, b, _ = pair
+    address = (cluster.config("b").links["b"][0], cluster.port)
+    silent = [socket.create_connection(address) for _ in range(20)]
+    await until(lambda: b.mesh.counters["crowded"] >= 16)
+    await until(lambda: b.mesh.counters["handshake"] >= 4)  # cut after the handshake timeout
+    for connection in silent:
+        connection.close()
+
+
+async def test_port_taken_and_missing_keys_say_what_to_do(cluster: Cluster) -> None:
+    config = cluster.config("a")
+    with socket.socket() as taken:
+        taken.bind((config.links["a"][0], config.port))
+        taken.listen()
+        with pytest.raises(SyncError, match="change `port`"):
+            await cluster.start("a")
+    config.identity.key_file.unlink()
+    with pytest.raises(SyncError, match="keys create"):
+        Replicator(config, 1)
+    config.identity.key_file.write_bytes(ipaddress.ip_address("::1").packed)
+    with pytest.raises(SyncError, match="do not fit"):
+        Replicator(config, 1)
