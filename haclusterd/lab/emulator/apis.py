@@ -192,7 +192,7 @@ def _channel_data(switch: Switch, channel: Channel) -> Event:
 async def msleep(_switch: Switch, argument: str) -> str:
     if argument.isascii() and argument.isdigit():
         await asyncio.sleep(min(int(argument), 60_000) / 1000)
-        return "+OK\n"
+        return "+OK"
     return "-USAGE: <milliseconds>\n"
 
 
@@ -207,7 +207,7 @@ def accepted(_switch: Switch, _argument: str) -> str:
 def hash_dump(_switch: Switch, argument: str) -> str:
     if argument.split()[:1] in (["all"], ["limit"], ["db"]):
         return ""
-    return "-USAGE: all|limit|db [<realm>]\n"
+    return "Usage: all|limit|db [<realm>]\n"
 
 
 APIS: Final[dict[str, Api]] = {

@@ -32,30 +32,36 @@ _CALL_COLUMNS: Final = [
     "sent_callee_name",
     "sent_callee_num",
 ]
+_NOT_B: Final = ("hostname", "call_uuid")
+_USAGE: Final = "-USAGE: calls [count]|channels [count]|bridged_calls|aliases|complete|limits\n"
 _EMPTY: Final = ("registrations", "bridged_calls", "aliases", "complete", "limits", "nat_map")
 
 
 def show(switch: Switch, argument: str) -> str:
     words = argument.lower().split()
     if not words:
-        return "-USAGE: channels|calls [count] [as json]|registrations|...\n"
+        return _USAGE
     as_json = words[-2:] == ["as", "json"]
     if words[0] in _EMPTY:
         rows: list[dict[str, str]] = []
     elif words[0] in ("channels", "calls"):
         rows = [c.show_row(switch.config.switchname) for c in switch.channels.values()]
     else:
-        return "-ERR No such command\n"
+        return _USAGE
     if words[0] == "calls":
         rows = [_as_call(row) for row in rows]
     if "count" in words[1:]:
-        return f'{{"row_count":{len(rows)}}}' if as_json else f"\n{len(rows)} total.\n"
+        return f'{{"row_count":{len(rows)},"rows":[]}}' if as_json else f"\n{len(rows)} total.\n"
     return _json(rows) if as_json else _text(rows)
 
 
 def _as_call(row: dict[str, str]) -> dict[str, str]:
     call = {name: row[name] for name in _CALL_COLUMNS}
-    return call | {f"b_{name}": "" for name in _CALL_COLUMNS if name != "hostname"}
+    return (
+        call
+        | {f"b_{name}": "" for name in _CALL_COLUMNS if name not in _NOT_B}
+        | {"call_created_epoch": ""}
+    )
 
 
 def _json(rows: list[dict[str, str]]) -> str:

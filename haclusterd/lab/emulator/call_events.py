@@ -39,6 +39,22 @@ Q850: Final = {
     "RECOVERY_ON_TIMER_EXPIRE": 102,
 }
 
+_QUALITY: Final = {
+    "in_jitter_packet_count": "0",
+    "in_flush_packet_count": "0",
+    "in_largest_jb_size": "0",
+    "in_jitter_min_variance": "0.00",
+    "in_jitter_max_variance": "0.00",
+    "in_jitter_loss_rate": "0.00",
+    "in_jitter_burst_rate": "0.00",
+    "in_mean_interval": "0.00",
+    "in_flaw_total": "0",
+    "in_quality_percentage": "100.00",
+    "in_mos": "4.50",
+    "rtcp_packet_count": "0",
+    "rtcp_octet_count": "0",
+}
+
 
 class CallEvents:
     def __init__(self, bus: EventBus) -> None:
@@ -154,14 +170,16 @@ class CallEvents:
         channel.state_number = 10
         self._bus.fire("CHANNEL_HANGUP", _HANGUP, channel.extended_headers)
 
-    def end(self, channel: Channel) -> None:
+    def end(self, channel: Channel, disposition: str) -> None:
         """Everything after CHANNEL_HANGUP: the application ends, report, destruction."""
         name, data = channel.executed[-1][:2] if channel.executed else ("", "")
         if name == "playback" and channel.answered:
             self.playback(channel, data, stop=True)
-            self.executed(channel, name, data, "FILE PLAYED")
+            outcome = "PLAYBACK ERROR" if disposition == "recv_bye" else "FILE PLAYED"
+            self.executed(channel, name, data, outcome)
         elif name:
             self.executed(channel, name, data)
+        channel.set("sip_hangup_disposition", disposition)
         self.state(channel, "CS_HANGUP", 10)
         channel.times["Channel-Hangup"] = now_us()
         self.callstate(channel, "HANGUP")
@@ -184,6 +202,8 @@ class CallEvents:
             "bridge": times["Channel-Bridged"],
             "resurrect": times["Channel-Resurrect"],
             "progress": times["Channel-Progress"],
+            "progress_media": times["Channel-Progress-Media"],
+            "last_hold": 0,
             "end": times["Channel-Hangup"],
         }
         channel.set("hangup_cause", channel.hangup_cause)
@@ -204,22 +224,31 @@ class CallEvents:
         self._durations(channel, stamps["end"])
 
     def _durations(self, channel: Channel, end_us: int) -> None:
+        created_us = channel.times["Channel-Created"]
         answered_us = channel.times["Channel-Answered"]
-        spans = {
-            "duration": end_us - channel.times["Channel-Created"],
-            "billsec": end_us - answered_us if answered_us else 0,
-        }
-        for name, span_us in spans.items():
-            channel.set(name, str(span_us // 1_000_000))
-        for prefix, divisor in (("m", 1000), ("u", 1)):
-            channel.set(f"{prefix}duration", str(spans["duration"] // divisor))
-            channel.set(f"bill{prefix}sec", str(spans["billsec"] // divisor))
+        billed_us = end_us - answered_us if answered_us else 0
+        waited_us = max(answered_us - created_us, 0)
+        spans = {"duration": end_us - created_us, "billsec": billed_us, "progresssec": 0}
+        spans |= {"answersec": waited_us, "waitsec": waited_us, "progress_mediasec": 0}
+        spans["flow_billsec"] = end_us - created_us
+        for prefix, divisor in (("", 1_000_000), ("m", 1000), ("u", 1)):
+            for name, span_us in spans.items():
+                scaled = prefix + name if name == "duration" else name[:-3] + prefix + "sec"
+                channel.set(scaled, str(span_us // divisor))
+        for name in ("hold_accum_seconds", "hold_accum_usec", "hold_accum_ms"):
+            channel.set(name, "0")
+        self._media_report(channel)
+
+    def _media_report(self, channel: Channel) -> None:
         stream = channel.stream
-        for side, packets in (
-            ("in", stream.received if stream else 0),
-            ("out", stream.sent if stream else 0),
-        ):
-            channel.set(f"rtp_audio_{side}_raw_bytes", str(packets * 172))
-            channel.set(f"rtp_audio_{side}_media_bytes", str(packets * 172))
-            channel.set(f"rtp_audio_{side}_packet_count", str(packets))
-            channel.set(f"rtp_audio_{side}_media_packet_count", str(packets))
+        if stream is None:
+            return
+        for side, packets in (("in", stream.received), ("out", stream.sent)):
+            for name in ("raw_bytes", "media_bytes"):
+                channel.set(f"rtp_audio_{side}_{name}", str(packets * 172))
+            for name in ("packet_count", "media_packet_count"):
+                channel.set(f"rtp_audio_{side}_{name}", str(packets))
+            for name in ("skip", "dtmf", "cng"):
+                channel.set(f"rtp_audio_{side}_{name}_packet_count", "0")
+        for name, value in _QUALITY.items():
+            channel.set(f"rtp_audio_{name}", value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from haclusterd.lab.emulator.channel import CODECS, CallerProfile, Channel, now_us
 from haclusterd.lab.emulator.dialog import Dialog
+from haclusterd.lab.emulator.media import Stream
 from haclusterd.lab.emulator.sip_message import (
     RemoteSdp,
     SipMessage,
@@ -52,6 +53,7 @@ def new_channel(profile: SofiaProfile, request: SipMessage, source: Address) -> 
         ani=from_uri.user,
         network_addr=source[0],
         destination_number=asked.user,
+        context=profile.config.context,
         chan_name=f"sofia/{profile.name}/{from_uri.user_host_port}",
     )
     channel = Channel(
@@ -101,8 +103,9 @@ def _sip_variables(
         "sip_via_host": via_by.rpartition(":")[0] or via_by,
         "sip_via_port": via_by.rpartition(":")[2] if ":" in via_by else "5060",
         "max_forwards": request.get("max-forwards") or "70",
-        "presence_id": f"{from_uri.user}@{from_uri.host}",
     }
+    if profile.config.presence:
+        variables["presence_id"] = f"{from_uri.user}@{from_uri.host}"
     if contact.params:
         variables["sip_contact_params"] = contact.params.lstrip(";")
     record_route = request.all("record-route")
@@ -119,6 +122,23 @@ def _uri_variables(part: str, uri: Uri) -> dict[str, str]:
         f"sip_{part}_uri": uri.user_host_port,
         f"sip_{part}_host": uri.host,
     }
+
+
+def answer_variables(channel: Channel, stream: Stream, telephone_event: int) -> None:
+    """What the answer adds: our side of the media."""
+    event = str(telephone_event or 101)
+    for name, value in (
+        ("local_media_ip", stream.local[0]),
+        ("local_media_port", str(stream.local[1])),
+        ("advertised_media_ip", stream.local[0]),
+        ("rtp_use_timer_name", "soft"),
+        ("rtp_use_pt", channel.variables["rtp_audio_recv_pt"]),
+        ("rtp_use_ssrc", str(stream.ssrc)),
+        ("rtp_2833_send_payload", event),
+        ("rtp_2833_recv_payload", event),
+        ("endpoint_disposition", "ANSWER"),
+    ):
+        channel.set(name, value)
 
 
 def media_variables(channel: Channel, request: SipMessage, sdp: RemoteSdp) -> None:
@@ -147,9 +167,6 @@ def media_variables(channel: Channel, request: SipMessage, sdp: RemoteSdp) -> No
         "write_rate": "8000",
         "dtmf_type": "rfc2833",
         "endpoint_disposition": "RECEIVED",
-        "rtp_use_pt": str(sdp.payload_type),
-        "rtp_2833_send_payload": str(sdp.telephone_event or 101),
-        "rtp_2833_recv_payload": str(sdp.telephone_event or 101),
     }
 
 

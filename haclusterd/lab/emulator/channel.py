@@ -74,7 +74,6 @@ class Channel:
     stream: Stream | None = None
     tracked: bool = False
     recovering: bool = False
-    answered_sdp: str = ""
 
     def set(self, name: str, value: str) -> None:
         """As switch_channel_set_variable: a changed variable moves to the end."""

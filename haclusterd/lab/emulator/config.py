@@ -26,6 +26,8 @@ class ProfileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sip_port: int = 5060
     standby: bool = False
     track_calls: bool = True
+    presence: bool = False  # manage-presence: variable presence_id and PRESENCE_IN events
+    context: str = "public"
     auto_start: bool = True  # False: only known, as if added to the XML before `profile start`
 
 

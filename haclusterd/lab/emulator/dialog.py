@@ -59,7 +59,14 @@ class Dialog:
         raise SipParseError("the peer has no numeric address")
 
     def request(
-        self, method: str, via: str, *, cseq: int | None = None, branch: str = "", body: str = ""
+        self,
+        method: str,
+        via: str,
+        *,
+        cseq: int | None = None,
+        branch: str = "",
+        reason: str = "",
+        body: str = "",
     ) -> tuple[bytes, str]:
         """A request in this dialog and its branch; `via` is our sent-by.
 
@@ -84,6 +91,8 @@ class Dialog:
         if method == "INVITE":
             headers.append(("Allow", ALLOW))
             headers.append(("Supported", "timer, path, replaces"))
+        if reason:
+            headers.append(("Reason", reason))
         if body:
             headers.append(("Content-Type", "application/sdp"))
         return build(f"{method} {self.target} SIP/2.0", headers, body), branch

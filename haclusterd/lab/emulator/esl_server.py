@@ -28,6 +28,13 @@ _QUEUE_MAX: Final = 64 << 20  # bytes not yet taken by the client; beyond it the
 _JOBS_MAX: Final = 1000
 _JOB: Final = Source("mod_event_socket.c", "api_exec", 1588)
 _SENT: Final = Source("mod_event_socket.c", "parse_command", 2284)
+_LEVELS: Final = {
+    name: number
+    for number, name in enumerate(
+        ("console", "alert", "crit", "err", "warning", "notice", "info", "debug")
+    )
+}
+_DIGITS: Final = tuple("01234567")
 _GOODBYE: Final = "Disconnected, goodbye.\nSee you at ClueCon! http://www.cluecon.com/\n"
 
 
@@ -152,23 +159,23 @@ class EslSession:
         return command, headers, body.decode("utf-8", "surrogateescape")
 
     async def _execute(self, command: str, headers: Pairs, body: str) -> bytes:
-        name, _, argument = command.partition(" ")
-        name, argument = name.lower(), argument.strip()
+        name, space, argument = command.partition(" ")
+        name = name.lower()
         if name in ("exit", "..."):
             self._running = False
             return _reply("+OK bye")
         if not self._authenticated:
-            return self._log_in(name, argument)
-        if name == "api":
+            return self._log_in(name, argument.strip())
+        if name == "api" and space:
             return await self._api(argument)
-        if name == "bgapi":
+        if name == "bgapi" and space:
             return self._bgapi(argument, headers)
         if name == "sendevent":
-            return self._sendevent(argument, headers, body)
+            return self._sendevent(argument.strip(), headers, body)
         answer = _ANSWERS.get(name)
-        if answer is None:
+        if answer is None or (name == "filter" and not space):
             return _reply("-ERR command not found")
-        return _reply(answer(self._subscription, argument))
+        return _reply(answer(self._subscription, argument.strip()))
 
     def _log_in(self, name: str, argument: str) -> bytes:
         if name != "auth":
@@ -183,15 +190,13 @@ class EslSession:
 
     async def _api(self, argument: str) -> bytes:
         name, _, rest = argument.partition(" ")
-        if not name:
-            return _reply("-ERR command not found")
         text = await apis.execute(self._switch, name, rest.strip()) or "-ERR no reply\n"
         content = text.encode("utf-8", "surrogateescape")
         return f"Content-Type: api/response\nContent-Length: {len(content)}\n\n".encode() + content
 
     def _bgapi(self, argument: str, headers: Pairs) -> bytes:
         name, _, rest = argument.partition(" ")
-        if not name or len(self._jobs) >= _JOBS_MAX:
+        if len(self._jobs) >= _JOBS_MAX:
             return _reply("-ERR command not found")
         job = next((v for k, v in headers if k.lower() == "job-uuid" and v), str(uuid.uuid4()))
         task = asyncio.get_running_loop().create_task(self._job(job, name, rest.strip()))
@@ -224,9 +229,9 @@ def _reply(text: str) -> bytes:
 
 
 def _log(_subscription: Subscription, argument: str) -> str:
-    level = argument or "debug"
-    number = int(level) if level.isascii() and level.isdigit() and len(level) == 1 else 7
-    return f"+OK log level {level} [{number}]"
+    level = argument.lower()
+    number = int(level) if level in _DIGITS else _LEVELS.get(level or "debug")
+    return "-ERR invalid log level" if number is None else f"+OK log level {argument} [{number}]"
 
 
 _ANSWERS: Final[dict[str, Callable[[Subscription, str], str]]] = {
@@ -235,7 +240,7 @@ _ANSWERS: Final[dict[str, Callable[[Subscription, str], str]]] = {
     "noevents": lambda subscription, _: subscription.clear(),
     "filter": Subscription.filter,
     "log": _log,
-    "nolog": lambda _subscription, _: "+OK no longer logging",
+    "nolog": lambda _subscription, _: "-ERR not loging",
     "linger": lambda _subscription, _: "-ERR not controlling a session",
     "nolinger": lambda _subscription, _: "-ERR not controlling a session",
     "divert_events": lambda _subscription, _: "-ERR not controlling a session.",

@@ -8,7 +8,12 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
-from haclusterd.lab.emulator.call_variables import local_sdp, media_variables, new_channel
+from haclusterd.lab.emulator.call_variables import (
+    answer_variables,
+    local_sdp,
+    media_variables,
+    new_channel,
+)
 from haclusterd.lab.emulator.channel import Channel, now_us
 from haclusterd.lab.emulator.events import Source
 from haclusterd.lab.emulator.media import Stream
@@ -53,11 +58,11 @@ def invited(profile: SofiaProfile, request: SipMessage, source: Address) -> None
         return
     channel = new_channel(profile, request, source)
     profile.answer(request, source, 100, "Trying")
-    try:
-        sdp = remote_media(request.body)
-    except SipParseError:
-        sdp = None
-    if sdp is None or sdp.payload_type < 0 or not sdp.port:
+    if not request.body:
+        profile.answer(request, source, 480, "Temporarily Unavailable")
+        return
+    sdp = remote_media(request.body)
+    if sdp.payload_type < 0 or not sdp.port:
         profile.answer(request, source, 488, "Not Acceptable Here")
         return
     media_variables(channel, request, sdp)
@@ -72,7 +77,7 @@ def invited(profile: SofiaProfile, request: SipMessage, source: Address) -> None
     elif action == "ring":
         _ring(profile, channel, request, source)
     else:
-        _answer(profile, channel, request, source)
+        _answer(profile, channel, request, source, sdp.telephone_event)
 
 
 def _route(profile: SofiaProfile, channel: Channel, action: str) -> None:
@@ -102,7 +107,13 @@ def _ring(profile: SofiaProfile, channel: Channel, request: SipMessage, source: 
     profile.ringing[(request.get("call-id"), request.cseq)] = (channel, request, source)
 
 
-def _answer(profile: SofiaProfile, channel: Channel, request: SipMessage, source: Address) -> None:
+def _answer(
+    profile: SofiaProfile,
+    channel: Channel,
+    request: SipMessage,
+    source: Address,
+    telephone_event: int,
+) -> None:
     switch = profile.switch
     switch.events.execute(channel, "answer", "")
     try:
@@ -113,19 +124,11 @@ def _answer(profile: SofiaProfile, channel: Channel, request: SipMessage, source
         switch.hangup(channel, "DESTINATION_OUT_OF_ORDER", "send_refuse")
         return
     read = channel.variables
-    payload_type = int(read["rtp_use_pt"])
+    payload_type = int(read["rtp_audio_recv_pt"])
     remote = (read["remote_media_ip"], int(read["remote_media_port"]))
     stream = Stream(sock, remote, payload_type)
     channel.stream = stream
-    for name, value in (
-        ("local_media_ip", stream.local[0]),
-        ("local_media_port", str(stream.local[1])),
-        ("advertised_media_ip", stream.local[0]),
-        ("rtp_use_timer_name", "soft"),
-        ("rtp_use_ssrc", str(stream.ssrc)),
-        ("endpoint_disposition", "ANSWER"),
-    ):
-        channel.set(name, value)
+    answer_variables(channel, stream, telephone_event)
     sdp = local_sdp(channel)
     channel.set("rtp_local_sdp_str", sdp)
     channel.times["Channel-Answered"] = now_us()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from typing import TYPE_CHECKING, Final
 
 from haclusterd.lab.emulator import inbound
+from haclusterd.lab.emulator.call_events import Q850
 from haclusterd.lab.emulator.channel import Channel
 from haclusterd.lab.emulator.config import ProfileConfig
 from haclusterd.lab.emulator.events import Source
@@ -121,9 +123,18 @@ class SofiaProfile:
             extra = [("Contact", f"<{self.url}>"), ("Accept", "application/sdp")]
             self.answer(request, source, 200, "OK", extra=extra)
         elif method == "REGISTER":
-            self.answer(request, source, 403, "Forbidden")
+            self._register(request, source)
         else:
             self.answer(request, source, 501, "Not Implemented")
+
+    def _register(self, request: SipMessage, source: Address) -> None:
+        """Nobody is in the directory: the challenge, then no."""
+        if request.get("authorization"):
+            self.answer(request, source, 403, "Forbidden")
+            return
+        challenge = f'Digest realm="{self.config.ip}", nonce="{uuid.uuid4()}", algorithm=MD5'
+        extra = [("WWW-Authenticate", challenge + ', qop="auth"')]
+        self.answer(request, source, 401, "Unauthorized", extra=extra)
 
     def answer(
         self,
@@ -177,7 +188,9 @@ class SofiaProfile:
     def send_bye(self, channel: Channel) -> None:
         if self.transport is None or not channel.answered:
             return
-        datagram, branch = channel.dialog.request("BYE", self.sent_by)
+        cause = channel.hangup_cause
+        reason = f'Q.850;cause={Q850.get(cause, 31)};text="{cause}"'
+        datagram, branch = channel.dialog.request("BYE", self.sent_by, reason=reason)
         try:
             destination = channel.dialog.destination()
         except SipParseError as error:

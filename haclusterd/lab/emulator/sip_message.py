@@ -26,10 +26,7 @@ _URI: Final = re.compile(
 _TAG: Final = re.compile(r";\s*tag=([^;\s]+)", re.IGNORECASE)
 _ALPHABET: Final = string.ascii_letters + string.digits
 USER_AGENT: Final = "FreeSWITCH-mod_sofia/1.11.3-dev+git~20260821T141014Z~cc93a683ca~64bit"
-ALLOW: Final = (
-    "INVITE, ACK, BYE, CANCEL, OPTIONS, MESSAGE, INFO, UPDATE, REGISTER, REFER, NOTIFY, "
-    "PUBLISH, SUBSCRIBE"
-)
+ALLOW: Final = "INVITE, ACK, BYE, CANCEL, OPTIONS, MESSAGE, INFO, UPDATE, REGISTER, REFER, NOTIFY"
 
 
 class SipParseError(ValueError):
@@ -197,7 +194,7 @@ def response(
     headers += extra or []
     headers.append(("User-Agent", USER_AGENT))
     if status != 100:
-        headers.append(("Allow", ALLOW))
+        headers += [("Allow", ALLOW), ("Supported", "timer, path, replaces")]
     return build(f"SIP/2.0 {status} {reason}", headers, body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 import uuid
@@ -18,7 +19,6 @@ from haclusterd.lab.emulator.media import MediaEngine, PortPool
 from haclusterd.lab.emulator.metadata import write
 from haclusterd.lab.emulator.profile import SofiaProfile
 
-HOSTNAME: Final = "emulator"
 _HEARTBEAT: Final = Source("switch_core.c", "send_heartbeat", 95)
 _SCHEDULED: Final = Source("switch_scheduler.c", "switch_scheduler_execute", 73)
 _SHUTDOWN: Final = Source("switch_core.c", "switch_core_destroy", 3080)
@@ -28,7 +28,7 @@ class Switch:
     def __init__(self, config: EmulatorConfig) -> None:
         self.config = config
         self.core_uuid = str(uuid.uuid4())
-        self.bus = EventBus(self.core_uuid, HOSTNAME, config.switchname)
+        self.bus = EventBus(self.core_uuid, socket.gethostname(), config.switchname)
         self.events = CallEvents(self.bus)
         self.db = CoreDb(
             config.path(config.core_db),
@@ -47,7 +47,7 @@ class Switch:
         self.channels: dict[str, Channel] = {}
         self.dialogs: dict[tuple[str, str], Channel] = {}
         self.variables = {
-            "hostname": HOSTNAME,
+            "hostname": socket.gethostname(),
             "local_ip_v4": "127.0.0.1",
             "core_uuid": self.core_uuid,
         }
@@ -151,12 +151,13 @@ class Switch:
     def _end(self, channel: Channel, disposition: str) -> None:
         if channel.uuid not in self.channels:
             return
-        channel.set("sip_hangup_disposition", disposition)
+        if disposition != "send_bye":
+            channel.set("sip_hangup_disposition", disposition)
         profile = self.profiles[channel.profile_name]
         if disposition == "send_bye":
             profile.send_bye(channel)
         self.untrack(channel)
-        self.events.end(channel)
+        self.events.end(channel, disposition)
         profile.forget(channel)
         if channel.stream is not None:
             self.ports.give_back(channel.stream.local)
@@ -192,5 +193,5 @@ class Switch:
 
 
 def known_cause(text: str) -> str:
-    """A hang-up cause by name; MANAGER_REQUEST where FreeSWITCH does not know the word."""
-    return text.upper() if text.upper() in Q850 else "MANAGER_REQUEST"
+    """A hang-up cause by name; NORMAL_CLEARING where FreeSWITCH does not know the word."""
+    return text.upper() if text.upper() in Q850 else "NORMAL_CLEARING"
