@@ -48,9 +48,9 @@ Frame = tuple[bytes, int]  # a whole Ethernet frame and its ethertype
 
 @dataclass(frozen=True)
 class FencedService:
-    """What one service may speak with: its NIC and its addresses (without prefix length)."""
+    """What one service may speak with: its NICs and its addresses (without prefix length)."""
 
-    device: str
+    devices: tuple[str, ...]
     addresses: tuple[str, ...]
 
 
@@ -63,6 +63,8 @@ class Fence(Protocol):
     def load(self) -> None: ...
     def unload(self) -> None: ...
     def arm(self) -> bool: ...
+    def needs(self, device: str) -> bool: ...
+    def device_gone(self, device: str) -> None: ...
     def renew(self, indices: Collection[int]) -> bool: ...
     def close(self, indices: Collection[int]) -> bool: ...
 
@@ -183,7 +185,9 @@ class KernelLease:
         self._table = table
         self._mark = zlib.crc32(table.encode()) | 1
         self._services = dict(services)
-        self._devices = sorted({*devices, *(s.device for s in services.values())} - {"lo"})
+        self._devices = sorted(
+            {*devices, *(d for s in services.values() for d in s.devices)} - {"lo"}
+        )
         self._fence_ms, self._arm_ms = fence_ms, arm_ms
         self.least_fence_ms = fence_ms - -(-jiffy_us() // 1000)
         self.missing_devices: tuple[str, ...] = ()
@@ -220,6 +224,15 @@ class KernelLease:
                 "the nf_tables fence was loaded but does not act",
                 "bring the loopback up: `ip link set lo up`",
             )
+
+    def needs(self, device: str) -> bool:
+        """Whether this NIC is to be guarded and has appeared since the table was loaded."""
+        return device in self.missing_devices
+
+    def device_gone(self, device: str) -> None:
+        """The NIC went, and its hook with it."""
+        if device in self._devices and device not in self.missing_devices:
+            self.missing_devices = (*self.missing_devices, device)
 
     def unload(self) -> None:
         """Remove the table and the control socket. Raises HeartError if the table stays."""
@@ -295,6 +308,16 @@ class RuleFence:
         self._set(indices, on=True)
         self._open.difference_update(indices)
         return True
+
+    def needs(self, device: str) -> bool:
+        return False  # a source rule knows no NIC
+
+    def device_gone(self, device: str) -> None:
+        return
+
+    def adopt(self, opened: Collection[int]) -> None:
+        """Take over the rules of a predecessor, which left these services open."""
+        self._open = set(opened)
 
     def _set(self, indices: Collection[int], *, on: bool) -> None:
         for index in indices:

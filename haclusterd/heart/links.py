@@ -6,7 +6,6 @@ whose NIC is gone, counts its errors and is opened again by `reopen`; the others
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ipaddress
 import socket
@@ -23,6 +22,7 @@ _PRIORITY_CONTROL = 6  # pfifo_fast's first band
 _IPV6_TCLASS = 67
 
 Address = tuple[str, int]
+Datagram = tuple[int, bytes, str]  # link, content, source address
 
 
 @dataclass
@@ -43,7 +43,7 @@ class _Link:
     address: str
     port: int
     peers: tuple[Address | None, ...]
-    sources: dict[str, int]
+    sources: frozenset[str]
     socket: socket.socket | None = None
     fault: str = ""
     counters: LinkCounters = field(default_factory=LinkCounters)
@@ -63,11 +63,11 @@ class Links:
                 None if node == me else (addresses[position], port)
                 for node, addresses in enumerate(nodes)
             )
-            sources = {
-                _canonical(addresses[position]): node
+            sources = frozenset(
+                _canonical(addresses[position])
                 for node, addresses in enumerate(nodes)
                 if node != me
-            }
+            )
             self._links.append(_Link(own, port, peers, sources))
 
     def __len__(self) -> int:
@@ -100,9 +100,10 @@ class Links:
             opened.append(position)
         return opened
 
-    def adopt(self, link: int, opened: socket.socket) -> None:
-        """Take a socket that a predecessor handed over."""
+    def adopt(self, link: int, descriptor: int) -> None:
+        """Take the socket that a predecessor handed over."""
         self.drop(link)
+        opened = socket.socket(fileno=descriptor)
         opened.setblocking(False)
         self._links[link].socket = opened
         self._links[link].fault = ""
@@ -148,28 +149,26 @@ class Links:
         entry.counters.sent += taken
         return taken
 
-    def receive(self, limit: int) -> list[tuple[int, bytes, int]]:
-        """Up to `limit` datagrams per link as (link, data, node), from configured peers only.
+    def receive(self, limit: int) -> list[Datagram]:
+        """Up to `limit` datagrams per link as (link, data, source), from configured peers only.
 
-        `node` is whose address it came from: not yet proof of who sent it.
+        `source` is the address in the kernel's text: not yet proof of who sent it.
         """
-        found: list[tuple[int, bytes, int]] = []
+        found: list[Datagram] = []
         for position, link in enumerate(self._links):
             if link.socket is not None:
                 self._receive_from(position, link, limit, found)
         return found
 
-    def receive_on(self, position: int, limit: int) -> list[tuple[int, bytes, int]]:
-        """`receive` for one link."""
-        found: list[tuple[int, bytes, int]] = []
+    def receive_on(self, position: int, limit: int) -> list[Datagram]:
+        """`receive` for one link; fewer than `limit` counted datagrams means it is drained."""
+        found: list[Datagram] = []
         link = self._links[position]
         if link.socket is not None:
             self._receive_from(position, link, limit, found)
         return found
 
-    def _receive_from(
-        self, position: int, link: _Link, limit: int, found: list[tuple[int, bytes, int]]
-    ) -> None:
+    def _receive_from(self, position: int, link: _Link, limit: int, found: list[Datagram]) -> None:
         opened = link.socket
         if opened is None:
             return
@@ -182,14 +181,13 @@ class Links:
             except OSError:
                 counters.receive_errors += 1  # ECONNREFUSED and the like, told by ICMP
                 continue
-            node = link.sources.get(source[0])
-            if node is None:
+            if source[0] not in link.sources:
                 counters.alien_sources += 1
             elif len(data) > DATAGRAM_BYTES_MAX:
                 counters.oversized += 1
             else:
                 counters.received += 1
-                found.append((position, data, node))
+                found.append((position, data, source[0]))
 
     def flush(self, limit: int = 8192) -> int:
         """Throw away what the sockets hold; how many datagrams that were."""
@@ -239,13 +237,3 @@ def _open(address: str, port: int) -> socket.socket:
         opened.close()
         raise refused(f"UDP port {port} on {address}", error) from error
     return opened
-
-
-def send_sockets(channel: socket.socket, opened: Sequence[socket.socket], data: bytes) -> None:
-    """Pass `data` and the sockets over a Unix channel (SCM_RIGHTS). Raises HeartError."""
-    rights = array.array("i", [s.fileno() for s in opened])
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if opened else []
-    try:
-        channel.sendmsg([data], ancillary)
-    except OSError as error:
-        raise refused("handing sockets over", error) from error

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.lab, needs_root]
 
 V4, V6 = "10.9.0.50", "fd00:9::50"
 OTHER = "10.9.0.51"
-SERVICES = {0: FencedService("eth0", (V4, V6)), 1: FencedService("eth0", (OTHER,))}
+SERVICES = {0: FencedService(("eth0",), (V4, V6)), 1: FencedService(("eth0",), (OTHER,))}
 TABLE = table_name("test", "fs-a")
 
 
@@ -158,7 +158,7 @@ def test_left_over_table_is_replaced_by_a_closed_one(
 
 
 def test_missing_nic_is_named_and_the_rest_is_fenced(hosts: tuple[str, str]) -> None:
-    services = {0: SERVICES[0], 1: FencedService("eth7", ("10.9.1.1",))}
+    services = {0: SERVICES[0], 1: FencedService(("eth7",), ("10.9.1.1",))}
     with inside(hosts[0]):
         fence = KernelLease(TABLE, services, fence_ms=60, arm_ms=10)
         fence.load()
@@ -207,7 +207,7 @@ def test_without_nft_the_fallback_says_so(
 _HOLDER = """
 import sys, time
 from haclusterd.heart.fence import FencedService, KernelLease
-fence = KernelLease({table!r}, {{0: FencedService("eth0", ({v4!r}, {v6!r}))}}, {fence_ms}, 10)
+fence = KernelLease({table!r}, {{0: FencedService(("eth0",), ({v4!r}, {v6!r}))}}, {fence_ms}, 10)
 fence.load()
 while True:
     assert fence.arm()

@@ -29,8 +29,8 @@ def test_send_to_all_and_to_one(port: int) -> None:
     a, b, c = (opened(port, me) for me in range(3))
     assert a.send(0, b"all") == 2
     assert a.send(1, b"one", to=2) == 1
-    assert b.receive(10) == [(0, b"all", 0)]
-    assert c.receive(10) == [(0, b"all", 0), (1, b"one", 0)]
+    assert b.receive(10) == [(0, b"all", "127.0.71.1")]
+    assert c.receive(10) == [(0, b"all", "127.0.71.1"), (1, b"one", "127.0.72.1")]
     assert a.counters(0).sent == 2
     for links in (a, b, c):
         links.close()
@@ -73,7 +73,7 @@ def test_one_link_absent_the_other_goes_on(port: int) -> None:
     assert "give this host the address" in a.fault(0)
     assert a.send(0, b"x") == 0
     assert a.send(1, b"x") == 1
-    assert b.receive(4) == [(1, b"x", 0)]
+    assert b.receive(4) == [(1, b"x", "127.0.72.1")]
     a.close()
     b.close()
 
@@ -115,5 +115,5 @@ def test_ipv6_peers() -> None:
         port = probe.getsockname()[1]
     a = opened(port, 0, nodes)
     assert a.send(0, b"six", to=1) == 1  # both are ::1: it comes back to us
-    assert a.receive(2) == [(0, b"six", 1)]
+    assert a.receive(2) == [(0, b"six", "::1")]
     a.close()

@@ -1,0 +1,338 @@
+"""Command line and start of `haclusterd`: read the configuration, open everything, run the loop.
+
+`haclusterd --config FILE [--node ID] [--run-dir DIR]`. SIGTERM is a planned stop, SIGHUP an
+upgrade. Exit status: 0 after a planned end, 1 refused or failed (the reason on stderr), 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from haclusterd import __version__
+from haclusterd.config import Config, ConfigError, cluster_spec, load
+from haclusterd.core.inputs import Tick
+from haclusterd.core.node import step
+from haclusterd.core.state import Node, start
+from haclusterd.core.view import view
+from haclusterd.heart.addresses import ServiceAddresses
+from haclusterd.heart.agent_link import AgentLink
+from haclusterd.heart.clock import now_us
+from haclusterd.heart.errors import HeartError, refused
+from haclusterd.heart.fence import (
+    Fence,
+    FencedService,
+    KernelLease,
+    RuleFence,
+    load_fence,
+    table_name,
+)
+from haclusterd.heart.freeswitch_process import FreeswitchProcess
+from haclusterd.heart.journal import ERROR, WARNING, Journal
+from haclusterd.heart.links import Links
+from haclusterd.heart.loop import new_incarnation
+from haclusterd.heart.netlink import Netlink, NetlinkEvents
+from haclusterd.heart.parts import Parts
+from haclusterd.heart.pidfd import WatchedProcess
+from haclusterd.heart.process import Heart
+from haclusterd.heart.promised import read_promises
+from haclusterd.heart.realtime import become_realtime
+from haclusterd.heart.sdnotify import ServiceNotifier
+from haclusterd.heart.upgrade import HandOver, Predecessor
+from haclusterd.keys import KeysError, load_cluster_key
+from haclusterd.wire import KeyRing, Wire
+
+DEFAULT_CONFIG = Path("/etc/haclusterd/haclusterd.toml")
+_VALID_S = 2  # lifetime of a service address; behind the fence it only cleans up
+_RENEW_US = 500_000
+_VALID_UNFENCED_S = 1  # without nf_tables the lifetime is what ends a frozen owner
+_RENEW_UNFENCED_US = 250_000
+
+
+def main(argv: Sequence[str] | None = None, agent_command: Sequence[str] | None = None) -> int:
+    """Entry point. `agent_command` replaces the agent (tests)."""
+    arguments = _parser().parse_args(argv)
+    journal = Journal()
+    try:
+        return _run(arguments, journal, agent_command)
+    except (ConfigError, KeysError, HeartError) as error:
+        for line in str(error).splitlines():
+            journal.say(f"haclusterd: {line}", ERROR)
+        return 1
+    finally:
+        journal.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="haclusterd", description="High-availability controller beside a FreeSWITCH."
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--node", metavar="ID", help="this node, where addresses do not tell")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="socket, state and trace go here"
+    )
+    parser.add_argument("--version", action="version", version=f"haclusterd {__version__}")
+    parser.add_argument("--takeover-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(
+    arguments: argparse.Namespace, journal: Journal, agent_command: Sequence[str] | None
+) -> int:
+    predecessor = Predecessor(arguments.takeover_fd) if arguments.takeover_fd >= 0 else None
+    try:
+        config = load(arguments.config, node=arguments.node, run_dir=arguments.run_dir)
+        ring = load_cluster_key(config.key_file)
+        options = _options(arguments, config)
+        command = agent_command or [sys.executable, "-m", "haclusterd.agent"]
+        opening = _Opening(config, ring, journal, AgentLink([*command, *options], journal.say))
+        successor = [sys.executable, "-m", "haclusterd", *options]
+        if predecessor is None:
+            heart = opening.fresh(successor)
+        else:
+            heart = opening.take_over(predecessor, successor)
+    except (ConfigError, KeysError, HeartError) as error:
+        if predecessor is not None:
+            predecessor.refuse(str(error))
+        raise
+    return _live(heart, opening, journal)
+
+
+def _live(heart: Heart, opening: _Opening, journal: Journal) -> int:
+    try:
+        return heart.run()
+    except BaseException:
+        # Whatever it was: nothing may leave from addresses that nobody looks after any more.
+        for line in traceback.format_exc().splitlines():
+            journal.say(line, ERROR)
+        opening.abandon()
+        raise
+
+
+def _options(arguments: argparse.Namespace, config: Config) -> list[str]:
+    options = ["--config", str(arguments.config.absolute()), "--node", config.node.id]
+    if arguments.run_dir is not None:
+        options += ["--run-dir", str(arguments.run_dir.absolute())]
+    return options
+
+
+class _Opening:
+    """Opens what a heart needs; plain messages where the host refuses something."""
+
+    def __init__(self, config: Config, ring: KeyRing, journal: Journal, agent: AgentLink) -> None:
+        self._config, self._ring = config, ring
+        self._journal, self._agent = journal, agent
+        self._spec = cluster_spec(config)
+        self._complaints: list[str] = []
+        self._lock = -1
+        self._fence: Fence | None = None
+        self._addresses: ServiceAddresses | None = None
+        for warning in config.warnings:
+            self._complain(warning)
+
+    def _complain(self, text: str) -> None:
+        self._complaints.append(text)
+        self._journal.say(text, WARNING)
+
+    def fresh(self, successor_command: Sequence[str]) -> Heart:
+        """A heart that starts anew: fence closed, left-overs removed, hold-down ahead."""
+        self._lock = take_lock(self._config)
+        netlink = Netlink()
+        services, devices = self._fenced(netlink)
+        timing = self._spec.timing
+        fence, lesser = load_fence(
+            self._table(), services, timing.fence_us // 1000, timing.arm_us // 1000, devices
+        )
+        if lesser:
+            self._complain(lesser)
+        addresses = self._service_addresses(netlink, fence)
+        removed = addresses.remove_leftovers()
+        if removed:
+            self._journal.say(f"removed left-over service addresses: {', '.join(removed)}")
+        incarnation = new_incarnation()
+        wire = Wire(self._spec, self._ring, incarnation)
+        heart = self._heart(
+            start(self._spec, now_us(), incarnation), wire, fence, addresses, successor_command
+        )
+        folders = (self._config.state_dir, self._config.run_dir)
+        promises, complaint = read_promises(folders, self._spec)
+        if complaint:
+            self._complain(complaint)
+        heart.begin(promises)
+        return heart
+
+    def take_over(self, predecessor: Predecessor, successor_command: Sequence[str]) -> Heart:
+        """A heart that goes on where another one stops, under the same incarnation."""
+        netlink = Netlink()
+        services, devices = self._fenced(netlink)
+        fence = self._standing_fence(services, devices)
+        addresses = self._service_addresses(netlink, fence)
+        self._warm_up()
+        self._realtime()
+        predecessor.ready(self._spec.config_hash)
+        state, descriptors = predecessor.receive()
+        node = state.node
+        node.spec = self._spec
+        wire = Wire(self._spec, self._ring, node.incarnation)
+        wire.import_state(state.wire)
+        self._lock = descriptors[-1]
+        heart = self._heart(
+            node, wire, fence, addresses, successor_command, last_us=state.last_us,
+            sockets=dict(zip(state.links, descriptors, strict=False)),
+        )  # fmt: skip
+        if isinstance(fence, RuleFence):
+            fence.adopt(state.held)
+        for k in state.held:
+            addresses.keep(k, True, now_us())
+        predecessor.take()
+        _write_pid(self._lock)
+        self._agent.take_up(state.recovering)
+        heart.go_on(_gone(state), state.freeswitch)
+        return heart
+
+    def _heart(
+        self, node: Node, wire: Wire, fence: Fence, addresses: ServiceAddresses,
+        successor_command: Sequence[str], *, last_us: int = 0,
+        sockets: dict[int, int] | None = None,
+    ) -> Heart:  # fmt: skip
+        me = self._spec.nodes[self._spec.me]
+        links = Links(self._config.heartbeat_port, [n.links for n in self._spec.nodes],
+                      self._spec.me)  # fmt: skip
+        for link, descriptor in (sockets or {}).items():
+            links.adopt(link, descriptor)
+        if not last_us:
+            self._realtime()
+        parts = Parts(
+            wire=wire,
+            links=links,
+            fence=fence,
+            addresses=addresses,
+            freeswitch=FreeswitchProcess(),
+            agent=self._agent,
+            events=NetlinkEvents(),
+            journal=self._journal,
+            notifier=ServiceNotifier(),
+            complaints=tuple(self._complaints),
+        )
+        self._journal.say(f"node {me.id} of cluster {self._spec.name}, pid {os.getpid()}")
+        heart = Heart(
+            node, parts, successor_command=successor_command, lock=self._lock, last_us=last_us
+        )
+        heart.watch_signals()
+        return heart
+
+    def _realtime(self) -> None:
+        granted = become_realtime()
+        if self._config.preset == "fast" and not granted.realtime:
+            raise HeartError(
+                'preset "fast" needs real-time scheduling, which was refused',
+                "grant CAP_SYS_NICE or LimitRTPRIO=10, or use preset lan",
+            )
+        for refusal in granted.refusals:
+            self._complain(refusal)
+
+    def _fenced(self, netlink: Netlink) -> tuple[dict[int, FencedService], set[str]]:
+        """Per service the fence's view of it; and the NICs of this node's heartbeat links."""
+        services = {}
+        for k, service in enumerate(self._spec.services):
+            nics = sorted({a.nic for a in service.addresses})
+            services[k] = FencedService(tuple(nics), tuple(a.ip for a in service.addresses))
+        own = set(self._spec.nodes[self._spec.me].links)
+        names = {link.index: link.name for link in netlink.links() if not link.loopback}
+        return services, {
+            names[a.index] for a in netlink.addresses() if a.address in own and a.index in names
+        }
+
+    def _standing_fence(self, services: dict[int, FencedService], devices: set[str]) -> Fence:
+        """The fence that the predecessor loaded, driven by this process from now on."""
+        timing = self._spec.timing
+        lease = KernelLease(
+            self._table(), services, timing.fence_us // 1000, timing.arm_us // 1000, devices
+        )
+        if lease.arm():
+            return lease
+        rules = RuleFence(services)
+        self._complain("no kernel fence: a frozen owner may overlap for "
+                       f"{rules.overlap_bound_ms} ms; apt-get install nftables")  # fmt: skip
+        return rules
+
+    def _table(self) -> str:
+        return table_name(self._spec.name, self._spec.nodes[self._spec.me].id)
+
+    def _service_addresses(self, netlink: Netlink, fence: Fence) -> ServiceAddresses:
+        fenced = fence.mode == "nftables"
+        addresses = ServiceAddresses(
+            self._spec.services,
+            netlink,
+            valid_s=_VALID_S if fenced else _VALID_UNFENCED_S,
+            renew_us=_RENEW_US if fenced else _RENEW_UNFENCED_US,
+        )
+        addresses.refresh_links()
+        for fault in addresses.faults.values():
+            self._journal.say(fault, WARNING)
+        self._fence, self._addresses = fence, addresses
+        return addresses
+
+    def _warm_up(self) -> None:
+        """Run the code once, so that the first turns after a hand-over are not its slowest."""
+        now = now_us()
+        scratch = start(self._spec, now, 1)
+        for _again in range(3):
+            step(scratch, Tick(), now)
+        view(scratch, now)
+        Wire(self._spec, self._ring, 1)
+
+    def abandon(self) -> None:
+        """After a fault of this program: close the fence, take the addresses off, end the agent."""
+        services = range(len(self._spec.services))
+        if self._fence is not None:
+            self._fence.close(services)
+        if self._addresses is not None:
+            for k in services:
+                self._addresses.remove(k)
+        self._agent.stop(1.0)
+
+
+def _gone(state: HandOver) -> Callable[[], bool]:
+    """Whether the predecessor's agent has ended."""
+    if not state.agent_pid:
+        return lambda: True
+    try:
+        return WatchedProcess(state.agent_pid).ended
+    except HeartError:
+        return lambda: True
+
+
+def take_lock(config: Config) -> int:
+    """The node's lock file, held until this process ends; it also holds the pid.
+
+    Raises HeartError if another heart of this node runs here.
+    """
+    path = config.run_dir / f"{config.node.id}.pid"
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise refused(f"lock file {path}", error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise HeartError(
+            f"a haclusterd for node {config.node.id} runs already (pid {holder}, lock {path})",
+            "stop it first, or give this one another --run-dir and network namespace",
+        ) from None
+    _write_pid(descriptor)
+    return descriptor
+
+
+def _write_pid(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -1,0 +1,90 @@
+"""The old heart's part of an upgrade, from the request to the hand-over or the going on.
+
+The messages and the safety argument are in `upgrade`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from haclusterd.core.actions import Answered
+from haclusterd.heart.errors import HeartError
+from haclusterd.heart.journal import ERROR
+from haclusterd.heart.loop import Loop
+from haclusterd.heart.parts import Parts
+from haclusterd.heart.upgrade import HandOver, Successor
+
+
+class Upgrade:
+    """At most one at a time. `handed_over` is True once this process is finished for good."""
+
+    def __init__(self, loop: Loop, parts: Parts, command: Sequence[str], lock: int) -> None:
+        self._loop, self._parts = loop, parts
+        self._command, self._lock = list(command), lock
+        self._successor: Successor | None = None
+        self._request = -1
+        self.handed_over = False
+
+    @property
+    def successor_pid(self) -> int:
+        """The new heart's process, 0 while there is none."""
+        return self._successor.pid if self._successor else 0
+
+    def begin(self, request: int) -> None:
+        """Start a new heart; `request` is the operator's, -1 for a signal."""
+        if self._successor is not None:
+            self._answer(request, False, "an upgrade is under way already")
+            return
+        self._request = request
+        try:
+            self._successor = Successor(self._command)
+        except HeartError as error:
+            self._failed(str(error))
+            return
+        self._parts.journal.say(f"upgrade: started a new heart (pid {self._successor.pid})")
+        self._loop.watch(self._successor.fileno(), self._spoke)
+
+    def _spoke(self) -> None:
+        successor = self._successor
+        if successor is None:
+            return
+        self._loop.unwatch(successor.fileno())
+        refusal = successor.await_ready(self._loop.node.spec.config_hash)
+        if refusal:
+            successor.abandon()
+            self._failed(refusal)
+            return
+        self._answer(self._request, True, "the new heart takes over now")
+        self._hand_over(successor)
+
+    def _hand_over(self, successor: Successor) -> None:
+        parts, loop = self._parts, self._loop
+        opened = [(n, s) for n in range(len(parts.links)) if (s := parts.links.opened(n))]
+        state = HandOver(
+            node=loop.node,
+            wire=parts.wire.export_state(),
+            held=tuple(sorted(parts.addresses.held)),
+            links=tuple(n for n, _socket in opened),
+            last_us=loop.last_us,
+            freeswitch=parts.freeswitch.identity,
+            agent_pid=parts.agent.pid,
+            recovering=parts.agent.recovering(),
+        )
+        descriptors = [s.fileno() for _n, s in opened] + [self._lock]
+        if successor.hand_over(state, descriptors):
+            self.handed_over = True
+            return
+        successor.abandon()
+        if successor.may_have_spoken():
+            loop.restart_incarnation()
+        self._failed("the new heart did not take over in time")
+
+    def _failed(self, reason: str) -> None:
+        self._successor = None
+        self._parts.journal.say(f"upgrade failed, this heart goes on: {reason}", ERROR)
+        self._answer(self._request, False, reason)
+        self._request = -1
+
+    def _answer(self, request: int, done: bool, text: str) -> None:
+        if request >= 0:
+            self._parts.agent.send(Answered(request, done, text))
