@@ -126,8 +126,7 @@ def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
     for k, service in enumerate(node.services):
         if service.state not in (State.ACQUIRING, State.OWNED, State.LAPSED):
             continue
-        dead = node.spec.freeswitch and not node.freeswitch_up
-        if dead and node.spec.services[k].profiles:
+        if node.spec.freeswitch and not node.freeswitch_up:
             give_up(node, k, "its FreeSWITCH is gone", now_us, out)
         elif not service.carrier:
             give_up(node, k, "its NIC has no carrier", now_us, out)
@@ -199,10 +198,9 @@ def _freeswitch_exited(node: Node, event: FreeswitchExited, now_us: int, out: li
     node.rank_dirty = True
     out.append(Decided(now_us, "M5", f"FreeSWITCH on {_me(node)} {event.cause}"))
     for k, service in enumerate(node.services):
-        if node.spec.services[k].profiles or not node.spec.services[k].addresses:
-            service.holding = False
-            service.ready = False
-            give_up(node, k, f"its FreeSWITCH {event.cause}", now_us, out)
+        service.holding = False
+        service.ready = False
+        give_up(node, k, f"its FreeSWITCH {event.cause}", now_us, out)
 
 
 def _freeswitch_hung(node: Node, event: FreeswitchHung, now_us: int, out: list[Action]) -> None:
