@@ -131,7 +131,7 @@ def _due(node: Node, k: int, service: Service) -> int:
     """The time of this node's turn: rank x delay after the loss, behind whoever goes first."""
     timing = node.spec.timing
     if service.state is State.LAPSED:
-        if not service.carrier or (node.spec.freeswitch and not node.freeswitch_up):
+        if not service.carrier or node.freeswitch_gone:
             return FAR
         return max(service.lost_us, service.paced_until_us)
     line = node.successors[k] if node.successors else ()

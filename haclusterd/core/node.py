@@ -126,7 +126,7 @@ def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
     for k, service in enumerate(node.services):
         if service.state not in (State.ACQUIRING, State.OWNED, State.LAPSED):
             continue
-        if node.spec.freeswitch and not node.freeswitch_up:
+        if node.freeswitch_gone:
             give_up(node, k, "its FreeSWITCH is gone", now_us, out)
         elif not service.carrier:
             give_up(node, k, "its NIC has no carrier", now_us, out)
@@ -195,6 +195,7 @@ def _addresses_removed(node: Node, event: AddressesRemoved, now_us: int, out: li
 def _freeswitch_exited(node: Node, event: FreeswitchExited, now_us: int, out: list[Action]) -> None:
     """Its own heart fences, removes the addresses and releases (DESIGN 2.2)."""
     node.freeswitch_up = False
+    node.freeswitch_gone = True
     node.rank_dirty = True
     out.append(Decided(now_us, "M5", f"FreeSWITCH on {_me(node)} {event.cause}"))
     for k, service in enumerate(node.services):
@@ -229,6 +230,8 @@ def _agent(node: Node, event: AgentChanged, now_us: int, out: list[Action]) -> N
 
 def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> None:
     node.freeswitch_up = event.freeswitch_up
+    if event.freeswitch_up:
+        node.freeswitch_gone = False
     node.wake_us = now_us
     node.health, node.load, node.calls = event.health, event.load, event.calls
     node.syncing = event.syncing

@@ -138,7 +138,8 @@ class Node(msgspec.Struct):
     successors: tuple[tuple[NodeIndex, ...], ...] = ()
     rank_hash: int = 0
     rank_differs_us: int = NEVER
-    freeswitch_up: bool = False
+    freeswitch_up: bool = False  # the agent's word: a starting agent does not know yet
+    freeswitch_gone: bool = False  # heart saw it exit, and nobody has seen it up since
     agent_up: bool = False
     syncing: bool = False
     maintenance: bool = False
