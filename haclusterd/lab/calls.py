@@ -15,14 +15,6 @@ MEDIA_ALIVE_MS = 200.0  # packets come every 20 ms; a call without any for this 
 
 
 @dataclass(frozen=True)
-class Moments:
-    """When things were done to all calls (BOOTTIME, ns)."""
-
-    fault_ns: int
-    ending_ns: int  # from here on hang-ups are the laboratory's own
-
-
-@dataclass(frozen=True)
 class CallVerdict:
     """One call as its caller lived it. `lost` is why it did not stay up, empty if it did."""
 
@@ -51,41 +43,50 @@ def has_media(call: Call, streams: dict[str, Stream], at_ns: int) -> bool:
 
 
 def judge(
-    calls: dict[str, Call],
-    before_end: dict[str, Stream],
-    moments: Moments,
+    calls: dict[str, Call], streams: dict[str, Stream], fault_ns: int, until_ns: int
 ) -> list[CallVerdict]:
-    """A verdict for every call that was up at the fault.
+    """A verdict on the time from `fault_ns` to `until_ns` for every call that was up at the fault.
 
-    `calls` is the last report, with the hang-ups; `before_end` the streams as they were when the
-    calls were told to end, so that their silence afterwards is no gap.
+    `streams` are as they were at `until_ns`, with gaps counted from about the fault on.
     """
     return [
-        _judge_one(call_id, call, before_end, moments)
+        _judge_one(call_id, call, streams, fault_ns, until_ns)
         for call_id, call in sorted(calls.items())
-        if was_up(call, moments.fault_ns)
+        if was_up(call, fault_ns)
     ]
 
 
+def badly_ended(calls: dict[str, Call], ending_ns: int) -> dict[str, str]:
+    """Calls that were up at `ending_ns`, when all were told to end, and did not end well: why."""
+    found = {}
+    for call_id, call in calls.items():
+        after = [m.what for m in call.messages if m.at_ns > ending_ns]
+        if was_up(call, ending_ns) and "200 BYE" not in after:
+            found[call_id] = "BYE not answered" if "BYE" in after else "never ended"
+    return found
+
+
 def _judge_one(
-    call_id: str, call: Call, streams: dict[str, Stream], moments: Moments
+    call_id: str, call: Call, streams: dict[str, Stream], fault_ns: int, until_ns: int
 ) -> CallVerdict:
-    during = [m for m in call.messages if moments.fault_ns < m.at_ns <= moments.ending_ns]
+    during = [m for m in call.messages if fault_ns < m.at_ns <= until_ns]
     reinvites = [m for m in during if m.what == "INVITE" and m.sent_by_service]
-    gap_ms = _gap_ms(streams.get(call.media), moments.ending_ns)
-    first_ms = (reinvites[0].at_ns - moments.fault_ns) / 1e6 if reinvites else None
-    lost = ""
     ends = [m for m in during if m.what == "BYE"]
-    after = [m.what for m in call.messages if m.at_ns > moments.ending_ns]
+    lost = ""
     if ends:
-        lost = f"ended by {'FreeSWITCH' if ends[0].sent_by_service else 'the caller'}"
-    elif not has_media(call, streams, moments.ending_ns):
+        after_ms = (ends[0].at_ns - fault_ns) / 1e6
+        who = "FreeSWITCH" if ends[0].sent_by_service else "the caller"
+        lost = f"ended by {who} after {after_ms:.0f} ms"
+    elif not has_media(call, streams, until_ns):
         lost = "no media any more"
-    elif "BYE" not in after:
-        lost = "never ended"
-    elif "200 BYE" not in after:
-        lost = "BYE not answered"
-    return CallVerdict(call_id, call.service_ip, gap_ms, len(reinvites), first_ms, lost)
+    return CallVerdict(
+        call_id,
+        call.service_ip,
+        _gap_ms(streams.get(call.media), until_ns),
+        len(reinvites),
+        (reinvites[0].at_ns - fault_ns) / 1e6 if reinvites else None,
+        lost,
+    )
 
 
 def _gap_ms(stream: Stream | None, until_ns: int) -> float:

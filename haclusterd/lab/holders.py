@@ -61,13 +61,14 @@ def holders_max(spans: list[Span]) -> int:
 
 def overlaps(spans: list[Span]) -> list[tuple[Span, Span]]:
     """Pairs (speaking, intruding) that held one address at once."""
-    found = []
-    for one in spans:
-        for other in spans:
-            if one.address == other.address and one.mac != other.mac:
-                if any(_inside(at_ns, one) for at_ns in (other.first_ns, other.last_ns)):
-                    found.append((one, other))
-    return found
+    return [
+        (one, other)
+        for one in spans
+        for other in spans
+        if one.address == other.address
+        and one.mac != other.mac
+        and any(_inside(at_ns, one) for at_ns in (other.first_ns, other.last_ns))
+    ]
 
 
 def _most_at_once(spans: list[Span]) -> int:

@@ -1,8 +1,9 @@
 """Network namespaces of the laboratory: names, entering, processes inside, left-overs.
 
 A laboratory is called `hacl-PID-START-N`, PID and START being the process that made it (START is
-its start time in clock ticks, so that a reused PID is told apart), its namespaces NAME-WHAT. Whatever belongs to a
-process that lives no more is a left-over, unless its laboratory is marked as kept.
+its start time in clock ticks, so that a reused PID is told apart), its namespaces NAME-WHAT.
+Whatever belongs to a process that lives no more is a left-over, unless its laboratory is marked
+as kept.
 """
 
 from __future__ import annotations

@@ -120,6 +120,6 @@ class PacketRing:
             self._block = (self._block + 1) % _BLOCKS
 
     def wait(self, other: int, timeout_s: float) -> bool:
-        """Sleep until frames or input on descriptor `other`; whether it is `other` that is ready."""
-        ready, _, _ = select.select([self._socket, other], [], [], timeout_s)
+        """Sleep until frames, or input on descriptor `other`; True if it is `other`."""
+        ready, _, _ = select.select([self._socket.fileno(), other], [], [], timeout_s)
         return other in ready

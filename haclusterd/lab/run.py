@@ -1,99 +1,59 @@
-"""One measured fault: calls up, fault, what the clients saw, verdict. DESIGN section 8, `Lab`."""
+"""Measured faults: calls up, fault, what the clients saw, verdict. DESIGN section 8, `Lab`.
+
+`measure` does one fault on fresh calls. Several faults on the same calls are a row of `endure`,
+one phase each, and one `conclude`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from haclusterd.lab import netns
-from haclusterd.lab.calls import CallVerdict, Moments, gaps, has_media, judge
+from haclusterd.lab.calls import badly_ended, has_media, judge
 from haclusterd.lab.clock import now_ns
 from haclusterd.lab.faults import MOVING, Injection, Injector
 from haclusterd.lab.frames import mac_bytes
 from haclusterd.lab.holders import Span, holders_max, overlaps
 from haclusterd.lab.laboratory import Laboratory, Observation
 from haclusterd.lab.netns import LabError
+from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
 
 MOVED_S = 10.0  # a service that is not answered by then has not moved
-FROZEN_S = 2.0  # how long faults that are undone last, after the move
+FROZEN_S = 2.0  # how long a fault that can be undone goes on after the move
 WATCHED_S = 1.5  # how long is looked on after the last thing that was done
 _CALM_S = 0.5
 _MEDIA_S = 20.0
+_OVERLAPS_MAX = 10
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class RunOrder:
-    """What to do in one run. `calls` on each of the `victims`' services, and on all others too
-    if `foreign_calls`; no `victims` means the owner of the first service."""
-
-    fault: str
-    calls: int = 0
-    foreign_calls: int = 0
-    victims: tuple[str, ...] = ()
+Live = Callable[[Laboratory, list[Injection]], None]
 
 
 @dataclass
-class Outcome:
-    """Everything known of one run; `as_json` is the contract's part of it."""
+class Phase:
+    """One fault and the time until the cluster was calm again, as recorded."""
 
-    order: RunOrder
-    preset: str
-    victims: dict[str, str]  # service -> node that had it
-    owners: dict[str, str]  # service -> node that has it afterwards, empty if nobody
-    outage_ms: float
-    exit_visible_ms: float | None
-    holders: int
-    late_ms: float  # the prober's own worst lateness: a figure of this size means nothing
-    verdicts: list[CallVerdict] = field(default_factory=list)
-    foreign: list[CallVerdict] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
+    fault: str
+    victims: dict[str, str]
+    owners: dict[str, str]
+    injections: list[Injection]
+    until_ns: int
+    seen: Observation
+    probed: dict[str, Any]
+    report: dict[str, Any]
+    complaints: list[str]
 
     @property
-    def moved(self) -> bool:
-        return any(self.owners[name] != node for name, node in self.victims.items())
-
-    @property
-    def lost(self) -> list[CallVerdict]:
-        return [verdict for verdict in self.verdicts if verdict.lost]
-
-    @property
-    def touched(self) -> list[CallVerdict]:
-        return [verdict for verdict in self.foreign if verdict.touched]
-
-    @property
-    def good(self) -> bool:
-        return not (self.lost or self.touched or self.holders > 1 or self.complaints)
-
-    def as_json(self) -> dict[str, Any]:
-        firsts = [v.first_reinvite_ms for v in self.verdicts if v.first_reinvite_ms is not None]
-        total, lost = len(self.verdicts), len(self.lost)
-        return {
-            "fault": self.order.fault,
-            "preset": self.preset,
-            "address_outage_ms": round(self.outage_ms, 1),
-            "exit_visible_ms": _rounded(self.exit_visible_ms),
-            "first_reinvite_ms": _rounded(min(firsts, default=None)),
-            "media_gap_ms": gaps(self.verdicts),
-            "calls": {
-                "total": total,
-                "recovered": total - lost,
-                "lost": lost,
-                "foreign_touched": len(self.touched),
-            },
-            "holders_max": self.holders,
-            "report": self.report,
-        }
+    def fault_ns(self) -> int:
+        return min(injection.at_ns for injection in self.injections)
 
 
 @contextmanager
@@ -106,117 +66,151 @@ def ready_cluster(plan: LabPlan, prefix: str | None, say: Say) -> Iterator[Labor
         yield lab
 
 
-def measure(lab: Laboratory, order: RunOrder, say: Say) -> Outcome:
-    """Calls up, fault(s), and everything a client saw of it."""
-    victims = _victims(lab, order)
-    wanted = {
-        service.name: order.calls if service.name in victims else order.foreign_calls
-        for service in lab.plan.services
-    }
-    if any(wanted.values()):
-        lab.start_calls(wanted)
+def measure(
+    lab: Laboratory,
+    fault: str,
+    say: Say,
+    *,
+    victims: tuple[str, ...] = (),
+    calls: int = 0,
+    foreign_calls: int = 0,
+) -> Outcome:
+    """`calls` on each service of the victims, `foreign_calls` on every other one, then the fault.
+
+    Without `victims` it hits the owner of the first service.
+    """
+    lost = owned_by(lab, victims)
+    bring_calls(
+        lab,
+        {s.name: calls if s.name in lost else foreign_calls for s in lab.plan.services},
+        say,
+    )
+    phase = endure(lab, fault, say, victims=victims)
+    return conclude(lab, [phase])[0]
+
+
+def bring_calls(lab: Laboratory, per_service: dict[str, int], say: Say, tag: str = "1") -> None:
+    """Calls that talk and are replicated."""
+    wanted = sum(per_service.values())
+    if wanted:
+        lab.start_calls(per_service, tag)
         lab.wait_replicated()
-        say(f"{sum(wanted.values())} calls talk and are replicated")
-    lab.arm()
-    # A fault falls on any phase of a heartbeat.
-    time.sleep(_CALM_S + random.uniform(0, 0.1))
-    lab.arm()
-    injections = inject(lab, order.fault, victims)
-    say(f"{order.fault} of {', '.join(sorted(set(victims.values())))}")
-    outcome = watch(lab, order, victims, injections, say)
-    return outcome
+        say(f"{wanted} calls talk and are replicated")
 
 
-def inject(lab: Laboratory, fault: str, victims: dict[str, str]) -> list[Injection]:
-    """Everything prepared first, then one fault after the other without a pause."""
+def endure(
+    lab: Laboratory,
+    fault: str,
+    say: Say,
+    *,
+    victims: tuple[str, ...] = (),
+    live: Live | None = None,
+) -> Phase:
+    """The fault on all victims within a few ms, until the cluster is calm again."""
+    lost = owned_by(lab, victims)
+    by_node = {node: service for service, node in lost.items()}
     injectors = [
         Injector(lab.topology, lab.nodes[node], fault, service)
-        for service, node in {node: (s, node) for s, node in victims.items()}.values()
+        for node, service in sorted(by_node.items())
     ]
-    return [injector.fire() for injector in injectors]
-
-
-def watch(
-    lab: Laboratory,
-    order: RunOrder,
-    victims: dict[str, str],
-    injections: list[Injection],
-    say: Say,
-) -> Outcome:
-    """From the fault to the end of all calls."""
+    lab.arm()
+    # The fault falls on any phase of a heartbeat.
+    time.sleep(_CALM_S + random.uniform(0, 0.1))
+    lab.arm()
+    say(f"{fault} of {', '.join(sorted(by_node))} ({', '.join(sorted(lost))})")
+    injections = [injector.fire() for injector in injectors]
     complaints = [i.complaint for i in injections if i.complaint]
     try:
-        _await_move(lab, order, victims, complaints)
-        if any(injection.fault != "freeswitch" for injection in injections):
+        if fault in MOVING:
+            complaints += _await_move(lab, lost, injections, live)
+        if fault not in ("freeswitch", "node"):
             time.sleep(FROZEN_S)
     finally:
         for injection in injections:
             injection.heal()
+    _await_media(lab, injections, live)
     time.sleep(WATCHED_S)
-    _await_media(lab, victims)
-    before_end = lab.observe()
-    probed = lab.probe.ask("report")
+    seen = lab.observe()
     owners = {service.name: lab.holder(service.ip) for service in lab.plan.services}
-    moments = Moments(min(i.at_ns for i in injections), now_ns())
+    return Phase(
+        fault, lost, owners, injections, seen.at_ns, seen, lab.probe.ask("report"),
+        _report(lab, lost, owners), complaints,
+    )  # fmt: skip
+
+
+def conclude(lab: Laboratory, phases: list[Phase]) -> list[Outcome]:
+    """End all calls and judge; a call that does not end well is lost in the last phase."""
+    ending_ns = now_ns()
     if lab.callers:
         lab.end_calls()
     after = lab.observe()
-    verdicts = judge(after.calls, before_end.streams, moments)
-    mine = {lab.plan.service(name).ip for name in victims}
-    spans = _spans(after)
-    complaints += _overlap_texts(lab, spans, moments.fault_ns)
-    if after.dropped or before_end.dropped:
+    outcomes = [_outcome(lab, phase, after) for phase in phases]
+    last = outcomes[-1]
+    for call_id, reason in badly_ended(after.calls, ending_ns).items():
+        last.complaints.append(f"call {call_id}: {reason}")
+    return outcomes
+
+
+def owned_by(lab: Laboratory, nodes: tuple[str, ...]) -> dict[str, str]:
+    """{service: node} of what these nodes serve; of the first service's owner if there are none."""
+    owned = {service.name: lab.holder(service.ip) for service in lab.plan.services}
+    chosen = nodes or (owned[lab.plan.services[0].name],)
+    found = {name: node for name, node in owned.items() if node and node in chosen}
+    if not found:
+        raise LabError(f"{', '.join(chosen)} serves nothing, so nothing can be measured")
+    return found
+
+
+def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
+    verdicts = judge(after.calls, phase.seen.streams, phase.fault_ns, phase.until_ns)
+    mine = {lab.plan.service(name).ip for name in phase.victims}
+    spans = _spans(phase.seen)
+    complaints = phase.complaints + _overlap_texts(lab, spans, phase.fault_ns)
+    if phase.seen.dropped:
         complaints.append("the observer missed frames: nothing can be said about holders")
-    visible = [i.exit_visible_ms for i in injections if i.exit_visible_ms is not None]
+    visible = [i.exit_visible_ms for i in phase.injections if i.exit_visible_ms is not None]
     return Outcome(
-        order=order,
+        fault=phase.fault,
         preset=lab.plan.preset,
-        victims=victims,
-        owners=owners,
-        outage_ms=max(probed[ip]["longest_ms"] for ip in mine),
+        victims=phase.victims,
+        owners=phase.owners,
+        outage_ms=max(phase.probed[ip]["longest_ms"] for ip in mine),
         exit_visible_ms=max(visible, default=None),
         holders=holders_max(spans),
-        late_ms=max(record["late_ms"] for record in probed.values()),
+        late_ms=max(record["late_ms"] for record in phase.probed.values()),
         verdicts=[v for v in verdicts if v.service_ip in mine],
         foreign=[v for v in verdicts if v.service_ip not in mine],
-        report=_report(lab, victims, owners),
+        report=phase.report,
         complaints=complaints,
     )
 
 
-def _victims(lab: Laboratory, order: RunOrder) -> dict[str, str]:
-    """{service: node} of what is going to be lost."""
-    owned = {service.name: lab.holder(service.ip) for service in lab.plan.services}
-    nodes = order.victims or (owned[lab.plan.services[0].name],)
-    victims = {name: node for name, node in owned.items() if node in nodes}
-    if not victims:
-        raise LabError(f"{', '.join(nodes)} serves nothing, so nothing can be measured")
-    return victims
-
-
 def _await_move(
-    lab: Laboratory, order: RunOrder, victims: dict[str, str], complaints: list[str]
-) -> None:
+    lab: Laboratory, victims: dict[str, str], injections: list[Injection], live: Live | None
+) -> list[str]:
     """Until every lost service is answered by another node; a complaint if one is not."""
-    if order.fault not in MOVING:
-        return
 
     def still() -> list[str]:
+        if live is not None:
+            live(lab, injections)
         held = {name: lab.holder(lab.plan.service(name).ip) for name in victims}
         return [name for name, node in victims.items() if held[name] in ("", node)]
 
     try:
         netns.wait_for(lambda: not still(), MOVED_S, "takeover")
     except LabError:
-        complaints.append(f"{', '.join(still())} did not move to another node in {MOVED_S:g} s")
+        return [f"{', '.join(still())} did not move to another node in {MOVED_S:g} s"]
+    return []
 
 
-def _await_media(lab: Laboratory, victims: dict[str, str]) -> None:
+def _await_media(lab: Laboratory, injections: list[Injection], live: Live | None) -> None:
     """Until every call that is still there has media again, or no more can be hoped for."""
     if not lab.callers:
         return
 
     def silent() -> bool:
+        if live is not None:
+            live(lab, injections)
         seen = lab.observe()
         return any(
             not has_media(call, seen.streams, seen.at_ns)
@@ -226,26 +220,33 @@ def _await_media(lab: Laboratory, victims: dict[str, str]) -> None:
 
     end = time.monotonic() + _MEDIA_S
     while silent() and time.monotonic() < end:
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def _spans(seen: Observation) -> list[Span]:
     return [
-        Span(ipaddress.ip_address(s.address).packed, mac_bytes(s.mac), s.first_ns, s.last_ns,
-             s.frames)
-        for s in seen.spans
-    ]  # fmt: skip
+        Span(
+            ipaddress.ip_address(span.address).packed,
+            mac_bytes(span.mac),
+            span.first_ns,
+            span.last_ns,
+            span.frames,
+        )
+        for span in seen.spans
+    ]
 
 
 def _overlap_texts(lab: Laboratory, spans: list[Span], fault_ns: int) -> list[str]:
     names = {mac_bytes(node.mac): node.id for node in lab.plan.nodes}
+
+    def told(span: Span) -> str:
+        who = names.get(span.mac, span.mac.hex(":"))
+        first_ms, last_ms = (span.first_ns - fault_ns) / 1e6, (span.last_ns - fault_ns) / 1e6
+        return f"{who} from {first_ms:.1f} to {last_ms:.1f} ms"
+
     return [
-        f"{names.get(intruder.mac, intruder.mac.hex(':'))} speaks for "
-        f"{ipaddress.ip_address(span.address)} from {(intruder.first_ns - fault_ns) / 1e6:.1f} to "
-        f"{(intruder.last_ns - fault_ns) / 1e6:.1f} ms, while "
-        f"{names.get(span.mac, span.mac.hex(':'))} does from {(span.first_ns - fault_ns) / 1e6:.1f}"
-        f" to {(span.last_ns - fault_ns) / 1e6:.1f} ms"
-        for span, intruder in overlaps(spans)[:10]
+        f"{ipaddress.ip_address(one.address)}: {told(other)}, while {told(one)}"
+        for one, other in overlaps(spans)[:_OVERLAPS_MAX]
     ]
 
 
@@ -258,11 +259,3 @@ def _report(lab: Laboratory, victims: dict[str, str], owners: dict[str, str]) ->
                 found: dict[str, Any] = json.loads(done.stdout)
                 return found
     return {}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
-
-
-def order_for(order: RunOrder, **changes: Any) -> RunOrder:
-    return dataclasses.replace(order, **changes)

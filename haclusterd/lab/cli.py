@@ -1,0 +1,171 @@
+"""`haclusterctl lab ...`: parse, run, print. The work is done in `run` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from haclusterd.lab import netns
+from haclusterd.lab.demo import demo
+from haclusterd.lab.faults import FAULTS
+from haclusterd.lab.freeswitch import FreeswitchInstance
+from haclusterd.lab.laboratory import Laboratory
+from haclusterd.lab.netns import LabError
+from haclusterd.lab.outcome import Outcome
+from haclusterd.lab.plan import LabPlan, PlanError
+from haclusterd.lab.run import measure, ready_cluster
+
+DONE, FAILED, USAGE = 0, 1, 2
+_CALLS_MAX = 2000
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code as `haclusterctl`: 0 done, 1 failed, 2 usage."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        code: int = arguments.act(arguments)
+    except (LabError, PlanError) as error:
+        print(f"haclusterctl lab: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("haclusterctl lab: interrupted, everything is torn down", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="haclusterctl lab", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="bring a cluster up, break something, measure")
+    run.add_argument("--masters", type=int, default=1, help="nodes that own a service (1)")
+    run.add_argument("--slaves", type=int, default=2, help="nodes that own none (2)")
+    run.add_argument("--nics", type=int, default=2, help="heartbeat NICs per node (2)")
+    run.add_argument("--calls", type=int, default=0, help="calls on every master (0)")
+    run.add_argument("--fault", choices=FAULTS, help="what happens to the first master")
+    run.add_argument("--preset", default="lan", choices=("lan", "fast", "wan"))
+    run.add_argument("--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator")
+    run.add_argument("--address-only", action="store_true", help="no FreeSWITCH at all")
+    run.add_argument("--repeat", type=int, default=1, help="that many runs, each from scratch")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE (- ok)")
+    run.add_argument("--nodes-up", action="store_true", help="leave the cluster up for hand work")
+    run.set_defaults(act=_run)
+    down = commands.add_parser("down", help="end what --nodes-up left")
+    down.set_defaults(act=_down)
+    show = commands.add_parser("demo", help="two takeovers with live calls, step by step")
+    show.add_argument("--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator")
+    show.add_argument("--calls", type=int, default=20, help="calls on each master (20)")
+    show.set_defaults(act=_demo)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if not arguments.fault and not arguments.nodes_up:
+        print("haclusterctl lab run: --fault or --nodes-up is needed", file=sys.stderr)
+        return USAGE
+    if not 0 <= arguments.calls <= _CALLS_MAX or arguments.repeat < 1:
+        print(f"haclusterctl lab run: --calls 0..{_CALLS_MAX}, --repeat 1..", file=sys.stderr)
+        return USAGE
+    if arguments.address_only and arguments.calls:
+        print("haclusterctl lab run: --address-only has no calls", file=sys.stderr)
+        return USAGE
+    plan = LabPlan(
+        masters=arguments.masters,
+        slaves=arguments.slaves,
+        nics=arguments.nics,
+        preset=arguments.preset,
+        freeswitch=_backend(arguments),
+    )
+    results: list[dict[str, Any]] = []
+    good = True
+    try:
+        for number in range(1, arguments.repeat + 1):
+            outcome = _one_run(plan, arguments, number)
+            if outcome is not None:
+                results.append(outcome.as_json())
+                good = good and not outcome.problems
+    finally:
+        if results:
+            _write(plan, arguments, results)
+    return DONE if good else FAILED
+
+
+def _one_run(plan: LabPlan, arguments: argparse.Namespace, number: int) -> Outcome | None:
+    with ready_cluster(plan, arguments.freeswitch, _say) as lab:
+        if arguments.nodes_up and number == arguments.repeat:
+            lab.keep()
+        outcome = None
+        if arguments.fault:
+            outcome = measure(
+                lab, arguments.fault, _say,
+                calls=arguments.calls, foreign_calls=arguments.calls,
+            )  # fmt: skip
+            _say(f"run {number}/{arguments.repeat}: {outcome.line()}")
+            for problem in outcome.problems:
+                _say(f"  {problem}")
+        if arguments.nodes_up and number == arguments.repeat:
+            _tell_how_to_use(lab)
+    return outcome
+
+
+def _backend(arguments: argparse.Namespace) -> str:
+    if arguments.address_only:
+        # A death can only be seen where there is something that dies.
+        return "process" if arguments.fault == "freeswitch" else "none"
+    return "real" if arguments.freeswitch else "emulator"
+
+
+def _write(plan: LabPlan, arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+    """The JSON of the contract."""
+    result = {"system": "haclusterd", "freeswitch": _freeswitch(plan, arguments), "runs": runs}
+    text = json.dumps(result, indent=1) + "\n"
+    if arguments.json is None:
+        return
+    if str(arguments.json) == "-":
+        sys.stdout.write(text)
+    else:
+        arguments.json.write_text(text)
+
+
+def _freeswitch(plan: LabPlan, arguments: argparse.Namespace) -> str | None:
+    if plan.freeswitch == "real":
+        return FreeswitchInstance(arguments.freeswitch, Path(), "", []).version()
+    return "emulator" if plan.freeswitch == "emulator" else None
+
+
+def _down(_arguments: argparse.Namespace) -> int:
+    netns.remove_left_overs()
+    for name in netns.laboratories():
+        if netns.is_kept(name):
+            netns.remove(name)
+            _say(f"{name} is gone")
+    return DONE
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    return DONE if demo(arguments.calls, arguments.freeswitch, _say) else FAILED
+
+
+def _tell_how_to_use(lab: Laboratory) -> None:
+    for node in lab.nodes.values():
+        _say(f"{node.id}: ip netns exec {node.namespace} haclusterctl "
+             f"--socket {node.run_dir}/haclusterd.sock status")  # fmt: skip
+    _say(f"client: ip netns exec {lab.topology.client} bash; files: {lab.directory}")
+    _say("haclusterctl lab down ends it")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _interrupted(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
