@@ -84,60 +84,55 @@ def ruleset(
     arm_ms: int,
 ) -> str:
     """The nft script that replaces `table` by a closed fence, in one transaction."""
-    v4 = [a for a in addresses if ":" not in a]
-    v6 = [a for a in addresses if ":" in a]
-    lines = [
-        f"table netdev {table}",
-        f"delete table netdev {table}",
-        f"table netdev {table} {{",
-        "  set armed { type mark; size 4096; flags dynamic,timeout; gc-interval 1s; }",
-    ]
-    guard, control = [], []
+    four = [a for a in addresses if ":" not in a]
+    six = [a for a in addresses if ":" in a]
+    sets, guard, control = [], [], []
     for family, kind, members, loopback in (
-        ("ip", "ipv4_addr", v4, "127.0.0."),
-        ("ip6", "ipv6_addr", v6, "::"),
+        ("ip", "ipv4_addr", four, "127.0.0."),
+        ("ip6", "ipv6_addr", six, "::"),
     ):
         if not members:
             continue
         lease, own = f"lease_{family}", f"service_{family}"
-        lines += [
-            f"  set {lease} {{ type {kind}; size 65535; flags dynamic,timeout; gc-interval 1s; }}",
-            f"  set {own} {{ type {kind}; elements = {{ {', '.join(members)} }} }}",
-        ]
-        guard.append(f"{family} saddr @{own} {family} saddr != @{lease} drop")
         mine = f"{family} saddr @{own}"
+        sets += [
+            f"set {lease} {{ type {kind}; size 65535; flags dynamic,timeout; gc-interval 1s; }}",
+            f"set {own} {{ type {kind}; elements = {{ {', '.join(members)} }} }}",
+        ]
+        guard.append(f"{mine} {family} saddr != @{lease} drop")
         control += [
             f"{family} daddr {loopback}{_RENEW} {mine} meta mark @armed "
             f"update @{lease} {{ {family} saddr timeout {fence_ms}ms }} drop",
             f"{family} daddr {loopback}{_CLOSE} {mine} delete @{lease} {{ {family} saddr }} drop",
         ]
-    if v4:
-        guard.append("arp saddr ip @service_ip arp saddr ip != @lease_ip drop")
-    for address in v6:
-        # An advertisement for the address under another source; nft 1.0.6 has no name for the
-        # target field, which starts 8 bytes into the ICMPv6 header.
+    guard += _neighbour_rules(four, six)
+    arm = f"ip daddr 127.0.0.{_ARM} update @armed {{ meta mark timeout {arm_ms}ms }} drop"
+    named = ", ".join(f'"{device}"' for device in devices)
+    body = [
+        "set armed { type mark; size 4096; flags dynamic,timeout; gc-interval 1s; }",
+        *sets,
+        *(_chain("guard", f"devices = {{ {named} }}", guard) if named and guard else ()),
+        *_chain("control", 'device "lo"', [f"meta mark != {mark:#x} accept", arm, *control]),
+    ]
+    name = f"table netdev {table}"
+    return "\n".join([name, f"delete {name}", f"{name} {{", *body, "}"]) + "\n"
+
+
+def _neighbour_rules(four: Sequence[str], six: Sequence[str]) -> list[str]:
+    """What speaks for an address without having it as source: ARP, and NA by others."""
+    rules = ["arp saddr ip @service_ip arp saddr ip != @lease_ip drop"] if four else []
+    for address in six:
+        # nft 1.0.6 has no name for the target field: it starts 8 bytes into the ICMPv6 header.
         target = ipaddress.ip_address(address).packed.hex()
-        guard.append(
+        rules.append(
             f"icmpv6 type nd-neighbor-advert @th,64,128 0x{target} ip6 saddr != @lease_ip6 drop"
         )
-    if devices and guard:
-        named = ", ".join(f'"{device}"' for device in devices)
-        lines += [
-            "  chain guard {",
-            f"    type filter hook egress devices = {{ {named} }} priority 0; policy accept;",
-            *("    " + rule for rule in guard),
-            "  }",
-        ]
-    lines += [
-        "  chain control {",
-        '    type filter hook egress device "lo" priority 0; policy accept;',
-        f"    meta mark != {mark:#x} accept",
-        f"    ip daddr 127.0.0.{_ARM} update @armed {{ meta mark timeout {arm_ms}ms }} drop",
-        *("    " + rule for rule in control),
-        "  }",
-        "}",
-    ]
-    return "\n".join(lines) + "\n"
+    return rules
+
+
+def _chain(name: str, device: str, rules: Sequence[str]) -> list[str]:
+    head = f"type filter hook egress {device} priority 0; policy accept;"
+    return [f"chain {name} {{", head, *rules, "}"]
 
 
 def run_nft(*arguments: str, script: str = "") -> None:

@@ -43,7 +43,7 @@ from haclusterd.heart.process import Heart
 from haclusterd.heart.promised import read_promises
 from haclusterd.heart.realtime import become_realtime
 from haclusterd.heart.sdnotify import ServiceNotifier
-from haclusterd.heart.upgrade import HandOver, Predecessor
+from haclusterd.heart.upgrade import HandOver, Predecessor, unpack_wire
 from haclusterd.keys import KeysError, load_cluster_key
 from haclusterd.wire import KeyRing, Wire
 
@@ -54,12 +54,19 @@ _VALID_UNFENCED_S = 1  # without nf_tables the lifetime is what ends a frozen ow
 _RENEW_UNFENCED_US = 250_000
 
 
-def main(argv: Sequence[str] | None = None, agent_command: Sequence[str] | None = None) -> int:
-    """Entry point. `agent_command` replaces the agent (tests)."""
+def main(
+    argv: Sequence[str] | None = None,
+    agent_command: Sequence[str] | None = None,
+    heart_command: Sequence[str] | None = None,
+) -> int:
+    """Entry point. Tests replace the agent, and the command that an upgrade starts."""
     arguments = _parser().parse_args(argv)
     journal = Journal()
     try:
-        return _run(arguments, journal, agent_command)
+        python = sys.executable
+        agent = list(agent_command or (python, "-m", "haclusterd.agent"))
+        heart = list(heart_command or (python, "-m", "haclusterd"))
+        return _run(arguments, journal, agent, heart)
     except (ConfigError, KeysError, HeartError) as error:
         for line in str(error).splitlines():
             journal.say(f"haclusterd: {line}", ERROR)
@@ -83,16 +90,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(
-    arguments: argparse.Namespace, journal: Journal, agent_command: Sequence[str] | None
+    arguments: argparse.Namespace, journal: Journal, agent: list[str], heart_command: list[str]
 ) -> int:
     predecessor = Predecessor(arguments.takeover_fd) if arguments.takeover_fd >= 0 else None
     try:
         config = load(arguments.config, node=arguments.node, run_dir=arguments.run_dir)
         ring = load_cluster_key(config.key_file)
         options = _options(arguments, config)
-        command = agent_command or [sys.executable, "-m", "haclusterd.agent"]
-        opening = _Opening(config, ring, journal, AgentLink([*command, *options], journal.say))
-        successor = [sys.executable, "-m", "haclusterd", *options]
+        opening = _Opening(config, ring, journal, AgentLink([*agent, *options], journal.say))
+        successor = [*heart_command, *options]
         if predecessor is None:
             heart = opening.fresh(successor)
         else:
@@ -180,7 +186,7 @@ class _Opening:
         node = state.node
         node.spec = self._spec
         wire = Wire(self._spec, self._ring, node.incarnation)
-        wire.import_state(state.wire)
+        wire.import_state(unpack_wire(state.wire))
         self._lock = descriptors[-1]
         heart = self._heart(
             node, wire, fence, addresses, successor_command, last_us=state.last_us,

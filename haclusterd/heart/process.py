@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -119,7 +120,7 @@ class Heart(Chores):
 
     def _watch_announcers(self) -> None:
         for descriptor, nic in self._addresses.sockets():
-            self.loop.watch(descriptor, lambda nic=nic: self._heard_alien(nic))  # type: ignore[misc]
+            self.loop.watch(descriptor, partial(self._heard_alien, nic))
 
     def watch_signals(self) -> None:
         """SIGTERM and SIGINT: planned stop. SIGHUP: upgrade."""

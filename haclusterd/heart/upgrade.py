@@ -22,7 +22,7 @@ from haclusterd import __version__
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.state import Node
 from haclusterd.heart.errors import HeartError
-from haclusterd.wire import WireState
+from haclusterd.wire import REPLAY_WINDOW, Window, WireState
 
 FORMAT = 1
 _PACKET_BYTES_MAX = 192 * 1024
@@ -41,11 +41,44 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     refusal: str = ""
 
 
+PackedWindow = tuple[int, bytes]  # newest, seen: the bits are too many for an integer of msgpack
+
+
+class PackedWire(msgspec.Struct, frozen=True, array_like=True):
+    """`wire.WireState` in a form that msgpack can carry."""
+
+    sealed: tuple[int, ...]
+    peers: tuple[tuple[int, tuple[PackedWindow, ...]] | None, ...]
+
+
+def pack_wire(state: WireState) -> PackedWire:
+    """For the hand-over."""
+    size = REPLAY_WINDOW // 8
+    peers = tuple(
+        (peer[0], tuple((w.newest, w.seen.to_bytes(size, "big")) for w in peer[1]))
+        if peer
+        else None
+        for peer in state.peers
+    )
+    return PackedWire(state.sealed, peers)
+
+
+def unpack_wire(packed: PackedWire) -> WireState:
+    """What `pack_wire` was given."""
+    peers = tuple(
+        (peer[0], tuple(Window(newest, int.from_bytes(seen, "big")) for newest, seen in peer[1]))
+        if peer
+        else None
+        for peer in packed.peers
+    )
+    return WireState(packed.sealed, peers)
+
+
 class HandOver(msgspec.Struct, frozen=True, tag=True):
     """The old heart's whole memory. Sockets follow beside it: one per `links`, then the lock."""
 
     node: Node
-    wire: WireState
+    wire: PackedWire
     held: tuple[int, ...]
     links: tuple[int, ...]
     last_us: int
@@ -108,7 +141,11 @@ class Successor:
         rights = array.array("i", descriptors)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
         try:
-            self._channel.sendmsg([msgspec.msgpack.encode(state)], ancillary)
+            packet = msgspec.msgpack.encode(state)
+        except (OverflowError, TypeError):
+            return False  # a state that cannot travel: this heart keeps it
+        try:
+            self._channel.sendmsg([packet], ancillary)
             self._channel.settimeout(_TAKEN_WITHIN_S)
             return self._channel.recv(64) == _TAKEN
         except OSError:

@@ -12,7 +12,7 @@ from haclusterd.heart.errors import HeartError
 from haclusterd.heart.journal import ERROR
 from haclusterd.heart.loop import Loop
 from haclusterd.heart.parts import Parts
-from haclusterd.heart.upgrade import HandOver, Successor
+from haclusterd.heart.upgrade import HandOver, Successor, pack_wire
 
 
 class Upgrade:
@@ -62,7 +62,7 @@ class Upgrade:
         opened = [(n, s) for n in range(len(parts.links)) if (s := parts.links.opened(n))]
         state = HandOver(
             node=loop.node,
-            wire=parts.wire.export_state(),
+            wire=pack_wire(parts.wire.export_state()),
             held=tuple(sorted(parts.addresses.held)),
             links=tuple(n for n, _socket in opened),
             last_us=loop.last_us,
