@@ -114,16 +114,17 @@ class Site:
     def phone(self, *words: str) -> subprocess.Popen[bytes]:
         with netns.inside(self.user):
             phone = subprocess.Popen(
-                ["sipp", *words, "-nostdin", "-trace_err"],
+                ["sipp", *words, "-nostdin", "-trace_err", "-buff_size", "4000000"],
                 cwd=self.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         self.phones.append(phone)
         return phone
 
     def callers(self, extension: str, calls: int, address: str = VIP) -> subprocess.Popen[bytes]:
+        media_port = 20000 + 100 * len(self.phones)
         return self.phone(
             f"{address}:5060", "-sf", str(SCENARIOS / "uac_echo.xml"), "-i", CALLER,
-            "-s", extension, "-m", str(calls), "-r", "50", "-mp", "20000", "-rtp_echo",
+            "-s", extension, "-m", str(calls), "-r", "50", "-mp", str(media_port), "-rtp_echo",
             "-recv_timeout", "60000",
         )  # fmt: skip
 
