@@ -26,6 +26,8 @@ async def run(config: EmulatorConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, switch.stopping.set)
+    for _ in range(2):
+        await asyncio.to_thread(os.getpid)  # threads up: the first recover need not wait for them
     switch.start()
     await server.start()
     pid_file = config.path(config.pid_file)

@@ -45,7 +45,7 @@ def show(switch: Switch, argument: str) -> str:
     if words[0] in _EMPTY:
         rows: list[dict[str, str]] = []
     elif words[0] in ("channels", "calls"):
-        rows = [c.show_row(switch.config.switchname) for c in switch.channels.values()]
+        rows = [c.show_row(switch.config.switchname) for c in switch.shown]
     else:
         return _USAGE
     if words[0] == "calls":

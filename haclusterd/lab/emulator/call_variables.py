@@ -76,7 +76,7 @@ def _sip_variables(
         "uuid": channel.uuid,
         "call_uuid": channel.uuid,
         "session_id": str(channel.session_id),
-        **_uri_variables("from", from_uri),
+        **uri_variables("from", from_uri),
         "video_media_flow": "disabled",
         "text_media_flow": "disabled",
         "channel_name": channel.caller.chan_name,
@@ -97,9 +97,9 @@ def _sip_variables(
         "sip_from_display": display_name(request.get("from")),
         "sip_full_from": request.get("from"),
         "sip_full_to": request.get("to"),
-        **_uri_variables("req", Uri(request.uri)),
-        **_uri_variables("to", Uri(address_uri(request.get("to")))),
-        **_uri_variables("contact", contact),
+        **uri_variables("req", Uri(request.uri)),
+        **uri_variables("to", Uri(address_uri(request.get("to")))),
+        **uri_variables("contact", contact),
         "sip_via_host": via_by.rpartition(":")[0] or via_by,
         "sip_via_port": via_by.rpartition(":")[2] if ":" in via_by else "5060",
         "max_forwards": request.get("max-forwards") or "70",
@@ -112,10 +112,10 @@ def _sip_variables(
     if record_route:
         variables["sip_invite_route_uri"] = ", ".join(record_route)
         variables["sip_invite_record_route"] = ", ".join(reversed(record_route))
-    return variables
+    return {name: value for name, value in variables.items() if value}
 
 
-def _uri_variables(part: str, uri: Uri) -> dict[str, str]:
+def uri_variables(part: str, uri: Uri) -> dict[str, str]:
     return {
         f"sip_{part}_user": uri.user,
         f"sip_{part}_port": str(uri.port),

@@ -76,9 +76,10 @@ class Channel:
     recovering: bool = False
 
     def set(self, name: str, value: str) -> None:
-        """As switch_channel_set_variable: a changed variable moves to the end."""
+        """As switch_channel_set_variable: a changed variable moves to the end, an empty one goes."""
         self.variables.pop(name, None)
-        self.variables[name] = value
+        if value:
+            self.variables[name] = value
 
     @property
     def answered(self) -> bool:

@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,7 @@ class CoreDb:
         self.switchname = switchname
         self._flush_s = flush_s
         self._queue: queue.Queue[Statement] = queue.Queue(QUEUE_MAX)
+        self._idle: list[sqlite3.Connection] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write_loop, name="sql", daemon=True)
 
@@ -63,6 +64,8 @@ class CoreDb:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(self._open()) as connection:
             connection.executescript(_SCHEMA)
+        for _ in self.rows_to_recover("", ""):
+            pass  # leaves a warm connection: the first recover is as fast as the next
         self._thread.start()
 
     def stop(self) -> None:
@@ -77,6 +80,20 @@ class CoreDb:
         )
         connection.execute("PRAGMA synchronous=OFF")
         return connection
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """A connection of the pool, as FreeSWITCH keeps its handles; a failed one is dropped."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._open()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
 
     def insert(self, profile: str, uuid: str, metadata: str) -> None:
         row = (self.core_uuid, "sofia", profile, self.switchname, uuid, metadata)
@@ -124,7 +141,7 @@ class CoreDb:
     def rows_to_recover(self, technology: str, profile: str) -> Generator[Row]:
         """Rows of other processes, read one by one under a read lock, as FreeSWITCH does."""
         where, arguments = self._foreign(technology, profile)
-        with contextlib.closing(self._open()) as connection:
+        with self._borrowed() as connection:
             sql = f"SELECT uuid, profile_name, metadata FROM recovery WHERE {where}"
             for row in connection.execute(sql, arguments):
                 yield Row(*(value or "" for value in row))
@@ -132,7 +149,7 @@ class CoreDb:
     def forget_recovered(self, technology: str, profile: str) -> None:
         """Delete the set that was recovered, whether it succeeded or not (FREESWITCH.md 1.3)."""
         where, arguments = self._foreign(technology, profile)
-        with contextlib.closing(self._open()) as connection:
+        with self._borrowed() as connection:
             connection.execute(f"DELETE FROM recovery WHERE {where}", arguments)
 
     def flush_rows(self, technology: str, profile: str) -> None:
@@ -140,7 +157,7 @@ class CoreDb:
         clauses = [("technology", technology), ("profile_name", profile)]
         used = [(column, value) for column, value in clauses if value]
         where = " AND ".join(f"{column}=?" for column, _ in used) or "1"
-        with contextlib.closing(self._open()) as connection:
+        with self._borrowed() as connection:
             connection.execute(f"DELETE FROM recovery WHERE {where}", [v for _, v in used])
 
     def _foreign(self, technology: str, profile: str) -> tuple[str, list[str]]:

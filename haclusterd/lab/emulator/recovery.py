@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from haclusterd.lab.emulator.call_variables import local_sdp
-from haclusterd.lab.emulator.channel import Channel, now_us
+from haclusterd.lab.emulator.call_variables import local_sdp, uri_variables
+from haclusterd.lab.emulator.channel import Channel, Pairs, now_us
 from haclusterd.lab.emulator.coredb import Row
 from haclusterd.lab.emulator.dialog import Dialog, time_based_cseq
 from haclusterd.lab.emulator.inbound import remote_media
@@ -37,6 +37,7 @@ _REFUSALS: Final = {
     488: "INCOMPATIBLE_DESTINATION",
     603: "CALL_REJECTED",
 }
+_APPLICATION_S: Final = 0.003
 _FAILURES: Final = {
     "timeout": (408, "Request Timeout", "RECOVERY_ON_TIMER_EXPIRE"),
     "unreachable": (503, "Service Unavailable", "NORMAL_TEMPORARY_FAILURE"),
@@ -198,12 +199,10 @@ def _announce(switch: Switch, channel: Channel) -> None:
 
 def _invite(switch: Switch, profile: SofiaProfile, channel: Channel) -> None:
     events = switch.events
+    events.state(channel, "CS_INIT", 1)
     events.create(channel, 4 if channel.direction == "inbound" else 9)
-    channel.state, channel.state_number = "CS_EXECUTE", 4
-    for name, data in channel.applications:
-        if channel.executed:
-            events.executed(channel, *channel.executed[-1][:2])
-        events.execute(channel, name, data)
+    events.state(channel, "CS_EXECUTE", 4)
+    _run_applications(switch, channel, 0)
     sdp = channel.variables["rtp_local_sdp_str"]
     datagram, branch = channel.dialog.request("INVITE", profile.sent_by, body=sdp)
     cseq = channel.dialog.cseq
@@ -224,6 +223,20 @@ def _invite(switch: Switch, profile: SofiaProfile, channel: Channel) -> None:
         _failed(switch, channel, *_FAILURES["unreachable"], answer=None)
         return
     profile.transport.request(datagram, channel.dialog.destination(), branch, "INVITE", outcome)
+
+
+def _run_applications(switch: Switch, channel: Channel, index: int) -> None:
+    """The extension again from its first application, answered or not (FREESWITCH.md 1.5)."""
+    if channel.hangup_cause or index >= len(channel.applications):
+        return
+    if index:
+        switch.events.executed(channel, *channel.applications[index - 1])
+    name, data = channel.applications[index]
+    switch.events.execute(channel, name, data)
+    if name == "playback":
+        switch.events.playback(channel, data)
+    loop = asyncio.get_running_loop()
+    loop.call_later(_APPLICATION_S, _run_applications, switch, channel, index + 1)
 
 
 def _acknowledge(
@@ -250,7 +263,7 @@ def _answered(
             channel.dialog.target = Uri(address_uri(contact)).text
     _acknowledge(profile, channel, branch, cseq, same_branch=False)
     host, port = channel.dialog.destination()
-    changed = [
+    for name, value in (
         ("sip_reply_host", host),
         ("sip_reply_port", str(port)),
         ("sip_network_ip", host),
@@ -258,16 +271,8 @@ def _answered(
         ("sip_to_tag", tag_of(answer.get("to"))),
         ("sip_from_tag", tag_of(answer.get("from"))),
         ("sip_cseq", str(cseq)),
-        ("sip_full_via", ",".join(answer.all("via"))),
-        ("sip_from_display", display_name(answer.get("from"))),
-        ("sip_full_from", answer.get("from")),
-        ("sip_full_to", answer.get("to")),
-    ]
-    if channel.direction == "inbound":
-        changed.append(("dlg_req_swap_direction", "true"))
-    elif contact:
-        changed.append(("sip_recover_contact", contact))
-    for name, value in changed:
+        *_leg_variables(channel, answer),
+    ):
         channel.set(name, value)
     stream = channel.stream
     if stream is not None:
@@ -280,6 +285,24 @@ def _answered(
         switch.media.add(stream)
     channel.recovering = False
     switch.track(channel)
+
+
+def _leg_variables(channel: Channel, answer: SipMessage) -> Pairs:
+    """From and To as the answer has them: for an inbound leg the other way round than before."""
+    pairs = [
+        ("sip_full_via", ",".join(answer.all("via"))),
+        ("sip_full_from", answer.get("from")),
+        ("sip_full_to", answer.get("to")),
+    ]
+    for part in ("from", "to"):
+        pairs.append((f"sip_{part}_display", display_name(answer.get(part))))
+        with contextlib.suppress(SipParseError):
+            pairs += uri_variables(part, Uri(address_uri(answer.get(part)))).items()
+    if channel.direction == "inbound":
+        pairs.append(("dlg_req_swap_direction", "true"))
+    elif answer.get("contact"):
+        pairs.append(("sip_recover_contact", answer.get("contact")))
+    return pairs
 
 
 def _failed(

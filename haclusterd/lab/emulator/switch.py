@@ -51,6 +51,7 @@ class Switch:
             "local_ip_v4": "127.0.0.1",
             "core_uuid": self.core_uuid,
         }
+        self.shown: list[Channel] = []  # what `show channels` knows: behind by the SQL queue
         self.paused = {"inbound": False, "outbound": False}
         self.sessions = 0
         self.peak = 0
@@ -67,6 +68,7 @@ class Switch:
             if profile.config.auto_start:
                 profile.start()
         self._beat()
+        self._refresh_shown()
 
     def uptime_us(self) -> int:
         return int((time.monotonic() - self._started) * 1_000_000)
@@ -93,6 +95,10 @@ class Switch:
         ]
         self.bus.fire("RE_SCHEDULE", _SCHEDULED, lambda: task)
         self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat)
+
+    def _refresh_shown(self) -> None:
+        self.shown = list(self.channels.values())
+        asyncio.get_running_loop().call_later(self.config.sql_flush_ms / 1000, self._refresh_shown)
 
     def _heartbeat_headers(self) -> Pairs:
         return [
