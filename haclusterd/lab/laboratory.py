@@ -97,6 +97,9 @@ class Laboratory:
     def unformed(self) -> list[str]:
         """What is missing to a cluster in which everybody can do his part."""
         missing = []
+        for node in self.nodes.values():
+            if node.refused_to_start:
+                raise LabError(f"haclusterd of {node.id} ended:\n{node.log_end()}")
         for service in self.plan.services:
             holder = self.holder(service.ip)
             if not holder:

@@ -47,6 +47,7 @@ class LabNode:
         self._topology = topology
         self._config = config
         self._children: list[subprocess.Popen[bytes]] = []
+        self._daemon: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Everything a node runs. FreeSWITCH need not be ready when this returns."""
@@ -62,7 +63,13 @@ class LabNode:
 
     def start_haclusterd(self) -> None:
         arguments = ["--config", str(self._config), "--node", self.id]
-        self._spawn(["-m", "haclusterd", *arguments, "--run-dir", str(self.run_dir)], self.log)
+        arguments += ["--run-dir", str(self.run_dir)]
+        self._daemon = self._spawn(["-m", "haclusterd", *arguments], self.log)
+
+    @property
+    def refused_to_start(self) -> bool:
+        """Whether haclusterd ended with an error, as a wrong configuration makes it do."""
+        return self._daemon is not None and (self._daemon.poll() or 0) > 0
 
     def api(self, method: str, timeout_s: float = _API_TIMEOUT_S, **params: Any) -> Any:
         """Ask the daemon. OSError if nobody answers, ApiRefused if it says no."""
@@ -127,19 +134,19 @@ class LabNode:
             return "no log"
         return "\n".join(text.splitlines()[-lines:])
 
-    def _spawn(self, arguments: list[str], log: Path) -> None:
+    def _spawn(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         with netns.inside(self.namespace), log.open("ab") as output:
-            self._children.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=python_environment(),
-                    cwd=self.directory,
-                    start_new_session=True,
-                )
+            child = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=python_environment(),
+                cwd=self.directory,
+                start_new_session=True,
             )
+        self._children.append(child)
+        return child
 
 
 def _words(pid: int) -> list[str]:
