@@ -1,0 +1,36 @@
+"""What the agent itself raises, beside heart's alarms: parts that do not run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from haclusterd.agent.freeswitch import FreeswitchLife
+from haclusterd.agent.schema import Alarm
+from haclusterd.agent.switch import Switch
+
+_NAMES = {
+    "replication": "not_replicating",
+    "freeswitch": "freeswitch",
+    "api": "api",
+    "http": "http",
+    "state": "state_file",
+}
+
+
+def alarms(
+    problems: Mapping[str, str], life: FreeswitchLife | None, switch: Switch | None
+) -> list[Alarm]:
+    """One alarm for each thing that a person has to look at."""
+    found = [Alarm(_NAMES.get(part, part), text) for part, text in problems.items()]
+    if life is None:
+        return found
+    if life.starter.problem:
+        found.append(Alarm("freeswitch_start", life.starter.problem))
+    if life.process is None and (switch is None or not switch.up):
+        found.append(Alarm("freeswitch_down", "FreeSWITCH does not run on this node"))
+    elif switch is not None and switch.problem and "freeswitch" not in problems:
+        found.append(Alarm("freeswitch", switch.problem))
+    for service, reason in life.profiles.items():
+        if reason:
+            found.append(Alarm("profiles", f"{service}: {reason}"))
+    return found

@@ -1,0 +1,107 @@
+"""What the agent answers to those who ask over the API: its parts, brought together for reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from haclusterd import __version__
+from haclusterd.agent import schema, status
+from haclusterd.agent.alarms import alarms
+from haclusterd.agent.clock import wall_text
+from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.peers import Word
+from haclusterd.config import config_hash
+from haclusterd.core.records import CallRecord
+from haclusterd.core.view import View
+
+if TYPE_CHECKING:
+    from haclusterd.agent.daemon import Agent
+
+
+class Answers:
+    """Reads the agent; changes nothing. It is the `commands.Source` of socket and HTTP."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._started = wall_text()
+        self.history = agent.history
+        self.reports = agent.reports
+        self.operators = agent.operators
+
+    def view(self) -> View:
+        """Heart's newest word. Raises OperatorError before the first."""
+        return self._agent.view()
+
+    def status(self) -> schema.Status:
+        """`status --json`. Raises OperatorError before heart's first word."""
+        agent = self._agent
+        switch = agent.life.switch if agent.life is not None else None
+        words = agent.peers.words if agent.peers is not None else {}
+        found = alarms(agent.problems, agent.life, switch)
+        return status.status(self.view(), self.word().sync, words, found)
+
+    def word(self) -> Word:
+        """What this agent tells the others of itself."""
+        agent = self._agent
+        sync = schema.Sync("none", 0)
+        if agent.replicator is not None and agent.config.freeswitch is not None:
+            fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
+            running = "replication" not in agent.problems
+            sync = status.own_sync(agent.owners(), agent.me, fresh, running)
+        return Word(__version__, sync)
+
+    def about(self) -> schema.About:
+        """Which daemon this is."""
+        config = self._agent.config
+        return schema.About(
+            version=__version__,
+            node=config.node.id,
+            cluster=config.name,
+            pid=os.getpid(),
+            heart_pid=os.getppid(),
+            started=self._started,
+            config=str(config.path),
+            config_hash=f"{config_hash(config):08x}",
+            run_dir=str(config.run_dir),
+        )
+
+    def sync(self) -> object:
+        """What replication says of itself."""
+        if self._agent.replicator is None:
+            raise OperatorError(self._agent.problems.get("replication", "there is no other node"))
+        return self._agent.replicator.status()
+
+    def at_risk(self) -> list[str]:
+        """Own calls that no standby has acknowledged."""
+        replicator = self._agent.replicator
+        return [] if replicator is None else replicator.at_risk()
+
+    def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]:
+        """(service, own or copy, record) of all calls this node knows, unpacked one by one."""
+        replicator = self._agent.replicator
+        if replicator is None:
+            return
+        for service in self._agent.spec.services:
+            here, items = replicator.items_of(service.name)
+            for item in items:
+                for record in replicator.store.unpack([item]):
+                    yield service.name, here, record
+
+    def not_ready(self) -> str:
+        """Why this node neither serves nor stands by; empty if it does."""
+        role = status.role_of(self.view())
+        return "" if role in ("master", "slave") else f"this node is {role}"
+
+    def counters(self) -> dict[str, int]:
+        """What only counts up since the agent started."""
+        replicator = self._agent.replicator
+        counts = {
+            "decisions": self.history.total,
+            "heart_malformed": self._agent.link.malformed,
+            "heart_dropped": self._agent.link.dropped,
+        }
+        if replicator is not None:
+            counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
+        return counts

@@ -1,0 +1,162 @@
+"""What can be asked over the API: one function per command, from parameters to a result.
+
+The Unix socket and HTTP both come here; neither knows what a command means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+
+from haclusterd.agent import schema, status
+from haclusterd.agent.clock import wall_text_ms
+from haclusterd.agent.history import History
+from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.reports import Reports
+from haclusterd.core.records import CallRecord
+from haclusterd.core.view import View
+
+CALLS_SHOWN = 1000
+CALLS_SHOWN_MAX = 20_000
+SLICE = 64  # calls (2 ms) between two turns of the event loop
+
+
+class Source(Protocol):
+    """What the daemon tells the API."""
+
+    @property
+    def history(self) -> History: ...
+    @property
+    def reports(self) -> Reports: ...
+    @property
+    def operators(self) -> Operators: ...
+
+    def view(self) -> View: ...
+    def status(self) -> schema.Status: ...
+    def about(self) -> schema.About: ...
+    def sync(self) -> Any: ...
+    def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]: ...
+    def at_risk(self) -> list[str]: ...
+    def not_ready(self) -> str: ...
+    def counters(self) -> dict[str, int]: ...
+
+
+Command = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+def text(params: dict[str, Any], key: str, default: str | None = None) -> str:
+    """A text parameter. Raises OperatorError."""
+    value = params.get(key, default)
+    if not isinstance(value, str) or len(value) > 256:
+        raise OperatorError(f"parameter {key!r} is missing or no text", schema.USAGE)
+    return value
+
+
+def number(params: dict[str, Any], key: str, default: int, most: int) -> int:
+    """A whole number from 1 to `most`. Raises OperatorError."""
+    value = params.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise OperatorError(f"parameter {key!r} must be 1..{most}", schema.USAGE)
+    return value
+
+
+class Commands:
+    """`table` maps method names to what they do. All raise OperatorError with the reason."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.table: dict[str, Command] = {
+            "status": self._status,
+            "about": self._about,
+            "rank": self._rank,
+            "history": self._history,
+            "report": self._report,
+            "reports": self._reports,
+            "calls": self._calls,
+            "sync": self._sync,
+            "switchover": self._switchover,
+            "maintenance": self._maintenance,
+            "upgrade": self._upgrade,
+        }
+
+    async def run(self, method: str, params: dict[str, Any]) -> Any:
+        """The result of one command. Raises OperatorError."""
+        command = self.table.get(method)
+        if command is None:
+            known = ", ".join(sorted(self.table))
+            raise OperatorError(f"unknown method {method[:64]!r}; known: {known}", schema.USAGE)
+        return await command(params)
+
+    async def _status(self, params: dict[str, Any]) -> schema.Status:
+        return self._source.status()
+
+    async def _about(self, params: dict[str, Any]) -> schema.About:
+        return self._source.about()
+
+    async def _rank(self, params: dict[str, Any]) -> schema.Rank:
+        return status.rank(self._source.view())
+
+    async def _history(self, params: dict[str, Any]) -> list[schema.Decision]:
+        return self._source.history.last(number(params, "count", 100, 10_000))
+
+    async def _report(self, params: dict[str, Any]) -> schema.Report:
+        try:
+            return self._source.reports.find(text(params, "which", "last"))
+        except KeyError as error:
+            raise OperatorError(str(error.args[0])) from None
+
+    async def _reports(self, params: dict[str, Any]) -> list[schema.Report]:
+        return [
+            msgspec.structs.replace(r, calls=msgspec.structs.replace(r.calls, verdicts=[]))
+            for r in self._source.reports.all()
+        ]
+
+    async def _calls(self, params: dict[str, Any]) -> schema.CallList:
+        limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
+        only_risk = params.get("at_risk") is True
+        risky = set(self._source.at_risk())
+        calls: list[schema.Call] = []
+        total = 0
+        for at, (service, here, record) in enumerate(self._source.calls_here()):
+            if at % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            if only_risk and record.uuid not in risky:
+                continue
+            total += 1
+            if len(calls) < limit:
+                calls.append(_call(service, here, record, record.uuid in risky))
+        return schema.CallList(total, len(risky), calls)
+
+    async def _sync(self, params: dict[str, Any]) -> Any:
+        return self._source.sync()
+
+    async def _switchover(self, params: dict[str, Any]) -> schema.Done:
+        to = text(params, "to", "") or None
+        service = text(params, "service")
+        return schema.Done(await self._source.operators.switchover(service, to))
+
+    async def _maintenance(self, params: dict[str, Any]) -> schema.Done:
+        on = params.get("on")
+        if not isinstance(on, bool):
+            raise OperatorError("parameter 'on' must be true or false", schema.USAGE)
+        node = text(params, "node", "") or None
+        return schema.Done(await self._source.operators.maintenance(on, node))
+
+    async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.operators.upgrade())
+
+
+def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.Call:
+    return schema.Call(
+        uuid=record.uuid,
+        service=service,
+        here=here,
+        direction=record.direction,
+        partner=record.partner or None,
+        answered=wall_text_ms(record.answered_ms),
+        version=record.version,
+        at_risk=at_risk,
+    )

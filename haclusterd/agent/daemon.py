@@ -1,0 +1,343 @@
+"""Puts the agent's parts together, takes what heart says, and reports back.
+
+Order of the start: heart's socket first, because a word within its patience counts more than
+anything else; replication and ESL next, so that a takeover finds them warm; then the interfaces.
+A part that cannot start is tried again and said aloud; the others go on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from haclusterd.agent.answers import Answers
+from haclusterd.agent.api import Api, ApiError
+from haclusterd.agent.clock import now_us
+from haclusterd.agent.commands import Commands
+from haclusterd.agent.freeswitch import FreeswitchLife
+from haclusterd.agent.heart_link import HeartLink
+from haclusterd.agent.history import History
+from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.peers import Peers
+from haclusterd.agent.replication import AgentReplicator, mesh_config
+from haclusterd.agent.reports import Reports
+from haclusterd.agent.services import Services
+from haclusterd.agent.standing import Facts, judge
+from haclusterd.agent.state_file import NAME as STATE_NAME
+from haclusterd.agent.state_file import encode, write_atomically
+from haclusterd.config import Config, cluster_spec
+from haclusterd.core.actions import (
+    Answered,
+    Decided,
+    EndCalls,
+    Persist,
+    Published,
+    Recover,
+    ToAgent,
+)
+from haclusterd.core.inputs import LocalReport
+from haclusterd.core.view import View
+from haclusterd.sync.transport import SyncError
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 0.5
+REPORT_PAUSE_S = 0.002  # changes that come together make one report
+TRY_AGAIN_S = 0.5
+TRY_AGAIN_MAX_S = 5.0
+
+_view_decoder = msgspec.msgpack.Decoder(View)
+
+
+class Agent:
+    """One agent process. `run` returns when heart is gone or `stop` was called."""
+
+    def __init__(self, config: Config, heart_fd: int) -> None:
+        self.config = config
+        self.spec = cluster_spec(config)
+        self.history = History()
+        self.reports = Reports(config.state_dir)
+        self.link = HeartLink(heart_fd, self._take)
+        self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
+        self.replicator = self._make_replicator()
+        self.services = Services(
+            self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
+        )
+        self.answers = Answers(self)
+        self.life: FreeswitchLife | None = None
+        self.peers: Peers | None = None
+        self.problems: dict[str, str] = {}  # what does not run, by part
+        self._view: View | None = None
+        self._orphaned_us: dict[str, int] = {}
+        self._report: LocalReport | None = None
+        self._news = asyncio.Event()
+        self._promises: Persist | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stops: list[Callable[[], Awaitable[None]]] = []
+
+    # -- life --
+
+    async def run(self) -> str:
+        """Run until heart is gone or `stop`; why it ended."""
+        loop = asyncio.get_running_loop()
+        self.link.start()
+        self._make_life()
+        self._send_report()
+        self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
+        self._keep_trying("replication", self._start_replication)
+        if self.life is not None:
+            self._keep_trying("freeswitch", self._start_freeswitch)
+        api = Api(self.config.api.socket, self.history, Commands(self.answers))
+        self._stops.append(api.stop)
+        self._keep_trying("api", api.start)
+        if self.config.api.http_port:
+            self._keep_trying("http", self._start_http)
+        reason = await self.link.gone
+        await self._stop_all()
+        return reason
+
+    def stop(self) -> None:
+        """End soon."""
+        if not self.link.gone.done():
+            self.link.gone.set_result("stopped")
+
+    async def _stop_all(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stop in reversed(self._stops):
+            await stop()
+        await self.services.stop()
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        self.link.close()
+
+    def _keep_trying(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._until_started(part, start), name=part)
+        self._tasks.append(task)
+
+    async def _until_started(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
+        from haclusterd.agent.http import HttpError
+        from haclusterd.agent.switch import SwitchError
+
+        pause_s = TRY_AGAIN_S
+        while True:
+            try:
+                await start()
+            except (SyncError, SwitchError, ApiError, HttpError) as error:
+                if self.problems.get(part) != str(error):
+                    self.problems[part] = str(error)
+                    log.error("%s", error)
+                    self.changed()
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, TRY_AGAIN_MAX_S)
+            else:
+                self.problems.pop(part, None)
+                self.changed()
+                return
+
+    # -- parts --
+
+    def _make_replicator(self) -> AgentReplicator | None:
+        if len(self.spec.nodes) < 2:
+            return None
+        try:
+            return AgentReplicator(mesh_config(self.config), time.time_ns() // 1_000_000)
+        except SyncError as error:
+            # Without key material nothing else of this cluster works either: heart says so too.
+            log.error("%s", error)
+            return None
+
+    async def _start_replication(self) -> None:
+        replicator = self.replicator
+        if replicator is None:
+            return
+        await replicator.start()
+        self._stops.append(replicator.stop)
+        replicator.on_change(lambda fresh: self.changed())
+        self.operators.join(replicator)
+        others = [node.id for node in self.spec.nodes if node.id != self.me]
+        self.peers = Peers(others, replicator, self.answers.word)
+        await self.peers.start()
+        self._stops.append(self.peers.stop)
+
+    def _make_life(self) -> None:
+        section = self.config.freeswitch
+        if section is None or self.config.node.witness:
+            return
+        self.life = FreeswitchLife(
+            section, self.spec.services, self.history, self.link.send, self.changed
+        )
+
+    async def _start_freeswitch(self) -> None:
+        section, life = self.config.freeswitch, self.life
+        if section is None or life is None:
+            return
+        if section.esl_port:
+            from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+
+            def connected() -> None:
+                life.connected()
+                self.services.freeswitch_connected()
+
+            by_profile = {p: s.name for s in self.spec.services for p in s.profiles}
+            events = SwitchEvents(
+                self.services.call_changes, self.services.freeswitch_replaced, connected,
+                life.disconnected, life.health_changed, life.shut_down,
+            )  # fmt: skip
+            switch = LocalSwitch(section, by_profile, events)
+            life.switch = self.services.switch = self.operators.switch = switch
+            if self._view is not None:
+                self.services.observe(self._view)
+            else:
+                for service in self.spec.services:
+                    switch.set_fenced(service.name, True)
+            await switch.start()
+            self._stops.append(switch.stop)
+        await life.start()
+        self._stops.append(life.stop)
+
+    async def _start_http(self) -> None:
+        from haclusterd.agent.http import Http
+
+        api = self.config.api
+        http = Http(api.http_host, api.http_port, self.answers)
+        await http.start()
+        self._stops.append(http.stop)
+
+    # -- what heart says --
+
+    def _take(self, message: ToAgent) -> None:
+        match message:
+            case Published():
+                self._published(message.view)
+            case Decided():
+                self._decided(message)
+            case Recover():
+                self.services.recover(message)
+            case EndCalls():
+                self.services.end_calls(message)
+            case Persist():
+                self._persist(message)
+            case Answered():
+                self.operators.answered(message)
+
+    def _published(self, packed: bytes) -> None:
+        try:
+            view = _view_decoder.decode(packed)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.error("heart's view is not readable: %s", error)
+            return
+        self._view = view
+        for service in view.services:
+            if service.owner:
+                self._orphaned_us.pop(service.name, None)
+            else:
+                self._orphaned_us.setdefault(service.name, now_us())
+        if self.replicator is not None:
+            self.replicator.take_view(view)
+        self.services.observe(view)
+        self.changed()
+
+    def _decided(self, message: Decided) -> None:
+        services = self.spec.services
+        name = services[message.service].name if 0 <= message.service < len(services) else None
+        self.history.add(message.row, message.text, message.at_us, name, message.epoch)
+        log.info("%s %s", message.row, message.text)
+
+    def _persist(self, message: Persist) -> None:
+        """Only the newest counts; one write at a time, in a thread."""
+        self._promises = message
+        if self._writing is None or self._writing.done():
+            work = self._write_promises()
+            self._writing = asyncio.get_running_loop().create_task(work, name="promises")
+
+    async def _write_promises(self) -> None:
+        while (message := self._promises) is not None:
+            self._promises = None
+            path = self.config.state_dir / STATE_NAME
+            content = encode(
+                self.spec.name, self.me, self.spec.nodes, self.spec.services, message.promises
+            )
+            try:
+                await asyncio.to_thread(_write, path, content)
+                self.problems.pop("state", None)
+            except OSError as error:
+                self.problems["state"] = (
+                    f"{path}: {error.strerror}: promises cannot be kept; make the folder writable"
+                )
+                log.error("%s", self.problems["state"])
+
+    # -- what this node says --
+
+    @property
+    def me(self) -> str:
+        return self.config.node.id
+
+    def changed(self) -> None:
+        """Something that heart should hear of may have changed."""
+        self._news.set()
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._news.wait(), REPORT_S)
+                await asyncio.sleep(REPORT_PAUSE_S)
+            except TimeoutError:
+                self._report = None  # an unchanged word is repeated: it says that we live
+            self._news.clear()
+            self._send_report()
+
+    def _send_report(self) -> None:
+        report = judge(self.spec, self._facts())
+        if report != self._report:
+            self._report = report
+            self.link.send(report)
+
+    def _facts(self) -> Facts:
+        life, replicator = self.life, self.replicator
+        switch = life.switch if life is not None else None
+        section = self.config.freeswitch
+        names = [service.name for service in self.spec.services]
+        now = now_us()
+        return Facts(
+            freeswitch=section is not None,
+            watched=section is not None and section.esl_port != 0,
+            process=life.process if life is not None else None,
+            esl_up=switch is not None and switch.up,
+            problem=self.problems.get("freeswitch", "") or (switch.problem if switch else ""),
+            health_state=switch.health.state if switch is not None else "up",
+            calls=switch.calls if switch is not None else 0,
+            own_calls={n: replicator.own_calls(n) for n in replicator.owned()}
+            if replicator is not None else {},
+            owners=self.owners(),
+            orphaned_s={n: (now - at_us) / 1e6 for n, at_us in self._orphaned_us.items()},
+            freshness={n: replicator.freshness(n) for n in names} if replicator else {},
+            profiles=life.profiles if life is not None else {},
+            busy={n: self.services.busy(n) for n in names},
+            replicating=self.problems.get("replication", ""),
+        )  # fmt: skip
+
+    def owners(self) -> dict[str, tuple[str, int]]:
+        """(owner, epoch) by service; owner empty while nobody has it."""
+        services = self._view.services if self._view is not None else ()
+        return {s.name: (s.owner, s.epoch) for s in services}
+
+    # -- what others see --
+
+    def view(self) -> View:
+        """Heart's newest word. Raises OperatorError before the first."""
+        if self._view is None:
+            raise OperatorError("heart has not told its view yet: try again in a second")
+        return self._view
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)

@@ -1,0 +1,139 @@
+"""Life of the local FreeSWITCH as this node follows it: which process, is it well, start it again.
+
+Heart holds the process by pidfd and decides; this finds it, watches it, and brings it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from haclusterd.agent.history import History
+from haclusterd.agent.pid import Process, read_process
+from haclusterd.agent.standing import profile_reasons
+from haclusterd.agent.starting import Starter
+from haclusterd.agent.switch import Switch, SwitchError
+from haclusterd.config import FreeSwitch
+from haclusterd.core.inputs import FreeswitchHung, FromAgent
+from haclusterd.core.model import ServiceSpec
+from haclusterd.freeswitch.health import Health
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.1
+PROFILES_S = 2.0
+PROFILES_FIRST_S = 0.2
+
+
+class FreeswitchLife:
+    """See the module. `changed()` is called whenever something that standing looks at changed."""
+
+    def __init__(
+        self,
+        section: FreeSwitch,
+        services: Sequence[ServiceSpec],
+        history: History,
+        send: Callable[[FromAgent], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._section = section
+        self._services = services
+        self._history = history
+        self._send = send
+        self._changed = changed
+        self.switch: Switch | None = None
+        self.process: Process | None = read_process(section.pid_file)
+        self.starter = Starter(section.start_command, self._is_up, self._tell)
+        self.profiles: dict[str, str] = {}  # by service, see standing.Facts
+        self._tasks: list[asyncio.Task[None]] = []
+        self._look = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to watch."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._watch(), name="watch FreeSWITCH")]
+        if self.switch is not None:
+            self._tasks.append(loop.create_task(self._watch_profiles(), name="watch profiles"))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.starter.stop()
+
+    # -- what the connections say --
+
+    def connected(self) -> None:
+        """ESL is logged in, maybe of another process: everything is looked at again."""
+        self._find_process()
+        self.profiles = {}
+        self._look.set()
+        self._changed()
+
+    def disconnected(self, reason: str) -> None:
+        log.warning("ESL: %s", reason)
+        self._find_process()
+        self._changed()
+
+    def health_changed(self, health: Health) -> None:
+        """Three unanswered probes are a hang; heart decides what to do about it."""
+        self._changed()
+        pid = 0 if self.process is None else self.process.pid
+        if health.state == "hung" and pid:
+            self._send(FreeswitchHung(pid))
+
+    def shut_down(self) -> None:
+        """FreeSWITCH says that it is being shut down: somebody wants it to stay down."""
+        self.starter.stopped_on_purpose = True
+        self._tell("FreeSWITCH is being shut down; it is not started again from here")
+
+    # -- watching --
+
+    def _find_process(self) -> None:
+        process = read_process(self._section.pid_file)
+        if process == self.process:
+            return
+        self.process = process
+        if process is not None:
+            self.starter.up()
+        self._changed()
+
+    def _is_up(self) -> bool:
+        return read_process(self._section.pid_file) is not None
+
+    def _tell(self, text: str) -> None:
+        self._history.add("A15", text)
+        log.info("%s", text)
+
+    async def _watch(self) -> None:
+        while True:
+            self._find_process()
+            esl_up = self.switch is not None and self.switch.up
+            if self.process is None and not esl_up:
+                self.starter.exited()
+            await asyncio.sleep(WATCH_S)
+
+    async def _watch_profiles(self) -> None:
+        """Keep the SIP profiles of all services running, in standby where they are not ours."""
+        wanted = sorted({name for service in self._services for name in service.profiles})
+        by_service = [(service.name, service.profiles) for service in self._services]
+        while wanted:
+            switch = self.switch
+            pause_s = PROFILES_FIRST_S
+            if switch is not None and switch.up:
+                try:
+                    states = await switch.profiles(wanted)
+                except SwitchError as error:
+                    log.warning("SIP profiles cannot be looked at: %s", error)
+                else:
+                    found = profile_reasons(by_service, {s.name: s.problems for s in states})
+                    if found != self.profiles:
+                        self.profiles = found
+                        self._changed()
+                    pause_s = PROFILES_S
+            self._look.clear()
+            try:
+                await asyncio.wait_for(self._look.wait(), pause_s)
+            except TimeoutError:
+                continue

@@ -1,0 +1,74 @@
+"""Prometheus metrics from what the API knows, gathered when they are asked for.
+
+A registry of our own, and the library only once somebody asks: it costs a few MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from haclusterd.agent.schema import Report, Status
+
+_OUTAGE_BUCKETS_MS = (5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 3000, 10_000)
+
+
+def render(
+    status: Status, reports: list[Report], counters: Mapping[str, int], at_risk: int
+) -> bytes:
+    """The text format. `counters` become `haclusterd_events_total{event=...}`."""
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+    registry = CollectorRegistry()
+
+    def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"haclusterd_{name}", text, labels, registry=registry)
+
+    gauge("quorate", "1 while this node reaches a majority").set(status.quorum.ok)
+    gauge("voters_reachable", "voters heard both ways, this one included").set(
+        status.quorum.reachable
+    )
+    gauge("alarms", "alarms that stand").set(len(status.alarms))
+    gauge("calls_at_risk", "own calls no standby has acknowledged").set(at_risk)
+    role = gauge("node_role", "1 for the role the node has", ("node", "role"))
+    rank = gauge("node_rank", "0 primary slave, -1 none", ("node",))
+    calls = gauge("node_calls", "call legs", ("node",))
+    health = gauge("node_health", "0 unusable to 100", ("node",))
+    lag = gauge("node_sync_lag_seconds", "lag of the node's worst copy", ("node",))
+    up = gauge("link_up", "1 while the link works both ways", ("node", "address"))
+    rtt = gauge("link_rtt_seconds", "round trip on the link", ("node", "address"))
+    for node in status.nodes:
+        role.labels(node.id, node.role).set(1)
+        rank.labels(node.id).set(-1 if node.rank is None else node.rank)
+        calls.labels(node.id).set(node.calls)
+        health.labels(node.id).set(node.health)
+        lag.labels(node.id).set(node.sync.lag_ms / 1000)
+        for link in node.links:
+            up.labels(node.id, link.address).set(link.up)
+            if link.rtt_ms is not None:
+                rtt.labels(node.id, link.address).set(link.rtt_ms / 1000)
+    owner = gauge("service_owner", "1 for the node that owns the service", ("service", "node"))
+    epoch = gauge("service_epoch", "fencing number of the service", ("service",))
+    owned = gauge("service_owned", "1 while somebody serves it", ("service",))
+    for service in status.services:
+        epoch.labels(service.name).set(service.epoch)
+        owned.labels(service.name).set(service.state == "owned")
+        if service.owner:
+            owner.labels(service.name, service.owner).set(1)
+    outage = Histogram(
+        "haclusterd_takeover_outage_seconds", "address outage of takeovers kept in reports",
+        buckets=[ms / 1000 for ms in _OUTAGE_BUCKETS_MS], registry=registry,
+    )  # fmt: skip
+    verdicts = gauge("takeover_calls", "call legs in the kept reports", ("verdict",))
+    totals = {"recovered": 0, "partial": 0, "lost": 0}
+    for report in reports:
+        if report.outage_ms is not None:
+            outage.observe(max(0.0, report.outage_ms / 1000))
+        totals["recovered"] += report.calls.recovered
+        totals["partial"] += report.calls.partial
+        totals["lost"] += report.calls.lost
+    for verdict, count in totals.items():
+        verdicts.labels(verdict).set(count)
+    events = Counter("haclusterd_events", "since the agent started", ("event",), registry=registry)
+    for name, count in counters.items():
+        events.labels(name).inc(count)
+    return generate_latest(registry)

@@ -1,0 +1,284 @@
+"""What operators ask for: switchover, maintenance, upgrade. One at a time, each with an answer.
+
+A request that this node cannot carry out goes to the node that can, over the replication mesh.
+Every refusal says why, and what to do next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+from haclusterd.agent.history import History
+from haclusterd.agent.schema import PARTLY, REFUSED, USAGE
+from haclusterd.agent.switch import Switch, SwitchError
+from haclusterd.core.actions import Answered
+from haclusterd.core.inputs import (
+    FromAgent,
+    MaintenanceRequested,
+    SwitchoverRequested,
+    UpgradeRequested,
+)
+from haclusterd.core.model import ClusterSpec
+from haclusterd.core.view import ServiceView, View
+from haclusterd.sync.rpc import RequestFailed
+
+log = logging.getLogger(__name__)
+
+ROW_DELAY_S = 0.25  # FreeSWITCH writes recovery rows this much later (FREESWITCH.md 1.2)
+ACKNOWLEDGED_MS = 1000
+HEART_S = 2.0
+MOVED_S = 10.0
+MOVED_POLL_S = 0.005
+PEER_MS = 15_000
+
+
+class OperatorError(Exception):
+    """Refused or failed; `code` as in schema.Fault, the message says why and what next."""
+
+    def __init__(self, message: str, code: str = REFUSED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An operator's order on its way to the node that can carry it out."""
+
+    service: str = ""
+    to: str = ""
+    on: bool = False
+
+
+class Mesh(Protocol):
+    """What is needed of the replicator here."""
+
+    async def wait_acked(self, service: str, timeout_ms: int) -> bool: ...
+    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes: ...
+    def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None: ...
+
+
+class Operators:
+    """Carries orders out. `view()` is heart's newest word; `send` goes to heart."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        history: History,
+        view: Callable[[], View | None],
+        send: Callable[[FromAgent], None],
+    ) -> None:
+        self._spec = spec
+        self._history = history
+        self._view = view
+        self._send = send
+        self._mesh: Mesh | None = None
+        self.switch: Switch | None = None
+        self._lock = asyncio.Lock()
+        self._doing = ""
+        self._waiting: dict[int, asyncio.Future[Answered]] = {}
+        self._number = 0
+
+    def join(self, mesh: Mesh) -> None:
+        """Take and give orders over the mesh."""
+        self._mesh = mesh
+        mesh.register("switchover", self._asked_switchover)
+        mesh.register("maintenance", self._asked_maintenance)
+
+    def answered(self, message: Answered) -> None:
+        """Heart's answer to a request."""
+        waiter = self._waiting.get(message.request)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(message)
+
+    # -- orders --
+
+    async def switchover(self, service: str, to: str | None) -> str:
+        """Move a service to `to` or to the first successor; a sentence. Raises OperatorError."""
+        self._check_names(service, to)
+        owner = self._service(service).owner
+        if not owner:
+            raise OperatorError(
+                f"nobody serves {service} at the moment, so there is nothing to move; "
+                "see `haclusterctl status`"
+            )
+        if owner == to:
+            raise OperatorError(f"{to} owns {service} already")
+        if owner != self._me:
+            return await self._at(owner, "switchover", Order(service=service, to=to or ""))
+        return await self._alone(f"a switchover of {service}", self._switch_over(service, to))
+
+    async def maintenance(self, on: bool, node: str | None) -> str:
+        """Take a node out of (or back into) the line of candidates. Raises OperatorError."""
+        node = node or self._me
+        if node not in [n.id for n in self._spec.nodes]:
+            known = ", ".join(n.id for n in self._spec.nodes)
+            raise OperatorError(f"there is no node {node}; known: {known}", USAGE)
+        if node != self._me:
+            return await self._at(node, "maintenance", Order(on=on))
+        return await self._alone("a change of maintenance", self._maintain(on))
+
+    async def upgrade(self) -> str:
+        """Replace the running heart and agent by the installed version. Raises OperatorError."""
+        return await self._alone("an upgrade", self._upgrade())
+
+    # -- carried out here --
+
+    async def _switch_over(self, service: str, to: str | None) -> str:
+        index = [s.name for s in self._spec.services].index(service)
+        line = self._service(service).successors
+        if not line or (to is not None and to not in line):
+            who = f"{to} is" if to is not None else "no node is"
+            ready = f"; ready: {', '.join(line)}" if line else ""
+            raise OperatorError(
+                f"{who} not ready to take {service}{ready}; see `haclusterctl rank --why`"
+            )
+        self._history.add("A21", f"switchover of {service} ordered on {self._me}", None, service)
+        paused = await self._pause()
+        try:
+            await self._quiesce(service)
+            target = -1 if to is None else [n.id for n in self._spec.nodes].index(to)
+            answer = await self._ask(lambda number: SwitchoverRequested(number, index, target))
+            if not answer.ok:
+                raise OperatorError(answer.text)
+            return await self._moved(service)
+        finally:
+            if paused:
+                await self._resume()
+
+    async def _quiesce(self, service: str) -> None:
+        """Let FreeSWITCH write its rows and a standby acknowledge them, both bounded."""
+        if self.switch is None:
+            return
+        await asyncio.sleep(ROW_DELAY_S)
+        if self._mesh is None:
+            return
+        if not await self._mesh.wait_acked(service, ACKNOWLEDGED_MS):
+            raise OperatorError(
+                f"no standby has acknowledged the last change of {service} within "
+                f"{ACKNOWLEDGED_MS} ms, so calls could be lost; see `haclusterctl sync`"
+            )
+
+    async def _pause(self) -> bool:
+        """Refuse new calls if this FreeSWITCH serves nothing else."""
+        view = self._view()
+        owned = [s for s in (view.services if view else ()) if s.owner == self._me]
+        if self.switch is None or len(owned) != 1:
+            return False
+        try:
+            await self.switch.pause(True)
+        except SwitchError as error:
+            raise OperatorError(f"new calls could not be paused: {error}") from None
+        return True
+
+    async def _resume(self) -> None:
+        """Take calls again: here they stay, or FreeSWITCH stands by for the next service."""
+        if self.switch is None:
+            return
+        try:
+            await self.switch.pause(False)
+        except SwitchError as error:
+            # A FreeSWITCH that gave its only service away is killed by heart, pause and all.
+            log.info("FreeSWITCH is not resumed: %s", error)
+
+    async def _moved(self, service: str) -> str:
+        """Wait until heart's view shows the new owner."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while loop.time() - began < MOVED_S:
+            seen = self._service(service)
+            if seen.state == "owned" and seen.owner != self._me:
+                return f"{service} moved from {self._me} to {seen.owner} at epoch {seen.epoch}"
+            await asyncio.sleep(MOVED_POLL_S)
+        seen = self._service(service)
+        where = f"{seen.owner} owns it" if seen.owner else f"it is {seen.state}"
+        raise OperatorError(
+            f"{service} was released, but after {MOVED_S:.0f} s {where}; "
+            "see `haclusterctl history`",
+            PARTLY,
+        )
+
+    async def _maintain(self, on: bool) -> str:
+        answer = await self._ask(lambda number: MaintenanceRequested(number, on))
+        if not answer.ok:
+            raise OperatorError(answer.text)
+        return f"{self._me} is {answer.text}"
+
+    async def _upgrade(self) -> str:
+        answer = await self._ask(lambda number: UpgradeRequested(number))
+        if not answer.ok:
+            raise OperatorError(answer.text)
+        return answer.text
+
+    # -- parts --
+
+    @property
+    def _me(self) -> str:
+        return self._spec.nodes[self._spec.me].id
+
+    def _service(self, name: str) -> ServiceView:
+        view = self._view()
+        if view is None:
+            raise OperatorError("heart has not told this agent its view yet: try again in a second")
+        return next(s for s in view.services if s.name == name)
+
+    def _check_names(self, service: str, to: str | None) -> None:
+        services = [s.name for s in self._spec.services]
+        if service not in services:
+            known = ", ".join(services)
+            raise OperatorError(f"there is no service {service}; known: {known}", USAGE)
+        nodes = [n.id for n in self._spec.nodes]
+        if to is not None and to not in nodes:
+            raise OperatorError(f"there is no node {to}; known: {', '.join(nodes)}", USAGE)
+
+    async def _alone(self, what: str, work: Awaitable[str]) -> str:
+        """One order at a time on this node: a second operator waits, and is told for whom."""
+        if self._lock.locked():
+            log.info("%s waits for %s", what, self._doing)
+        async with self._lock:
+            self._doing = what
+            return await work
+
+    async def _ask(self, make: Callable[[int], FromAgent]) -> Answered:
+        self._number += 1
+        number = self._number
+        waiter: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiter
+        try:
+            self._send(make(number))
+            return await asyncio.wait_for(waiter, HEART_S)
+        except TimeoutError:
+            raise OperatorError(
+                f"heart did not answer within {HEART_S:.0f} s; see its log (journalctl)"
+            ) from None
+        finally:
+            del self._waiting[number]
+
+    async def _at(self, node: str, method: str, order: Order) -> str:
+        if self._mesh is None:
+            raise OperatorError(f"replication does not run here: run this on {node}")
+        try:
+            answer = await self._mesh.request(node, method, msgspec.json.encode(order), PEER_MS)
+        except RequestFailed as error:
+            raise OperatorError(f"{node} could not be asked or refused: {error}") from None
+        return answer.decode(errors="replace")
+
+    async def _asked_switchover(self, peer: str, payload: bytes) -> bytes:
+        order = msgspec.json.decode(payload, type=Order)
+        try:
+            self._check_names(order.service, None)
+            if self._service(order.service).owner != self._me:
+                raise OperatorError(f"{self._me} does not own {order.service}: ask again")
+            return (await self.switchover(order.service, order.to or None)).encode()
+        except OperatorError as error:
+            raise ValueError(str(error)) from None
+
+    async def _asked_maintenance(self, peer: str, payload: bytes) -> bytes:
+        order = msgspec.json.decode(payload, type=Order)
+        try:
+            return (await self.maintenance(order.on, None)).encode()
+        except OperatorError as error:
+            raise ValueError(str(error)) from None

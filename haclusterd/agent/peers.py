@@ -1,0 +1,73 @@
+"""What the agents tell each other for status: version, and how good their copies are.
+
+Asked over the replication mesh every few seconds; never decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from haclusterd.agent.schema import Sync
+from haclusterd.sync.rpc import RequestFailed
+
+log = logging.getLogger(__name__)
+
+METHOD = "about"
+EVERY_S = 2.0
+ANSWER_MS = 1000
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One agent about itself."""
+
+    version: str
+    sync: Sync
+
+
+class Asking(Protocol):
+    """What is needed of the replicator here."""
+
+    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes: ...
+    def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None: ...
+
+
+class Peers:
+    """The newest word of each peer; a peer that does not answer has none."""
+
+    def __init__(self, nodes: Sequence[str], mesh: Asking, own: Callable[[], Word]) -> None:
+        self._nodes = list(nodes)
+        self._mesh = mesh
+        self._own = own
+        self.words: dict[str, Word] = {}
+        self._task: asyncio.Task[None] | None = None
+        mesh.register(METHOD, self._asked)
+
+    async def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._ask_for_ever(), name="peers")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _asked(self, peer: str, payload: bytes) -> bytes:
+        return msgspec.json.encode(self._own())
+
+    async def _ask_for_ever(self) -> None:
+        pause_s = 0.3  # the first time soon: connections are just coming up
+        while True:
+            await asyncio.sleep(pause_s)
+            await asyncio.gather(*(self._ask(node) for node in self._nodes))
+            pause_s = min(pause_s * 2, EVERY_S)
+
+    async def _ask(self, node: str) -> None:
+        try:
+            answer = await self._mesh.request(node, METHOD, b"", ANSWER_MS)
+            self.words[node] = msgspec.json.decode(answer, type=Word)
+        except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
+            self.words.pop(node, None)

@@ -1,0 +1,212 @@
+"""Values of the API: what `haclusterctl` and HTTP clients get (DESIGN section 8, contract).
+
+Field names are the contract's JSON keys. Times at which something happened are wall clock text
+(ISO 8601, UTC, ms) for people and `at_us` (CLOCK_BOOTTIME) for machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+REQUEST_BYTES_MAX = 64 * 1024
+RESPONSE_BYTES_MAX = 32 * 1024 * 1024
+
+# Why a request was not done: the exit code of haclusterctl follows from it.
+REFUSED = "refused"
+USAGE = "usage"
+PARTLY = "partly"
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One line from a client. `method` is a command of DESIGN section 8."""
+
+    method: str
+    params: dict[str, Any] = {}
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """`code` is refused, usage or partly; `message` names the reason and the next step."""
+
+    code: str
+    message: str
+
+
+class Response(msgspec.Struct, frozen=True):
+    """One line to a client: exactly one of `result` and `error` is meant."""
+
+    ok: bool
+    result: Any = None
+    error: Fault | None = None
+
+
+class Quorum(msgspec.Struct, frozen=True):
+    policy: str
+    voters: int
+    reachable: int
+    ok: bool
+
+
+class Link(msgspec.Struct, frozen=True):
+    """`loss` is a share, 0.0 to 1.0; `rtt_ms` is null while nothing was measured."""
+
+    address: str
+    up: bool
+    rtt_ms: float | None
+    loss: float
+
+
+class Sync(msgspec.Struct, frozen=True):
+    """`state` in in-sync, syncing, suspended, none; `lag_ms` of the worst stream."""
+
+    state: str
+    lag_ms: int
+
+
+class Node(msgspec.Struct, frozen=True):
+    """`rank` is 0 for the primary slave and null for a node that could not take over now."""
+
+    id: str
+    role: str
+    services: list[str]
+    rank: int | None
+    health: int
+    links: list[Link]
+    calls: int
+    capacity: int
+    sync: Sync
+    version: str
+
+
+class Service(msgspec.Struct, frozen=True):
+    """`owner` is null while nobody serves it; `state` in owned, moving, unserved."""
+
+    name: str
+    owner: str | None
+    epoch: int
+    state: str
+    addresses: list[str]
+    successors: list[str]
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    name: str
+    text: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """`status --json`."""
+
+    cluster: str
+    node: str
+    quorum: Quorum
+    rank_hash: str
+    nodes: list[Node]
+    services: list[Service]
+    alarms: list[Alarm]
+
+
+class Rank(msgspec.Struct, frozen=True):
+    """`rank --json`: slaves in order, who would take what, and a line per node that says why."""
+
+    rank_hash: str
+    slaves: list[str]
+    successors: dict[str, list[str]]
+    why: list[str]
+    not_ready: dict[str, str]  # this node: service -> why it could not take it over
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """One sentence of history. `row` is the number in the takeover table, or A.. of the agent."""
+
+    at: str
+    at_us: int
+    row: str
+    text: str
+    service: str | None = None
+    epoch: int | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`verdict` in recovered, partial, lost; `gap_ms` null where this node cannot tell."""
+
+    uuid: str
+    verdict: str
+    reason: str
+    gap_ms: int | None
+
+
+class Calls(msgspec.Struct, frozen=True):
+    replicated: int
+    recovered: int
+    partial: int
+    lost: int
+    verdicts: list[Verdict]
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """`at_ms` counts from the fault as the new owner can date it."""
+
+    at_ms: float
+    event: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """`report --json`: one change of owner, as the new owner lived it.
+
+    `from_` is null at a cold start. `outage_ms` is null while the address is not up.
+    """
+
+    number: int
+    at: str
+    service: str
+    from_: str | None = msgspec.field(name="from")
+    to: str
+    epoch: int
+    cause: str
+    timeline: list[Moment]
+    outage_ms: float | None
+    calls: Calls
+    done: bool = True
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One replicated call leg. `here` is own (this node carries it) or copy (it stands by)."""
+
+    uuid: str
+    service: str
+    here: str
+    direction: str
+    partner: str | None
+    answered: str | None
+    version: int
+    at_risk: bool
+
+
+class CallList(msgspec.Struct, frozen=True):
+    """`total` counts all that match; `calls` holds at most `limit` of them."""
+
+    total: int
+    at_risk: int
+    calls: list[Call]
+
+
+class About(msgspec.Struct, frozen=True):
+    """The daemon that answers. `started` changes with every restart of the agent."""
+
+    version: str
+    node: str
+    cluster: str
+    pid: int
+    heart_pid: int
+    started: str
+    config: str
+    config_hash: str
+    run_dir: str
+
+
+class Done(msgspec.Struct, frozen=True):
+    """An operator's command was carried out."""
+
+    text: str

@@ -1,0 +1,336 @@
+"""What this node does for each service as heart decides: own it, recover its calls, end them.
+
+Nothing here decides who owns a service. One task at a time per service; a newer decision of heart
+ends the task of an older one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from haclusterd.agent.clock import now_us
+from haclusterd.agent.history import History
+from haclusterd.agent.reports import Account, Reports
+from haclusterd.agent.switch import Change, Switch, SwitchError
+from haclusterd.core.actions import EndCalls, Recover
+from haclusterd.core.inputs import FromAgent, RecoveryEnded
+from haclusterd.core.model import ClusterSpec, Identity
+from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.core.view import View
+
+log = logging.getLogger(__name__)
+
+COLLECT_MS = 20
+RETRIES_MAX = 3
+RETRY_S = 0.5
+SETTLE_S = 5.0
+SETTLE_POLL_S = 0.1
+END_RETRY_S = 2.0
+END_RETRIES_MAX = 10
+GENERATION_BITS = 12
+
+
+class Replication(Protocol):
+    """What is needed of `sync.replicator.Replicator` here."""
+
+    def own(self, service: str, epoch: int, settled: bool = False) -> None: ...
+    def advance(self, service: str, epoch: int) -> None: ...
+    def settle(self, service: str) -> None: ...
+    def disown(self, service: str) -> None: ...
+    def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
+    async def collect(self, service: str, timeout_ms: int = 20) -> list[CallRecord]: ...
+    async def unrecovered(self, service: str) -> list[CallRecord]: ...
+    def own_records(self, service: str) -> list[CallRecord]: ...
+    def owned(self) -> dict[str, int]: ...
+
+
+class Services:
+    """See the module. `replication` and `switch` are None where the cluster moves only addresses.
+
+    `busy(service)` names what is going on, for standing; `changed()` is called when it changes.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        replication: Replication | None,
+        history: History,
+        reports: Reports,
+        send: Callable[[FromAgent], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._spec = spec
+        self._replication = replication
+        self.switch: Switch | None = None
+        self._history = history
+        self._reports = reports
+        self._send = send
+        self._changed = changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._savers: set[asyncio.Task[None]] = set()
+        self._busy: dict[str, str] = {}
+        self._owned: dict[str, Identity] = {}
+        self._generation = 0
+        self.view: View | None = None
+
+    # -- what heart says --
+
+    def recover(self, action: Recover) -> None:
+        """This node owns the service now: its calls go on here."""
+        name = self._spec.services[action.service].name
+        self._owned[name] = action.identity
+        account = self._begin(name, action)
+        if self._replication is not None:
+            self._replication.own(name, action.identity.epoch, settled=False)
+        if self.switch is not None:
+            self.switch.set_fenced(name, False)
+        self._start(name, "recovering its calls", self._recover(action, account))
+
+    def end_calls(self, action: EndCalls) -> None:
+        """Another node owns the service: end its calls here, back to standby."""
+        service = self._spec.services[action.service]
+        self._owned.pop(service.name, None)
+        if self.switch is not None:
+            self.switch.set_fenced(service.name, True)
+            self.switch.forget(service.name)
+        if self._replication is not None:
+            self._replication.disown(service.name)
+        if self.switch is not None and service.profiles:
+            self._start(service.name, "ending its calls", self._end(service.name, service.profiles))
+
+    def observe(self, view: View) -> None:
+        """Heart's word: fences, reclaims, and what has been owned since before this run."""
+        self.view = view
+        for service, seen in zip(self._spec.services, view.services, strict=False):
+            name = service.name
+            owned = seen.local_state == "owned" and seen.owner == view.node
+            if self.switch is not None:
+                self.switch.set_fenced(name, not owned)
+            if owned and self._replication is not None:
+                known = self._replication.owned().get(name)
+                if known is None:
+                    self._resume(name, seen.epoch)
+                elif seen.epoch > known:
+                    self._replication.advance(name, seen.epoch)
+
+    def _resume(self, name: str, epoch: int) -> None:
+        """The agent was restarted, the service stayed: FreeSWITCH has its calls."""
+        if self._replication is None:
+            return
+        self._replication.own(name, epoch, settled=True)
+        self._history.add("A1", f"{self._me} goes on replicating {name}", None, name, epoch)
+        self._changed()
+
+    async def stop(self) -> None:
+        """End all tasks."""
+        tasks = [*self._tasks.values(), *self._savers]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- what FreeSWITCH says --
+
+    async def call_changes(self, changes: Sequence[Change]) -> None:
+        """Calls of the local FreeSWITCH changed."""
+        if self._replication is not None:
+            self._replication.append(changes)
+
+    async def freeswitch_replaced(self) -> None:
+        """Another FreeSWITCH process runs: calls of services that stayed here are recovered."""
+        self._generation += 1
+        if self._replication is None:
+            return
+        for name, epoch in self._replication.owned().items():
+            records = self._replication.own_records(name)
+            text = f"FreeSWITCH on {self._me} came back: {len(records)} legs of {name} in place"
+            self._history.add("A3", text, None, name, epoch)
+            self._start(name, "recovering in place", self._in_place(name, epoch, records))
+
+    def freeswitch_connected(self) -> None:
+        """ESL is logged in: nothing but the present process's rows may stay."""
+        self._start("", "clearing old rows", self._clear())
+
+    def busy(self, service: str) -> str:
+        """What keeps this node from taking the service over now; empty if nothing."""
+        return self._busy.get(service) or self._busy.get("", "")
+
+    # -- work --
+
+    @property
+    def _me(self) -> str:
+        return self._spec.nodes[self._spec.me].id
+
+    def _start(self, name: str, what: str, work: Coroutine[Any, Any, None]) -> None:
+        old = self._tasks.get(name)
+        if old is not None:
+            old.cancel()
+        self._busy[name] = what
+        task = asyncio.get_running_loop().create_task(work, name=f"{what} {name}".strip())
+        self._tasks[name] = task
+        task.add_done_callback(lambda done: self._ended(name, done))
+        self._changed()
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(name) is task:
+            del self._tasks[name]
+            self._busy.pop(name, None)
+            self._changed()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    def _begin(self, name: str, action: Recover) -> Account:
+        origin = self._spec.nodes[action.from_node].id if action.from_node >= 0 else None
+        silent, last_heard_us = self._last_heard(origin)
+        account = self._reports.begin(name, origin, self._me, action, silent)
+        if last_heard_us:
+            dead_us = account.times.get("dead", last_heard_us)
+            account.moment("last_heartbeat", min(last_heard_us, dead_us))
+        account.moment("announced")
+        return account
+
+    def _last_heard(self, origin: str | None) -> tuple[bool, int]:
+        """Whether `origin` fell silent, and when heart's view last heard it."""
+        view = self.view
+        for node in view.nodes if view is not None else ():
+            if node.id == origin and view is not None:
+                silent = node.role == "dead" or node.silent_us > self._spec.timing.suspect_us
+                heard_us = view.at_us - node.silent_us
+                return silent, heard_us if heard_us > 0 else 0
+        return False, 0
+
+    async def _recover(self, action: Recover, account: Account) -> None:
+        spec = self._spec.services[action.service]
+        reason, verdicts = "", list[CallVerdict]()
+        try:
+            if self._replication is not None and self.switch is not None and spec.profiles:
+                records = await self._replication.collect(spec.name, COLLECT_MS)
+                verdicts = await self._inject(spec.name, action.identity.epoch, records, account)
+        except SwitchError as error:
+            reason = str(error)
+        except asyncio.CancelledError:
+            self._finish(account, verdicts)
+            raise
+        self._finish(account, verdicts)
+        self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
+        if reason:
+            text = f"{self._me} cannot recover {spec.name}: {reason}"
+            self._history.add("A5", text, None, spec.name, action.identity.epoch)
+            return
+        await self._settle(spec.name, verdicts)
+
+    async def _in_place(self, name: str, epoch: int, records: Sequence[CallRecord]) -> None:
+        index = [s.name for s in self._spec.services].index(name)
+        identity = self._owned.get(name, Identity(epoch, self._spec.me, 0))
+        action = Recover(index, identity, self._spec.me, "FreeSWITCH came back", {})
+        account = self._reports.begin(name, self._me, self._me, action, False)
+        account.moment("recovering")
+        verdicts: list[CallVerdict] = []
+        try:
+            verdicts = await self._inject(name, epoch, records, account)
+        except SwitchError as error:
+            self._history.add("A5", f"{self._me} cannot recover {name}: {error}", None, name, epoch)
+        finally:
+            self._finish(account, verdicts)
+        self._bury(name, verdicts, {record.uuid: record.version for record in records})
+
+    async def _inject(
+        self, name: str, epoch: int, records: Sequence[CallRecord], account: Account
+    ) -> list[CallVerdict]:
+        """Recover with a few retries, because FreeSWITCH may just be coming up."""
+        switch = self.switch
+        if switch is None:
+            return []
+        account.replicated = len(records)
+        profiles = next(s.profiles for s in self._spec.services if s.name == name)
+        outage = asyncio.get_running_loop().time() - (now_us() - account.fault_us) / 1e6
+        attempt_id = epoch << GENERATION_BITS | self._generation % (1 << GENERATION_BITS)
+
+        def progress(stage: str, legs: int) -> None:
+            if stage != "verified":
+                account.moment(stage)
+
+        for attempt in range(RETRIES_MAX):
+            try:
+                return await switch.recover(name, profiles, records, progress, attempt_id, outage)
+            except SwitchError as error:
+                if attempt == RETRIES_MAX - 1:
+                    raise
+                log.warning("recovery of %s is tried again: %s", name, error)
+                await asyncio.sleep(RETRY_S)
+        return []
+
+    def _finish(self, account: Account, verdicts: Sequence[CallVerdict]) -> None:
+        account.judge(verdicts)
+        account.moment("recovered")
+        report = self._reports.finish(account)
+        calls = report.calls
+        text = (
+            f"{report.service} moved from {report.from_ or 'nobody'} to {report.to} in "
+            f"{'?' if report.outage_ms is None else round(report.outage_ms)} ms: "
+            f"{calls.recovered} of {calls.replicated} call legs recovered"
+        )
+        if calls.partial or calls.lost:
+            text += f", {calls.partial} partly, {calls.lost} lost"
+        self._history.add("A7", text, None, report.service, report.epoch)
+        content = self._reports.encode()
+        saver = asyncio.get_running_loop().create_task(
+            asyncio.to_thread(self._reports.save, content), name="save reports"
+        )
+        self._savers.add(saver)
+        saver.add_done_callback(self._savers.discard)
+
+    async def _settle(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
+        """Log what became of every inherited call, then let standbys forget the old owner's log."""
+        if self._replication is None:
+            return
+        inherited = await self._replication.unrecovered(name)
+        self._bury(name, verdicts, {record.uuid: record.version for record in inherited})
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE_S
+        while loop.time() < until and await self._replication.unrecovered(name):
+            await asyncio.sleep(SETTLE_POLL_S)
+        self._replication.settle(name)
+
+    def _bury(self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]) -> None:
+        """A call that did not come back must not be recovered by the next owner either (S8)."""
+        if self._replication is None:
+            return
+        lost = [v for v in verdicts if v.verdict == "lost" and v.uuid in versions]
+        self._replication.append(
+            [Tombstone(name, v.uuid, versions[v.uuid], v.reason[:200]) for v in lost]
+        )
+
+    async def _end(self, name: str, profiles: Sequence[str]) -> None:
+        switch = self.switch
+        for _ in range(END_RETRIES_MAX):
+            if switch is None:
+                return
+            if switch.up:
+                try:
+                    await switch.end_calls(profiles)
+                except SwitchError as error:
+                    log.warning("calls of %s are not ended yet: %s", name, error)
+                else:
+                    text = f"{self._me} ended its calls of {name} and stands by again"
+                    self._history.add("A9", text, None, name)
+                    return
+            await asyncio.sleep(END_RETRY_S)
+        text = f"{self._me} could not end its calls of {name}: restart FreeSWITCH here"
+        self._history.add("A11", text, None, name)
+
+    async def _clear(self) -> None:
+        """Old rows would be recovered by any `recover` (FREESWITCH.md 2.3): away with them."""
+        while (switch := self.switch) is not None and switch.up:
+            try:
+                count = await switch.clear_stale()
+            except SwitchError as error:
+                log.warning("old recovery rows are not cleared yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            if count:
+                text = f"{self._me} cleared {count} old recovery rows"
+                self._history.add("A13", text)
+            return

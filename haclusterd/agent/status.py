@@ -1,0 +1,97 @@
+"""The cluster as the API shows it: heart's view with what the agents add. Projection only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from haclusterd import __version__
+from haclusterd.agent import schema
+from haclusterd.agent.peers import Word
+from haclusterd.core.standby import Freshness
+from haclusterd.core.view import NodeView, View
+
+_WORST_FIRST = ("none", "suspended", "syncing", "in-sync")
+_NONE = schema.Sync("none", 0)
+
+
+def own_sync(owners: Mapping[str, tuple[str, int]], me: str, fresh: Mapping[str, Freshness],
+             replicating: bool) -> schema.Sync:  # fmt: skip
+    """How good this node's copies of the services of living owners are: the worst of them."""
+    if not replicating:
+        return _NONE
+    words = [
+        fresh.get(name, Freshness("none", 0, 0, 0))
+        for name, (owner, _) in owners.items()
+        if owner and owner != me
+    ]
+    worst = min((w.state for w in words), key=_WORST_FIRST.index, default="in-sync")
+    return schema.Sync(worst, max((w.lag_ms for w in words), default=0))
+
+
+def status(view: View, own: schema.Sync, words: Mapping[str, Word],
+           alarms: Sequence[schema.Alarm] = ()) -> schema.Status:  # fmt: skip
+    """`status --json`. `alarms` are the agent's own, beside heart's."""
+    return schema.Status(
+        cluster=view.cluster,
+        node=view.node,
+        quorum=schema.Quorum(view.policy, view.voters, view.reachable, view.quorate),
+        rank_hash=f"{view.rank_hash:08x}",
+        nodes=[_node(node, view.node, own, words) for node in view.nodes],
+        services=[
+            schema.Service(
+                s.name, s.owner or None, s.epoch, s.state, list(s.addresses), list(s.successors)
+            )
+            for s in view.services
+        ],
+        alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
+    )
+
+
+def _node(node: NodeView, me: str, own: schema.Sync, words: Mapping[str, Word]) -> schema.Node:
+    here = node.id == me
+    word = words.get(node.id)
+    sync = own if here else (word.sync if word is not None else _NONE)
+    version = __version__ if here else (word.version if word is not None else "")
+    links = [
+        schema.Link(
+            link.address,
+            link.up,
+            round(link.rtt_us / 1000, 3) if link.rtt_us or here else None,
+            link.loss_permille / 1000,
+        )
+        for link in node.links
+    ]
+    return schema.Node(
+        id=node.id,
+        role=node.role,
+        services=list(node.services),
+        rank=node.rank if node.rank >= 0 else None,
+        health=node.health,
+        links=links,
+        calls=node.calls,
+        capacity=node.capacity,
+        sync=sync,
+        version=version,
+    )
+
+
+def rank(view: View) -> schema.Rank:
+    """`rank --json`."""
+    slaves = sorted((n for n in view.nodes if n.rank >= 0), key=lambda n: n.rank)
+    return schema.Rank(
+        rank_hash=f"{view.rank_hash:08x}",
+        slaves=[n.id for n in slaves],
+        successors={s.name: list(s.successors) for s in view.services},
+        why=list(view.why),
+        not_ready={s.name: s.reason for s in view.services if s.reason and s.owner != view.node},
+    )
+
+
+def role_of(view: View) -> str:
+    """This node's role."""
+    return next((n.role for n in view.nodes if n.id == view.node), "starting")
+
+
+def rank_of(view: View) -> int:
+    """This node's rank, -1 for none."""
+    return next((n.rank for n in view.nodes if n.id == view.node), -1)

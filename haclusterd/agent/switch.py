@@ -1,0 +1,231 @@
+"""The local FreeSWITCH as the agent needs it: a narrow port, and the adapter behind it.
+
+Tests put a stand-in behind the port. What FreeSWITCH's answers mean is `haclusterd.freeswitch`'s
+knowledge; only the few commands that put a profile into and out of service are spoken here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from haclusterd.config import FreeSwitch
+from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.freeswitch.calls import CallSource
+from haclusterd.freeswitch.changelog import CoreDbError
+from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
+from haclusterd.freeswitch.esl_errors import EslError
+from haclusterd.freeswitch.health import Health, HealthProbe
+from haclusterd.freeswitch.profiles import ProfileError, ProfileState, end_calls, prepare_profiles
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+
+log = logging.getLogger(__name__)
+
+Change = CallRecord | Tombstone
+Progress = Callable[[str, int], None]
+
+PASSWORD_BYTES_MAX = 4096
+
+
+class SwitchError(Exception):
+    """FreeSWITCH could not do what it was told; the message names the reason and the fix."""
+
+
+class Switch(Protocol):
+    """What the agent asks of the local FreeSWITCH."""
+
+    @property
+    def up(self) -> bool:
+        """ESL is logged in."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why calls cannot be followed or recovered now, with the fix; empty when they can."""
+        ...
+
+    @property
+    def health(self) -> Health: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def core_uuid(self) -> str: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
+        """State of these SIP profiles; those that do not run are started. Raises SwitchError."""
+        ...
+
+    async def recover(
+        self,
+        service: str,
+        profiles: Sequence[str],
+        records: Sequence[CallRecord],
+        progress: Progress,
+        epoch: int,
+        outage_began: float | None,
+    ) -> list[CallVerdict]:
+        """A verdict for each record. Raises SwitchError."""
+        ...
+
+    async def clear_stale(self) -> int:
+        """Delete recovery rows of other processes. Raises SwitchError."""
+        ...
+
+    async def end_calls(self, profiles: Sequence[str]) -> None:
+        """Hang up these profiles' calls and put them back into standby. Raises SwitchError."""
+        ...
+
+    async def pause(self, on: bool) -> None:
+        """Refuse (or take) new calls on the whole FreeSWITCH. Raises SwitchError."""
+        ...
+
+    def set_fenced(self, service: str, fenced: bool) -> None: ...
+    def forget(self, service: str) -> None: ...
+    def expect_shutdown(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SwitchEvents:
+    """What the agent wants to hear of FreeSWITCH."""
+
+    changed: Callable[[list[Change]], Awaitable[None]]
+    reset: Callable[[], Awaitable[None]]
+    connected: Callable[[], None]
+    disconnected: Callable[[str], None]
+    health: Callable[[Health], None]
+    shut_down: Callable[[], None]
+
+
+def read_password(section: FreeSwitch) -> str:
+    """The ESL password. Raises SwitchError."""
+    path = section.esl_password_file
+    try:
+        with path.open("rb") as file:
+            text = file.read(PASSWORD_BYTES_MAX).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not text"
+        raise SwitchError(
+            f"{path}: {reason}: write the password of event_socket.conf.xml into it, mode 0600, "
+            "or correct esl_password_file in [freeswitch]"
+        ) from None
+    lines = text.splitlines()
+    if not lines or not lines[0].strip():
+        raise SwitchError(f"{path}: is empty: write the password of event_socket.conf.xml into it")
+    return lines[0].strip()
+
+
+class LocalSwitch:
+    """The real one. `services` maps each SIP profile to its service."""
+
+    def __init__(self, section: FreeSwitch, services: dict[str, str], events: SwitchEvents) -> None:
+        self._settings = EslSettings(section.esl_host, section.esl_port, read_password(section))
+        self._events = events
+        self._control = EslConnection(
+            self._settings,
+            name="control",
+            events=("SHUTDOWN",),
+            on_event=self._on_event,
+            on_up=events.connected,
+            on_down=events.disconnected,
+        )
+        self._probe = HealthProbe(self._connection, events.health)
+        self._recovery = Recovery(self._connection, section.core_db)
+        self._source = CallSource(
+            section.core_db,
+            services,
+            events.changed,
+            esl_factory=self._connection,
+            on_reset=events.reset,
+        )
+
+    def _connection(self, **wanted: object) -> Esl:
+        return EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
+
+    async def _on_event(self, item: EventItem) -> None:
+        if not isinstance(item, EventsLost) and item.name == "SHUTDOWN":
+            self._events.shut_down()
+
+    @property
+    def health(self) -> Health:
+        return self._probe.health
+
+    @property
+    def up(self) -> bool:
+        return self._control.up
+
+    @property
+    def problem(self) -> str:
+        return self._control.problem or self._recovery.problem or self._source.problem
+
+    @property
+    def calls(self) -> int:
+        return self._source.calls
+
+    @property
+    def core_uuid(self) -> str:
+        return self._source.core_uuid
+
+    async def start(self) -> None:
+        await self._control.start()
+        await self._probe.start()
+        await self._recovery.start()
+        await self._source.start()
+
+    async def stop(self) -> None:
+        await self._source.stop()
+        await self._recovery.stop()
+        await self._probe.stop()
+        await self._control.stop()
+
+    async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
+        try:
+            return await prepare_profiles(self._control, names)
+        except (EslError, ProfileError) as error:
+            raise SwitchError(str(error)) from error
+
+    async def recover(
+        self,
+        service: str,
+        profiles: Sequence[str],
+        records: Sequence[CallRecord],
+        progress: Progress,
+        epoch: int,
+        outage_began: float | None,
+    ) -> list[CallVerdict]:
+        try:
+            return await self._recovery.recover(
+                service, profiles, records, progress, epoch=epoch, outage_began=outage_began
+            )
+        except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:
+            raise SwitchError(str(error)) from error
+
+    async def clear_stale(self) -> int:
+        try:
+            return await self._recovery.clear_stale_rows()
+        except (EslError, CoreDbError) as error:
+            raise SwitchError(str(error)) from error
+
+    async def end_calls(self, profiles: Sequence[str]) -> None:
+        try:
+            await end_calls(self._control, profiles)
+        except (EslError, ProfileError) as error:
+            raise SwitchError(str(error)) from error
+
+    async def pause(self, on: bool) -> None:
+        line = "fsctl pause" if on else "fsctl resume"
+        try:
+            await self._control.api(line)
+        except EslError as error:
+            raise SwitchError(str(error)) from error
+
+    def set_fenced(self, service: str, fenced: bool) -> None:
+        self._source.set_fenced(service, fenced)
+
+    def forget(self, service: str) -> None:
+        self._source.forget(service)
+
+    def expect_shutdown(self) -> None:
+        self._source.expect_shutdown()
