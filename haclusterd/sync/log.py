@@ -26,6 +26,7 @@ from haclusterd.core.replication import (
 from haclusterd.sync.codec import Malformed, item_of
 
 SLICE_MS = 3.0
+REFUSED_MAX = 10_000  # names kept of calls that cannot be replicated
 AT_ONCE = 64  # records that are packed within the call that logs them
 _SETTLE = ""  # inbox key of the settled mark: no call has an empty uuid
 
@@ -58,6 +59,7 @@ class ChangeLog:
         self._replaced = replaced
         self._inbox: OrderedDict[tuple[str, str], Waiting] = OrderedDict()
         self._waiting: Counter[str] = Counter()
+        self._refused: dict[tuple[str, str], None] = {}
         self._scheduled = False
 
     def own(self, service: str, epoch: int, settled: bool) -> SequencedLog | None:
@@ -138,8 +140,9 @@ class ChangeLog:
         return self._waiting[service]
 
     def waiting_uuids(self) -> list[str]:
-        """Live calls among them."""
-        return [r.uuid for r in self._inbox.values() if isinstance(r, CallRecord)]
+        """Live calls among them, and those that were refused: both are on no standby."""
+        waiting = [r.uuid for r in self._inbox.values() if isinstance(r, CallRecord)]
+        return waiting + [uuid for _, uuid in self._refused]
 
     def items(self, service: str) -> ItemSet | None:
         """What is logged of a service."""
@@ -175,18 +178,28 @@ class ChangeLog:
         if isinstance(waiting, Settled):
             log.append(waiting, now_ms)
             return
+        self._refused.pop((waiting.service, waiting.uuid), None)
         try:
             item = item_of(waiting, log.epoch, log.stream.incarnation)
         except Malformed:
-            self.counters["oversize"] += 1
+            self._refuse("oversize", waiting)
             return
         if log.append(item, now_ms) is None:
-            known = log.items.items.get(item.uuid)
-            self.counters["full" if known is None else "stale"] += 1
+            if item.uuid in log.items.items:
+                self.counters["stale"] += 1
+            else:
+                self._refuse("full", waiting)
+
+    def _refuse(self, counter: str, record: CallRecord | Tombstone) -> None:
+        self.counters[counter] += 1
+        if isinstance(record, CallRecord) and len(self._refused) < REFUSED_MAX:
+            self._refused[record.service, record.uuid] = None
 
     def _clear(self, service: str) -> None:
         for key in [k for k in self._inbox if k[0] == service]:
             del self._inbox[key]
+        for key in [k for k in self._refused if k[0] == service]:
+            del self._refused[key]
         self._waiting.pop(service, None)
 
 

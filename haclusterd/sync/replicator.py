@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from haclusterd.core.records import CallRecord, Tombstone
@@ -49,17 +48,19 @@ Changed = Callable[[dict[str, Freshness]], None]
 
 
 class Replicator:
-    """See the module. `incarnation` must grow from run to run; default: the wall clock in ms."""
+    """See the module.
 
-    def __init__(self, config: MeshConfig, incarnation: int | None = None,
+    `incarnation` names this run of the agent and should grow from run to run; where it does not,
+    the standbys say so and the streams are renewed above what they remember.
+    """
+
+    def __init__(self, config: MeshConfig, incarnation: int,
                  limits: Limits | None = None) -> None:
-        limits = limits or Limits()
-        self.config = config
+        self.config, limits = config, limits or Limits()
         self.mesh = Mesh(config, self)
         self.store = StandbyStore(limits, now_ms)
         self.change_log = ChangeLog(
-            config.node, incarnation or time.time_ns() // 1_000_000, limits, now_ms,
-            self._logged, self._replaced)
+            config.node, incarnation, limits, now_ms, self._logged, self._replaced)
         self._outgoing = Outgoing(self.change_log.logs, config.timing.lag_ms_max)
         self._collector = Collector(self.store.fetched)
         self._requests = Requests()
@@ -156,7 +157,8 @@ class Replicator:
                 return False
             self._progress.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._progress.wait(), left_ms / 1000)
+                async with asyncio.timeout(left_ms / 1000):
+                    await self._progress.wait()
         return False
 
     # -- standby --

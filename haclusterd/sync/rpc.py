@@ -54,7 +54,8 @@ class Requests:
         self._asked[number] = (session, answer)
         try:
             session.send(Request(number, method, payload))
-            return await asyncio.wait_for(answer, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await answer
         except TimeoutError:
             raise RequestFailed(f"no answer from {session.peer} in {timeout_ms} ms") from None
         finally:

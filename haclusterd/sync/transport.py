@@ -117,7 +117,8 @@ class Mesh:
         """Close everything and wait for it."""
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=1)
         self._close_listeners()
         sessions = list(self._all)
         for session in sessions:
@@ -243,7 +244,8 @@ class Mesh:
             if link < len(own):
                 connection.bind((own[link], 0))
             target = (address, config.port_of(peer))
-            await asyncio.wait_for(loop.sock_connect(connection, target), limit_s)
+            async with asyncio.timeout(limit_s):  # wait_for of 3.11 can swallow a cancellation
+                await loop.sock_connect(connection, target)
             session = self._session(peer)
             await loop.create_connection(
                 lambda: session, sock=connection, ssl=self._client_tls, server_hostname=peer,
