@@ -92,6 +92,7 @@ class Esl:
         """Events up to and with the one called `last`."""
         found = []
         end = time.monotonic() + timeout_s
+        self._sock.settimeout(timeout_s)
         while time.monotonic() < end:
             frame = self.read()
             if frame.kind == "text/event-plain":

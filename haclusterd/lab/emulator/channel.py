@@ -76,7 +76,7 @@ class Channel:
     recovering: bool = False
 
     def set(self, name: str, value: str) -> None:
-        """As switch_channel_set_variable: a changed variable moves to the end, an empty one goes."""
+        """A changed variable moves to the end and an empty one goes, as in FreeSWITCH."""
         self.variables.pop(name, None)
         if value:
             self.variables[name] = value
