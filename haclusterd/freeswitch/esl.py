@@ -238,7 +238,7 @@ class EslConnection:
         try:
             async with asyncio.timeout(settings.connect_timeout_ms / 1000):
                 _, socket = await loop.create_connection(
-                    lambda: EslSocket(self._enqueue), settings.host, settings.port
+                    lambda: EslSocket(self._enqueue, self._closed), settings.host, settings.port
                 )
                 await self._log_in(socket)
         except OSError as error:  # TimeoutError is one
@@ -277,6 +277,11 @@ class EslConnection:
         self._put(EventsLost("connected"), first=True)
         if self._on_up is not None:
             self._on_up()
+
+    def _closed(self, socket: EslSocket, reason: str) -> None:
+        """At once, so that nobody takes a dead connection for one that is up."""
+        if socket is self._socket:
+            self._went_down(reason)
 
     def _went_down(self, reason: str) -> None:
         was_up = self._up.is_set()

@@ -29,9 +29,14 @@ def _fail(waiter: asyncio.Future[Any], reason: str) -> None:
 class EslSocket(asyncio.Protocol):
     """Carries one TCP connection: frames in, replies matched to commands in order."""
 
-    def __init__(self, on_event: Callable[[wire.Event], None]) -> None:
+    def __init__(
+        self,
+        on_event: Callable[[wire.Event], None],
+        on_close: Callable[[EslSocket, str], None],
+    ) -> None:
         self._protocol = wire.EslProtocol()
         self._on_event = on_event
+        self._on_close = on_close
         self._pending: deque[asyncio.Future[Reply]] = deque()
         loop = asyncio.get_running_loop()
         self.greeting: asyncio.Future[wire.AuthRequest | wire.RudeRejection] = loop.create_future()
@@ -74,6 +79,7 @@ class EslSocket(asyncio.Protocol):
         """End the connection; everything that waits on it fails with `reason` now."""
         if not self.closed.done():
             self.closed.set_result(reason)
+            self._on_close(self, reason)
         if self._transport is not None:
             self._transport.abort()
         for waiter in self._pending:

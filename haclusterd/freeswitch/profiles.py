@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from .esl import Esl
 from .esl_errors import EslDown, EslError, EslTimeout
 
-STOP_PATIENCE_S = 12.0
+STOP_PATIENCE_S = 25.0
+STOP_RETRY_S = 1.0
 START_PATIENCE_S = 8.0
 POLL_S = 0.05
 XML_CHARACTERS_MAX = 4_000_000
@@ -190,8 +191,9 @@ async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
     """End every call of these profiles only and put them back into standby (DESIGN 2.4).
 
     For a node whose service has a new owner while it still owns another. The fence must be closed
-    for the whole time: FreeSWITCH says BYE for each call. Leaves standby to the profile's
-    configuration, the one way back into it being stop and start (FREESWITCH.md 4).
+    until this returns (at most 35 s; a profile refuses to stop in its first 10 s): FreeSWITCH says
+    BYE for each call and answers requests until the profile is in standby again. Standby is the
+    profile's configured start state; nothing but stop and start leads back to it (FREESWITCH.md 4).
     Raises EslError, ProfileError.
     """
     names = [checked_name(profile) for profile in profiles]
@@ -201,9 +203,15 @@ async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
 
 
 async def _restart(esl: Esl, name: str) -> None:
-    await esl.api(f"sofia profile {name} stop", 15_000)
-    if not await _wait_state(esl, name, STOP_PATIENCE_S, running=False):
-        raise ProfileError(f"SIP profile {name!r} did not stop within {STOP_PATIENCE_S:.0f} s")
+    """Stop and start; a profile refuses to stop in the first 10 s after its start, so insist."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + STOP_PATIENCE_S
+    while True:
+        reply = await esl.api(f"sofia profile {name} stop", 15_000)
+        if await _wait_state(esl, name, STOP_RETRY_S, running=False):
+            break
+        if loop.time() > deadline:
+            raise ProfileError(f"SIP profile {name!r} does not stop: {reply.strip()[:200]}")
     reply = await esl.api(f"sofia profile {name} start", 5000)
     if not await _wait_state(esl, name, START_PATIENCE_S, running=True):
         raise ProfileError(f"SIP profile {name!r} did not start again: {reply.strip()[:200]}")

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 STREAMS = 4
 DEADLINE_MS = 3000
 CONNECT_MS = 3000
+REJOIN_ATTEMPTS = 5
 LAUNCH_BASE_MS = 10_000
 LAUNCH_PER_LEG_MS = 40
 POLL_FIRST_S = 0.01
@@ -293,9 +294,16 @@ class Recovery:
 
     async def _rejoin(self, run: _Run) -> None:
         """A lost connection is not a dead FreeSWITCH: go on if it is still the same process."""
-        await self._watch.wait_up(CONNECT_MS)
-        if await self.core_uuid() != run.core_uuid:
+        for _ in range(REJOIN_ATTEMPTS):
+            await self._watch.wait_up(CONNECT_MS)
+            try:
+                core_uuid = await self.core_uuid()
+            except EslDown:
+                continue
+            if core_uuid == run.core_uuid:
+                return
             raise EslTimeout("FreeSWITCH was restarted during the recovery")
+        raise EslTimeout("the ESL connection breaks again and again during the recovery")
 
     async def _ask_all(self, run: _Run) -> None:
         loop = asyncio.get_running_loop()

@@ -26,10 +26,10 @@ from haclusterd.lab import netns
 from haclusterd.lab.freeswitch import (
     FreeswitchInstance,
     FreeswitchOptions,
-    LabError,
     ServiceProfile,
     find_binary,
 )
+from haclusterd.lab.netns import LabError
 
 Result = TypeVar("Result")
 TAG = "esl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def test_json_events_round_trip(headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("evil", ["a\nb", "a\rb", "a\n\nexit", "a\0b"])
 def test_commands_refuse_injected_lines(evil: str) -> None:
-    builders = [
+    builders: list[Callable[[], bytes]] = [
         lambda: esl.command(evil),
         lambda: esl.api(evil),
         lambda: esl.bgapi("status", evil),

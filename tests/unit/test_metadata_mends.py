@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord
-from haclusterd.freeswitch import metadata, mends
+from haclusterd.freeswitch import mends, metadata
 from haclusterd.freeswitch.calls import build_record
 from haclusterd.freeswitch.changelog import RecoveryRow
 from haclusterd.freeswitch.streams import bridged_groups, spread

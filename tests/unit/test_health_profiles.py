@@ -1,0 +1,174 @@
+"""The health probe and the profile commands against a scripted FreeSWITCH."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from haclusterd.freeswitch import profiles
+from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch.health import Health, HealthProbe, parse_status
+from tests.fixtures.freeswitch.fake_esl import FakeEsl
+
+pytestmark = pytest.mark.timeout(20)
+TRANSCRIPT = (
+    Path(__file__).parents[1] / "fixtures/freeswitch/esl_session_transcript.txt"
+).read_text()
+STATUS = TRANSCRIPT.split("Content-Length: 365\n\n")[1][:365]
+XMLSTATUS = TRANSCRIPT.split("Content-Length: 196\n\n")[1][:196]
+SOFIA = """<?xml version="1.0"?>
+<configuration name="sofia.conf"><profiles>
+ <profile name="pa"><settings><param name="track-calls" value="true"/>
+  <param name="profile-standby" value="yes"/></settings></profile>
+ <profile name="bad"><settings><param name="x" value="y"/></settings></profile>
+</profiles></configuration>"""
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeEsl]:
+    async with FakeEsl() as fake:
+        yield fake
+
+
+def factory(server: FakeEsl) -> Callable[..., EslConnection]:
+    settings = EslSettings(
+        "127.0.0.1", server.port, "ClueCon", connect_timeout_ms=100, backoff_first_ms=5,
+        backoff_max_ms=20,
+    )  # fmt: skip
+    return lambda **options: EslConnection(settings, **options)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        await asyncio.sleep(0.005)
+
+
+def test_status_of_the_capture_and_of_nonsense() -> None:
+    status = parse_status(STATUS)
+    assert (status.sessions, status.sessions_total, status.sessions_max) == (1, 1, 3000)
+    assert status.version.startswith("1.11.3-dev git cc93a68")
+    assert status.ready
+    assert status.idle_cpu_percent == 99.7
+    assert not parse_status(STATUS.replace("is ready", "is not ready")).ready
+    assert parse_status("-ERR\n") == parse_status("")
+
+
+async def test_hang_and_return(server: FakeEsl) -> None:
+    hanging = asyncio.Event()
+    server.api["status"] = lambda _: None if hanging.is_set() else STATUS
+    changes: list[Health] = []
+    probe = HealthProbe(factory(server), changes.append, interval_ms=20)
+    await probe.start()
+    await until(lambda: probe.health.state == "up")
+    assert probe.health.status.sessions == 1
+    assert 0 <= probe.health.rtt_ms < 1000
+    hanging.set()
+    await until(lambda: probe.health.state == "hung")
+    assert probe.health.misses == 3
+    assert "60 ms" in probe.health.problem
+    asked = len(server.received)
+    await asyncio.sleep(0.2)
+    assert len(server.received) == asked  # no pile of questions on a hung process
+    hanging.clear()
+    server.send_all(b"Content-Type: api/response\nContent-Length: 1\n\nU")
+    await until(lambda: probe.health.state == "up")
+    assert [health.state for health in changes] == ["up", "hung", "up"]
+    await probe.stop()
+
+
+async def test_eof_is_down_and_a_frozen_greeting_after_it_is_hung(server: FakeEsl) -> None:
+    probe = HealthProbe(factory(server), interval_ms=20)
+    await probe.start()
+    await until(lambda: probe.health.state == "up")
+    greeting, server.greeting = server.greeting, None
+    server.drop_all()
+    await until(lambda: probe.health.state == "hung")
+    server.greeting = greeting
+    await until(lambda: probe.health.state == "up")
+    await server.close()
+    await until(lambda: probe.health.state == "down")
+    await until(lambda: "nothing listens" in probe.health.problem)
+    await probe.stop()
+
+
+def test_profile_states_and_parameters() -> None:
+    assert profiles.parse_profile_states(XMLSTATUS) == {"pa": "RUNNING (1)"}
+    assert profiles.parse_profile_states("-ERR no reply\n") == {}
+    assert profiles.parse_profile_states("<!DOCTYPE x><profiles/>") == {}
+    assert profiles.parse_profile_params(SOFIA)["pa"] == {
+        "track-calls": "true", "profile-standby": "yes",
+    }  # fmt: skip
+
+
+async def test_facts_name_every_fix(server: FakeEsl) -> None:
+    server.api |= {
+        "sofia xmlstatus": XMLSTATUS,
+        "xml_locate configuration configuration name sofia.conf": SOFIA,
+        "xml_locate configuration configuration name switch.conf": (
+            '<configuration><settings><param name="max-sessions" value="1"/></settings>'
+            "</configuration>"
+        ),
+        "version": "FreeSWITCH Version 1.11\n",
+        "global_getvar core_uuid": "abc",
+    }
+    esl = factory(server)(name="t")
+    await esl.start()
+    await esl.wait_up(1000)
+    facts = await profiles.facts(esl, ["pa", "bad", "gone"])
+    assert facts.profiles[0].problems == []
+    text = "\n".join(facts.problems)
+    for fix in ("track-calls", "profile-standby", "sofia.conf.xml", "rtp-port-usage-robustness"):
+        assert fix in text
+    assert (facts.version, facts.switchname) == ("FreeSWITCH Version 1.11", "")
+    await esl.stop()
+
+
+async def test_end_calls_touches_only_its_profiles(server: FakeEsl) -> None:
+    states = {"pa": "RUNNING (1)", "pb": "RUNNING (0)"}
+
+    def xmlstatus(_: str) -> str:
+        rows = "".join(
+            f"<profile><name>{name}</name><type>profile</type><state>{state}</state></profile>"
+            for name, state in states.items()
+        )
+        return f'<?xml version="1.0" encoding="ISO-8859-1"?>\n<profiles>\n{rows}</profiles>'
+
+    refusals = ["Profile pa must be up for at least 10 seconds to stop/restart.\n"]
+
+    def stop(_: str) -> str:
+        if refusals:
+            return refusals.pop()
+        asyncio.get_running_loop().call_later(0.1, states.pop, "pa")
+        return "stopping: pa"
+
+    def start(_: str) -> str:
+        assert "pa" not in states
+        states["pa"] = "RUNNING (0)"
+        return "pa started successfully"
+
+    server.api |= {
+        "hupall": "+OK\n", "sofia xmlstatus": xmlstatus, "sofia profile pa stop": stop,
+        "sofia profile pa start": start,
+    }  # fmt: skip
+    esl = factory(server)(name="t")
+    await esl.start()
+    await esl.wait_up(1000)
+    await profiles.end_calls(esl, ["pa"])
+    assert states["pa"] == "RUNNING (0)"
+    said = [line for line in server.received if "status" not in line][1:]
+    assert said == [
+        "api hupall MANAGER_REQUEST sofia_profile_name pa",
+        "api sofia profile pa stop",
+        "api sofia profile pa stop",  # refused at first
+        "api sofia profile pa start",
+    ]
+    for name in ("", "a b", "x;y", "a\nb"):
+        with pytest.raises(profiles.ProfileError):
+            await profiles.end_calls(esl, [name])
+    await esl.stop()

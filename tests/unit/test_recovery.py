@@ -1,0 +1,332 @@
+"""Recovery against a scripted FreeSWITCH: verdicts, idempotence, losses, stale rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from haclusterd.core.records import CallRecord, CallVerdict
+from haclusterd.freeswitch import metadata
+from haclusterd.freeswitch.changelog import CoreDbError
+from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch.esl_protocol import Event
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.verify import Verification
+from tests.fixtures.freeswitch.fake_esl import FakeEsl, json_event
+
+pytestmark = pytest.mark.timeout(30)
+TONE = (Path(__file__).parents[1] / "fixtures/freeswitch/recovery_metadata_tone.xml").read_text()
+SCHEMA = """CREATE TABLE recovery (runtime_uuid VARCHAR(255), technology VARCHAR(255),
+ profile_name VARCHAR(255), hostname VARCHAR(255), uuid VARCHAR(255), metadata text)"""
+
+
+class Switch(FakeEsl):
+    """Recovers rows as FreeSWITCH does; `silent` and `refused` name phones that misbehave."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.core_uuid = "core-b"
+        self.path = path
+        self.channels: dict[str, str] = {}
+        self.recovered_rows: list[tuple[str, str, str]] = []
+        self.silent: set[str] = set()
+        self.refused: set[str] = set()
+        self.unbridged = False
+        self.crash_at_recover = 0
+        self.lines: list[str] = []
+        with contextlib.closing(self.open()) as db:
+            db.execute(SCHEMA)
+        self.api = {
+            "global_getvar core_uuid": lambda _: self.core_uuid,
+            "uuid_getvar": self.getvar,
+            "uuid_exists": lambda line: str(line.split()[1] in self.channels).lower(),
+            "sofia profile": self.recover,
+            "fsctl recover": self.recover,
+        }
+
+    def open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, isolation_level=None)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        with contextlib.closing(self.open()) as db:
+            return db.execute("SELECT runtime_uuid, profile_name, uuid FROM recovery").fetchall()
+
+    def getvar(self, line: str) -> str:
+        _, uuid, name = line.split()
+        if uuid not in self.channels:
+            return "-ERR No such channel!\n"
+        return self.channels[uuid] if name == "sip_cseq" else "_undef_"
+
+    def recover(self, line: str) -> str | None:
+        self.lines.append(line)
+        name = line.split(":")[1] if ":" in line else line.split()[2]
+        if self.crash_at_recover:
+            self.crash_at_recover -= 1
+            self.core_uuid += "x"
+            self.channels.clear()
+            self.drop_all()
+            return None
+        with contextlib.closing(self.open()) as db:
+            rows = db.execute(
+                "SELECT uuid, profile_name, metadata FROM recovery"
+                " WHERE runtime_uuid != ? AND profile_name = ?", (self.core_uuid, name),
+            ).fetchall()  # fmt: skip
+            db.execute(
+                "DELETE FROM recovery WHERE runtime_uuid != ? AND profile_name = ?",
+                (self.core_uuid, name),
+            )
+        self.recovered_rows += rows
+        for uuid, _, text in rows:
+            self.take_up(uuid, text)
+        return f"Recovered {len(rows)} session(s)\n"
+
+    def take_up(self, uuid: str, text: str) -> None:
+        facts = metadata.facts(text)
+        if uuid in self.refused:
+            self.event("CHANNEL_HANGUP", uuid, cause="NORMAL_TEMPORARY_FAILURE")
+            return
+        self.channels[uuid] = facts.sip_cseq if uuid in self.silent else "123000"
+        partner = facts.partner
+        mute = {uuid, partner} & self.silent
+        if partner in self.channels and not self.unbridged and not mute:
+            self.event("CHANNEL_BRIDGE", uuid, other=partner)
+
+    def event(self, name: str, uuid: str, *, cause: str = "", other: str = "") -> None:
+        headers = {"Event-Name": name, "Unique-ID": uuid, "variable_recovered": "true"}
+        if cause:
+            headers |= {"Hangup-Cause": cause, "variable_sip_cseq": "1"}
+        if other:
+            headers["Other-Leg-Unique-ID"] = other
+        self.send_all(json_event(headers))
+
+
+@pytest.fixture
+async def switch(tmp_path: Path) -> AsyncIterator[Switch]:
+    fake = Switch(tmp_path / "core.db")
+    await fake.listen()
+    yield fake
+    await fake.close()
+
+
+@contextlib.asynccontextmanager
+async def recovering(switch: Switch, deadline_ms: int = 250) -> AsyncIterator[Recovery]:
+    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+    recovery = Recovery(
+        lambda **options: EslConnection(settings, **options), switch.path, deadline_ms=deadline_ms
+    )
+    await recovery.start()
+    try:
+        yield recovery
+    finally:
+        await recovery.stop()
+
+
+def record(uuid: str, partner: str = "") -> CallRecord:
+    text = metadata.set_variable(TONE, "signal_bond", partner) if partner else TONE
+    return CallRecord("east", uuid, 5, "pa", "core-a", text, partner, sip_cseq="1")
+
+
+def calls(count: int) -> list[CallRecord]:
+    return [record(f"call-{number}") for number in range(count)]
+
+
+def short(verdicts: list[CallVerdict]) -> dict[str, str]:
+    return {verdict.uuid: verdict.verdict for verdict in verdicts}
+
+
+async def test_one_call_needs_one_command(switch: Switch) -> None:
+    stages: list[str] = []
+    async with recovering(switch) as recovery:
+        loop = asyncio.get_running_loop()
+        verdicts = await recovery.recover(
+            "east", ["pa"], calls(1), lambda stage, _: stages.append(stage),
+            outage_began=loop.time() - 1,
+        )  # fmt: skip
+    assert [v.verdict for v in verdicts] == ["recovered"]
+    assert 1000 <= verdicts[0].gap_ms < 3000
+    assert switch.lines == ["sofia profile pa recover"]
+    assert stages == ["injected", "first_reinvite", "verified", "recovered"]
+
+
+async def test_many_calls_use_streams_and_standby_is_lifted_early(switch: Switch) -> None:
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa", "pb"], calls(20), epoch=4)
+        assert set(short(verdicts).values()) == {"recovered"}
+        assert [v.uuid for v in verdicts] == [r.uuid for r in calls(20)]
+    assert sorted(switch.lines) == [
+        *(f"fsctl recover sofia:pa#{number}" for number in range(4)),
+        "sofia profile pa recover",
+        "sofia profile pb recover",
+    ]
+    names = [name for _, name, _ in switch.recovered_rows]
+    assert all(names.count(f"pa#{number}") == 5 for number in range(4))
+    assert switch.rows() == []
+
+
+async def test_no_calls_still_lift_standby(switch: Switch) -> None:
+    async with recovering(switch) as recovery:
+        assert await recovery.recover("east", ["pa"], []) == []
+    assert switch.lines == ["sofia profile pa recover"]
+
+
+async def test_other_rows_are_neither_recovered_nor_touched(switch: Switch) -> None:
+    with contextlib.closing(switch.open()) as db:
+        for runtime, profile, uuid in (
+            ("core-0", "pa", "stale"), ("core-0", "pa#3", "stale2"),
+            ("core-0", "west", "other"), ("core-b", "pa", "live"), ("core-0", "pab", "pab"),
+        ):  # fmt: skip
+            db.execute("INSERT INTO recovery VALUES (?,'sofia',?,'',?,?)",
+                       (runtime, profile, uuid, TONE))  # fmt: skip
+    async with recovering(switch) as recovery:
+        await recovery.recover("east", ["pa"], calls(2))
+        assert {uuid for uuid, *_ in switch.recovered_rows} == {"call-0", "call-1"}
+        assert {uuid for *_, uuid in switch.rows()} == {"other", "live", "pab"}
+        assert await recovery.clear_stale_rows() == 2
+        assert {uuid for *_, uuid in switch.rows()} == {"live"}
+        assert await recovery.clear_stale_rows(freeswitch_runs=False) == 1
+
+
+async def test_losses_have_reasons(switch: Switch) -> None:
+    switch.silent = {"call-1"}
+    switch.refused = {"call-2"}
+    records = calls(4)
+    records[3] = msgspec.structs.replace(records[3], metadata="<!DOCTYPE x>")
+    records.append(msgspec.structs.replace(record("odd"), profile="elsewhere"))
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa"], records, epoch=1)
+    assert {v.uuid: (v.verdict, v.reason) for v in verdicts} == {
+        "call-0": ("recovered", "re-INVITE answered"),
+        "call-1": ("lost", "no answer to the re-INVITE within 250 ms"),
+        "call-2": (
+            "lost",
+            "the phone refused the re-INVITE or can not be reached (NORMAL_TEMPORARY_FAILURE)",
+        ),
+        "call-3": ("lost", "a declaration or NUL in the recovery metadata"),
+        "odd": ("lost", "its SIP profile 'elsewhere' is not one of service 'east'"),
+    }
+
+
+async def test_bridged_pairs(switch: Switch) -> None:
+    switch.silent = {"d"}
+    records = [record("a", "b"), record("b", "a"), record("c", "d"), record("d", "c")]
+    records.append(record("e", "unknown"))
+    async with recovering(switch) as recovery:
+        verdicts = short(await recovery.recover("east", ["pa"], records))
+    assert verdicts == {
+        "a": "recovered", "b": "recovered", "c": "partial", "d": "lost", "e": "partial",
+    }  # fmt: skip
+
+
+async def test_answered_but_unbridged_is_partial(switch: Switch) -> None:
+    switch.unbridged = True
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa"], [record("a", "b"), record("b", "a")])
+    assert [(v.verdict, v.reason) for v in verdicts] == [
+        ("partial", "the other leg: not bridged to it")
+    ] * 2
+
+
+async def test_a_second_call_injects_nothing_twice(switch: Switch) -> None:
+    records = calls(3)
+    async with recovering(switch) as recovery:
+        await recovery.recover("east", ["pa"], records, epoch=7)
+        switch.channels.clear()  # all hung up since
+        again = await recovery.recover("east", ["pa"], records, epoch=7)
+        assert set(short(again).values()) == {"recovered"}
+    switch.channels = {"call-0": "123001"}
+    async with recovering(switch) as recovery:  # the agent was restarted
+        third = await recovery.recover("east", ["pa"], records, epoch=7)
+    assert short(third) == {"call-0": "recovered", "call-1": "lost", "call-2": "lost"}
+    assert len(switch.recovered_rows) == 3
+
+
+async def test_rows_that_were_never_recovered_are_recovered_by_the_next_run(
+    switch: Switch,
+) -> None:
+    recover, switch.api["sofia profile"] = switch.api["sofia profile"], "-ERR not now\n"
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa"], calls(1), epoch=2)
+        assert short(verdicts) == {"call-0": "lost"}
+    switch.api["sofia profile"] = recover
+    async with recovering(switch) as recovery:
+        assert short(await recovery.recover("east", ["pa"], calls(1), epoch=2)) == {
+            "call-0": "recovered"
+        }
+
+
+async def test_a_crash_in_the_middle_can_be_repeated(switch: Switch) -> None:
+    switch.crash_at_recover = 1
+    async with recovering(switch) as recovery:
+        with pytest.raises(RecoveryInterrupted, match="restarted") as broken:
+            await recovery.recover("east", ["pa"], calls(3), epoch=1)
+        assert len(broken.value.unverified) == 3
+        verdicts = await recovery.recover("east", ["pa"], broken.value.unverified, epoch=1)
+    assert set(short(verdicts).values()) == {"recovered"}
+    assert len(switch.recovered_rows) == 3
+
+
+async def test_a_lost_connection_is_not_a_crash(switch: Switch) -> None:
+    real = switch.getvar
+    drops = [1]
+
+    def dropping(line: str) -> str | None:
+        if drops:
+            drops.pop()
+            switch.drop_all()
+            return None
+        return real(line)
+
+    switch.api["uuid_getvar"] = dropping
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa"], calls(2))
+    assert set(short(verdicts).values()) == {"recovered"}
+
+
+async def test_without_freeswitch_or_core_db(switch: Switch, tmp_path: Path) -> None:
+    async with recovering(switch) as recovery:
+        switch.path.unlink()
+        with pytest.raises(CoreDbError, match="no such file"):
+            await recovery.recover("east", ["pa"], calls(1))
+        with pytest.raises(ValueError, match="no SIP profiles"):
+            await recovery.recover("east", [], calls(1))
+    await switch.close()
+    settings = EslSettings("127.0.0.1", switch.port, "x")
+    recovery = Recovery(lambda **options: EslConnection(settings, **options), switch.path)
+    with pytest.raises(RecoveryInterrupted) as broken:
+        await recovery.recover("east", ["pa"], calls(1))
+    assert len(broken.value.unverified) == 1
+
+
+def hangup(uuid: str, cause: str, cseq: str) -> Event:
+    return Event(
+        {
+            "Event-Name": "CHANNEL_HANGUP", "Unique-ID": uuid, "Hangup-Cause": cause,
+            "variable_sip_cseq": cseq,
+        }
+    )  # fmt: skip
+
+
+def test_a_call_that_ended_after_its_recovery_was_recovered() -> None:
+    check = Verification([record("a")])
+    check.take_event(hangup("a", "NORMAL_CLEARING", "123456"), 1.0)
+    assert not check.open
+    assert check.verdicts(1, None)[0] == CallVerdict("a", "recovered", "recovered, ended since")
+
+
+def test_a_missing_channel_counts_only_after_the_launch_and_a_grace() -> None:
+    def still_open(now: float) -> bool:
+        check.take_cseq("a", "-ERR No such channel!\n", now)
+        return check.open
+
+    check = Verification([record("a")])
+    assert still_open(0.0)
+    check.launched(["a"])
+    assert still_open(1.0)
+    assert not still_open(1.2)
+    assert check.verdicts(1, None)[0].reason == "FreeSWITCH did not take the call up"
