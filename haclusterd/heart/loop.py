@@ -96,7 +96,9 @@ class Loop:
             self._epoll.modify(descriptor, select.EPOLLIN)
 
     def unwatch(self, descriptor: int) -> None:
-        """Forget a descriptor, open or closed."""
+        """Forget a descriptor, open or closed; -1 is none."""
+        if descriptor < 0:
+            return
         self._handlers.pop(descriptor, None)
         self._link_of.pop(descriptor, None)
         try:
