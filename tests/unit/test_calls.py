@@ -131,6 +131,12 @@ async def test_foreign_rows_and_unknown_profiles_are_nobodys(switch: Switch, tol
         switch.hang_up("stranger")
         await asyncio.sleep(0.15)
         assert [change.uuid for change in told.changes] == ["mine"]
+        # recover leaves the row it came from behind for a moment, then deletes it
+        switch.core_uuid = "core-0"
+        switch.answer("mine")
+        assert injection.clear_stale(switch.path, "core-1") == 1
+        await asyncio.sleep(0.15)
+        assert [change.uuid for change in told.changes] == ["mine"]
 
 
 async def test_versions_outlive_the_agent_the_file_and_other_nodes(
@@ -289,11 +295,14 @@ async def test_shutdown_and_restart_of_freeswitch(switch: Switch, told: Told) ->
             esl_factory=lambda **options: EslConnection(settings, **options),
         )  # fmt: skip
         switch.answer("a")
+        switch.answer("a2")
         await source.start()
-        await until(lambda: len(told.changes) == 1)
+        await until(lambda: len(told.changes) == 2)
         switch.hang_up("a")  # the row goes first, the event comes later
         await asyncio.sleep(0.02)
         server.send_all(json_event({"Event-Name": "SHUTDOWN", "Core-UUID": "core-1"}))
+        await asyncio.sleep(0.05)
+        switch.hang_up("a2")  # and one after the event
         await asyncio.sleep(0.15)
         assert told.ended == []
         switch.core_uuid = "core-2"
@@ -301,7 +310,7 @@ async def test_shutdown_and_restart_of_freeswitch(switch: Switch, told: Told) ->
         await until(lambda: source.core_uuid == "core-2")
         assert resets == [1]
         switch.answer("b")
-        await until(lambda: [r.uuid for r in told.records] == ["a", "b"])
+        await until(lambda: [r.uuid for r in told.records] == ["a", "a2", "b"])
         switch.hang_up("b")
         await until(lambda: told.ended == ["b"])
         await source.stop()
