@@ -56,10 +56,10 @@ def text(params: dict[str, Any], key: str, default: str | None = None) -> str:
 
 
 def number(params: dict[str, Any], key: str, default: int, most: int) -> int:
-    """A whole number from 1 to `most`. Raises OperatorError."""
+    """A whole number from 0 to `most`. Raises OperatorError."""
     value = params.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise OperatorError(f"parameter {key!r} must be 1..{most}", schema.USAGE)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise OperatorError(f"parameter {key!r} must be 0..{most}", schema.USAGE)
     return value
 
 

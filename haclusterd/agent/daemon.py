@@ -50,6 +50,7 @@ REPORT_S = 0.5
 REPORT_PAUSE_S = 0.002  # changes that come together make one report
 TRY_AGAIN_S = 0.5
 TRY_AGAIN_MAX_S = 5.0
+STOP_S = 1.5  # an upgraded heart starts the next agent once this one is gone
 
 _view_decoder = msgspec.msgpack.Decoder(View)
 
@@ -99,7 +100,10 @@ class Agent:
         if self.config.api.http_port:
             self._keep_trying("http", self._start_http)
         reason = await self.link.gone
-        await self._stop_all()
+        try:
+            await asyncio.wait_for(self._stop_all(), STOP_S)
+        except TimeoutError:
+            log.warning("not everything stopped within %.1f s", STOP_S)
         return reason
 
     def stop(self) -> None:

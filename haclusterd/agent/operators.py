@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 ROW_DELAY_S = 0.25  # FreeSWITCH writes recovery rows this much later (FREESWITCH.md 1.2)
 ACKNOWLEDGED_MS = 1000
 HEART_S = 2.0
+UPGRADE_S = 20.0  # the new heart starts and warms up first
 MOVED_S = 10.0
 MOVED_POLL_S = 0.005
 PEER_MS = 15_000
@@ -208,7 +209,7 @@ class Operators:
         return f"{self._me} is {answer.text}"
 
     async def _upgrade(self) -> str:
-        answer = await self._ask(lambda number: UpgradeRequested(number))
+        answer = await self._ask(UpgradeRequested, UPGRADE_S)
         if not answer.ok:
             raise OperatorError(answer.text)
         return answer.text
@@ -242,17 +243,17 @@ class Operators:
             self._doing = what
             return await work
 
-    async def _ask(self, make: Callable[[int], FromAgent]) -> Answered:
+    async def _ask(self, make: Callable[[int], FromAgent], patience_s: float = HEART_S) -> Answered:
         self._number += 1
         number = self._number
         waiter: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._waiting[number] = waiter
         try:
             self._send(make(number))
-            return await asyncio.wait_for(waiter, HEART_S)
+            return await asyncio.wait_for(waiter, patience_s)
         except TimeoutError:
             raise OperatorError(
-                f"heart did not answer within {HEART_S:.0f} s; see its log (journalctl)"
+                f"heart did not answer within {patience_s:.0f} s; see its log (journalctl)"
             ) from None
         finally:
             del self._waiting[number]

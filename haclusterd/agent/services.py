@@ -120,9 +120,23 @@ class Services:
         """The agent was restarted, the service stayed: FreeSWITCH has its calls."""
         if self._replication is None:
             return
-        self._replication.own(name, epoch, settled=True)
+        self._replication.own(name, epoch, settled=False)
         self._history.add("A1", f"{self._me} goes on replicating {name}", None, name, epoch)
-        self._changed()
+        self._start(name, "reading its calls", self._reread(name))
+
+    async def _reread(self, name: str) -> None:
+        """Only with all calls logged may standbys forget what the earlier agent told them."""
+        while self.switch is not None and self._replication is not None:
+            try:
+                records = [r for r in await self.switch.snapshot() if r.service == name]
+            except SwitchError as error:
+                log.info("the calls of %s are not read yet: %s", name, error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._replication.append(records)
+            break
+        if self._replication is not None:
+            self._replication.settle(name)
 
     async def stop(self) -> None:
         """End all tasks."""

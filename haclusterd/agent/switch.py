@@ -70,6 +70,10 @@ class Switch(Protocol):
         """A verdict for each record. Raises SwitchError."""
         ...
 
+    async def snapshot(self) -> list[CallRecord]:
+        """Every recoverable call of services that are not fenced. Raises SwitchError."""
+        ...
+
     async def clear_stale(self) -> int:
         """Delete recovery rows of other processes. Raises SwitchError."""
         ...
@@ -200,6 +204,14 @@ class LocalSwitch:
                 service, profiles, records, progress, epoch=epoch, outage_began=outage_began
             )
         except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:
+            raise SwitchError(str(error)) from error
+
+    async def snapshot(self) -> list[CallRecord]:
+        if not self._source.core_uuid:
+            raise SwitchError(self._source.problem or "FreeSWITCH has not told its core_uuid yet")
+        try:
+            return await self._source.snapshot()
+        except CoreDbError as error:
             raise SwitchError(str(error)) from error
 
     async def clear_stale(self) -> int:

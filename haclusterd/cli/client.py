@@ -1,0 +1,98 @@
+"""One question to the daemon's Unix socket, or a stream of its events."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from haclusterd.agent.schema import PARTLY, RESPONSE_BYTES_MAX
+
+CONNECT_S = 2.0
+ANSWER_S = 60.0
+
+
+class NotReachable(Exception):
+    """No daemon answers at the socket; the message says what to do."""
+
+
+class Refused(Exception):
+    """The daemon said no; `partly` if some of it was done."""
+
+    def __init__(self, message: str, partly: bool = False) -> None:
+        super().__init__(message)
+        self.partly = partly
+
+
+class Client:
+    """The daemon behind `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """The result of one command. Raises NotReachable, Refused."""
+        with self._connect() as connection:
+            self._send(connection, method, params)
+            with connection.makefile("rb") as answers:
+                return _result(self._line(answers))
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Decisions as they are made. Raises NotReachable when the daemon goes away."""
+        with self._connect() as connection:
+            self._send(connection, "events", {})
+            with connection.makefile("rb") as answers:
+                _result(self._line(answers))
+                connection.settimeout(None)
+                while True:
+                    yield _result(self._line(answers))
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(CONNECT_S)
+        try:
+            connection.connect(str(self.path))
+        except OSError as error:
+            connection.close()
+            raise NotReachable(self._explain(error)) from None
+        connection.settimeout(ANSWER_S)
+        return connection
+
+    def _explain(self, error: OSError) -> str:
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            fix = "is haclusterd running? (systemctl status haclusterd), or name its --socket"
+        elif isinstance(error, PermissionError):
+            fix = "run this as root or as a member of the socket's group"
+        else:
+            fix = "name the right --socket"
+        return f"{self.path}: {error.strerror or error}: {fix}"
+
+    def _send(self, connection: socket.socket, method: str, params: dict[str, Any]) -> None:
+        try:
+            connection.sendall(json.dumps({"method": method, "params": params}).encode() + b"\n")
+        except OSError as error:
+            raise NotReachable(self._explain(error)) from None
+
+    def _line(self, answers: Any) -> bytes:
+        try:
+            line: bytes = answers.readline(RESPONSE_BYTES_MAX)
+        except TimeoutError:
+            raise NotReachable(f"{self.path}: no answer within {ANSWER_S:.0f} s") from None
+        except OSError as error:
+            raise NotReachable(f"{self.path}: {error.strerror or error}") from None
+        if not line.endswith(b"\n"):
+            raise NotReachable(f"{self.path}: the daemon closed the connection")
+        return line
+
+
+def _result(line: bytes) -> Any:
+    try:
+        answer = json.loads(line)
+        if answer["ok"]:
+            return answer["result"]
+        error = answer["error"]
+        raise Refused(str(error["message"]), error["code"] == PARTLY)
+    except (ValueError, KeyError, TypeError):
+        raise NotReachable("what answers there is no haclusterd of this version") from None

@@ -1,0 +1,99 @@
+"""Commands that need no daemon: configuration, keys, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from haclusterd.cli.main import DEFAULT_CONFIG, DONE, FAILED, complain
+from haclusterd.config import Config, ConfigError, effective, load, load_cluster
+from haclusterd.keys import KeysError, create
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out one command; the exit code."""
+    path = config_path(arguments)
+    if arguments.command == "doctor":
+        from haclusterd.cli.doctor import run as examine
+
+        return examine(arguments, path)
+    try:
+        if arguments.command == "keys":
+            return _keys_create(path, arguments.json)
+        return _config_check(path, arguments)
+    except ConfigError as error:
+        if arguments.json:
+            print(json.dumps({"ok": False, "problems": [_problem(p) for p in error.problems]}))
+        complain(str(error))
+    except KeysError as error:
+        complain(str(error))
+    return FAILED
+
+
+def config_path(arguments: argparse.Namespace) -> Path:
+    """`--config`, HACLUSTERD_CONFIG, or the default."""
+    return Path(arguments.config or os.environ.get("HACLUSTERD_CONFIG") or DEFAULT_CONFIG)
+
+
+def api_socket(path: Path, node: str | None) -> Path | None:
+    """Where the daemon of this node listens as the configuration has it, None if it is broken."""
+    try:
+        return load(path, node=node).api.socket
+    except ConfigError:
+        pass  # this host may be none of the nodes: then only a socket without {node} can be meant
+    try:
+        socket = load_cluster(path).api.socket
+    except ConfigError:
+        return None
+    return None if "{node}" in str(socket) else socket
+
+
+def _problem(problem: object) -> dict[str, str]:
+    return {key: str(getattr(problem, key)) for key in ("file", "key", "message", "fix")}
+
+
+def _config_check(path: Path, arguments: argparse.Namespace) -> int:
+    """As a whole, and as this node uses it where this host is (or is said to be) one."""
+    config = load_cluster(path)
+    if arguments.node_id is not None:
+        config = load(path, node=arguments.node_id)
+    else:
+        # A host that is no node of it: the file itself is right.
+        with contextlib.suppress(ConfigError):
+            config = load(path)
+    if arguments.json:
+        print(json.dumps({"ok": True, "warnings": config.warnings, **effective(config)}, indent=2))
+        return DONE
+    for warning in config.warnings:
+        complain(f"warning: {warning}")
+    print(_summary(path, config))
+    return DONE
+
+
+def _summary(path: Path, config: Config) -> str:
+    nodes = ", ".join(node.id for node in config.nodes)
+    services = ", ".join(service.name for service in config.services) or "none"
+    here = (
+        f"this is {config.nodes[config.me].id}" if config.me >= 0 else "this host is none of them"
+    )
+    return (
+        f"{path}: is right\n"
+        f"  cluster {config.name}, preset {config.preset}, quorum {config.quorum.value}\n"
+        f"  nodes {nodes} (this host is {me})\n"
+        f"  services {services}\n"
+        f"  hash {effective(config)['config_hash']}"
+    )
+
+
+def _keys_create(path: Path, as_json: bool) -> int:
+    written = create(load_cluster(path))
+    if as_json:
+        print(json.dumps({"written": [str(file) for file in written]}))
+    else:
+        for file in written:
+            print(f"wrote {file}")
+        print(f"copy {written[0].parent} to every node; keep ca.key off the nodes if you can")
+    return DONE

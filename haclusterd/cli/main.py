@@ -1,0 +1,191 @@
+"""The command line `haclusterctl`: arguments, dispatch and exit codes (DESIGN section 8).
+
+0 done, 1 refused or failed (the reason on stderr), 2 usage, 3 daemon not reachable, 4 partly done.
+Whatever a command needs is imported when it runs, so that `status` starts fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DONE, FAILED, USAGE, UNREACHABLE, PARTLY = range(5)
+DEFAULT_CONFIG = Path("/etc/haclusterd/haclusterd.toml")
+DEFAULT_SOCKET = Path("/run/haclusterd/haclusterd.sock")
+_REMOTE = frozenset(
+    {"status", "rank", "history", "report", "calls", "sync", "switchover", "maintenance",
+     "upgrade", "events", "watch"}
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `haclusterctl`; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    lab = _lab_words(words)
+    if lab is not None:
+        from haclusterd.lab.cli import main as lab_main
+
+        return lab_main(lab)
+    arguments = _parser().parse_args(words)
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from haclusterd.cli.client import NotReachable, Refused
+
+    try:
+        if arguments.command in _REMOTE:
+            from haclusterd.cli import remote
+
+            return remote.run(arguments, socket_path(arguments))
+        from haclusterd.cli import local
+
+        return local.run(arguments)
+    except NotReachable as error:
+        complain(str(error))
+        return UNREACHABLE
+    except Refused as error:
+        complain(str(error))
+        return PARTLY if error.partly else FAILED
+
+
+def complain(text: str) -> None:
+    """A reason on stderr, one line each."""
+    for line in text.splitlines():
+        print(f"haclusterctl: {line}", file=sys.stderr)
+
+
+def socket_path(arguments: argparse.Namespace) -> Path:
+    """`--socket`, HACLUSTERD_SOCKET, what the configuration says, or the default."""
+    if arguments.socket is not None:
+        return Path(arguments.socket)
+    named = os.environ.get("HACLUSTERD_SOCKET")
+    if named:
+        return Path(named)
+    given = arguments.config or os.environ.get("HACLUSTERD_CONFIG")
+    path = Path(given or DEFAULT_CONFIG)
+    if not given and not path.exists():
+        return DEFAULT_SOCKET
+    from haclusterd.cli.local import api_socket
+
+    return api_socket(path, arguments.node_id) or DEFAULT_SOCKET
+
+
+def _lab_words(words: Sequence[str]) -> list[str] | None:
+    """The words for `lab`, which has a command line of its own; None for other commands."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] in ("--socket", "--config", "--node") else 1
+    return list(words[at + 1 :]) if at < len(words) and words[at] == "lab" else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    _add_common(common, argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="haclusterctl",
+        description="Looks at and commands the haclusterd of this node.",
+        epilog="Exit: 0 done, 1 refused or failed, 2 usage, 3 daemon not reachable, 4 partly done.",
+    )
+    _add_common(parser, None)
+    from haclusterd import __version__
+
+    parser.add_argument("--version", action="version", version=f"haclusterctl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_looking(commands, common)
+    _add_acting(commands, common)
+    _add_local(commands, common)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Options that may stand before or after the command."""
+    parser.add_argument("--socket", metavar="PATH", default=default, help="the daemon's socket")
+    parser.add_argument(
+        "--json", action="store_true", help="JSON for programs",
+        default=False if default is None else default,
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", default=default, help="configuration file")
+    parser.add_argument(
+        "--node", dest="node_id", metavar="ID", default=default,
+        help="which node this is, where addresses do not tell",
+    )  # fmt: skip
+
+
+def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    add("status", "the cluster as this node sees it")
+    rank = add("rank", "the order of the slaves, and who would take over what")
+    rank.add_argument("--why", action="store_true", help="a line per node that says why")
+    history = add("history", "what was decided, newest last")
+    history.add_argument("-n", "--count", type=_count, default=50, help="how many (50)")
+    report = add("report", "one takeover: timeline and a verdict per call")
+    report.add_argument("which", nargs="?", default="last", help="last (default), a number, or all")
+    calls = add("calls", "the replicated calls that this node knows")
+    calls.add_argument("--at-risk", action="store_true", help="only those no standby has yet")
+    calls.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
+    add("sync", "replication: per peer and service have, want and lag")
+    add("events", "decisions as they are made, until interrupted")
+    watch = add("watch", "status, shown again and again")
+    watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds (1)")
+
+
+def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    switchover = add("switchover", "move a service, with its calls, to another node")
+    switchover.add_argument("service", metavar="SERVICE")
+    switchover.add_argument("--to", metavar="NODE", help="the new owner (default: first in line)")
+    maintenance = add("maintenance", "take a node out of the line of candidates, or back in")
+    maintenance.add_argument("state", choices=("on", "off"))
+    maintenance.add_argument("on_node", nargs="?", metavar="NODE", help="default: this node")
+    add("upgrade", "replace the running daemon by the installed version; nothing moves")
+
+
+def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    add("doctor", "is this host fit to be a node: checks, each with its fix")
+    config = add("config", "the configuration file")
+    config.add_argument("action", choices=("check",), help="check: all that is wrong with it")
+    keys = add("keys", "key material of the cluster")
+    keys.add_argument("action", choices=("create",), help="create: all the config needs, once")
+    commands.add_parser("lab", help="clusters in network namespaces: lab run, lab demo, lab down")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

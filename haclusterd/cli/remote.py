@@ -1,0 +1,128 @@
+"""Commands that ask the daemon: from its answer to the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from haclusterd.cli import tables
+from haclusterd.cli.client import Client, NotReachable
+from haclusterd.cli.show import Part, show
+
+DONE = 0
+UPGRADE_S = 20.0
+UPGRADE_POLL_S = 0.2
+
+
+def run(arguments: argparse.Namespace, socket: Path) -> int:
+    """Carry out one command. Raises NotReachable, Refused."""
+    client = Client(socket)
+    command: str = arguments.command
+    if command in _SHOWN:
+        method, params, render = _SHOWN[command](arguments)
+        _print(client.ask(method, **params), render, arguments.json)
+    elif command == "events":
+        _events(client, arguments.json)
+    elif command == "watch":
+        _watch(client, arguments)
+    elif command == "upgrade":
+        _print(_upgrade(client), _text, arguments.json)
+    else:
+        method, params = _ordered(arguments)
+        _print(client.ask(method, **params), _text, arguments.json)
+    return DONE
+
+
+Render = Callable[[Any], list[Part]]
+Question = tuple[str, dict[str, Any], Render]
+
+
+def _print(found: Any, render: Render, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(render(found))
+
+
+def _text(found: Any) -> list[Part]:
+    return [str(found["text"])]
+
+
+def _report(arguments: argparse.Namespace) -> Question:
+    if arguments.which == "all":
+        return "reports", {}, tables.reports
+    return "report", {"which": arguments.which}, tables.report
+
+
+def _calls(arguments: argparse.Namespace) -> Question:
+    params = {"at_risk": arguments.at_risk, "limit": arguments.limit}
+    return "calls", params, lambda found: tables.calls(found, arguments.at_risk)
+
+
+_SHOWN: dict[str, Callable[[argparse.Namespace], Question]] = {
+    "status": lambda arguments: ("status", {}, tables.status),
+    "rank": lambda arguments: ("rank", {}, lambda found: tables.rank(found, arguments.why)),
+    "history": lambda arguments: ("history", {"count": arguments.count}, tables.history),
+    "report": _report,
+    "calls": _calls,
+    "sync": lambda arguments: ("sync", {}, tables.sync),
+}
+
+
+def _ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if arguments.command == "switchover":
+        return "switchover", {"service": arguments.service, "to": arguments.to or ""}
+    on = arguments.state == "on"
+    return "maintenance", {"on": on, "node": arguments.on_node or ""}
+
+
+def _events(client: Client, as_json: bool) -> None:
+    for one in client.events():
+        print(json.dumps(one) if as_json else tables.decision(one), flush=True)
+
+
+def _watch(client: Client, arguments: argparse.Namespace) -> None:
+    """Again and again; on a terminal in place, else one after the other."""
+    if not sys.stdout.isatty() or arguments.json:
+        while True:
+            _print(client.ask("status"), tables.status, arguments.json)
+            sys.stdout.flush()
+            time.sleep(arguments.interval)
+    from rich.console import Group
+    from rich.live import Live
+
+    from haclusterd.cli.show import rich_part
+
+    with Live(auto_refresh=False, screen=True) as live:
+        while True:
+            try:
+                parts = tables.status(client.ask("status"))
+            except NotReachable as error:
+                parts = [f"ALARM {error}"]
+            live.update(Group(*(rich_part(part) for part in parts)), refresh=True)
+            time.sleep(arguments.interval)
+
+
+def _upgrade(client: Client) -> dict[str, Any]:
+    """Order it, then wait for the agent that the new heart starts."""
+    before = client.ask("about")
+    # The agent may be gone before its answer is: what follows tells.
+    with contextlib.suppress(NotReachable):
+        client.ask("upgrade")
+    until = time.monotonic() + UPGRADE_S
+    while time.monotonic() < until:
+        try:
+            now = client.ask("about")
+        except NotReachable:
+            time.sleep(UPGRADE_POLL_S)
+            continue
+        if now["heart_pid"] != before["heart_pid"]:
+            return {"text": f"upgraded from {before['version']} to {now['version']}", **now}
+        time.sleep(UPGRADE_POLL_S)
+    raise NotReachable(f"the upgraded daemon does not answer after {UPGRADE_S:.0f} s; see its log")

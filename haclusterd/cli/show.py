@@ -1,0 +1,114 @@
+"""Tables and lines for people: coloured where a terminal is, plain text where not.
+
+A renderable is a list of parts: `Table`, or a line of text. Nothing here asks the daemon.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+_GOOD = frozenset({"master", "slave", "owned", "in-sync", "up", "ok", "recovered", "yes"})
+_WAIT = frozenset(
+    {"starting", "syncing", "moving", "maintenance", "suspended", "partial", "warning", "skipped"}
+)
+_BAD = frozenset({"dead", "failed", "unserved", "lost", "down", "no", "at risk"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; columns named in `right` are numbers."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: frozenset[str] = frozenset()
+    empty: str = "none"
+
+
+Part = Table | str
+
+
+def cell(value: Any) -> str:
+    """A value as text: lists with commas, nothing as a dash."""
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def show(parts: Sequence[Part], out: TextIO | None = None) -> None:
+    """Print parts to `out`, standard output by default."""
+    out = out or sys.stdout
+    if out.isatty():
+        _show_rich(parts, out)
+    else:
+        out.write(plain(parts))
+
+
+def plain(parts: Sequence[Part]) -> str:
+    """The parts as plain text, columns aligned, no trailing blanks."""
+    lines: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            lines.append(part)
+            continue
+        if lines and lines[-1]:
+            lines.append("")
+        lines += _plain_table(part)
+    return "\n".join(lines) + "\n"
+
+
+def _plain_table(table: Table) -> list[str]:
+    lines = [f"{table.title}:"] if table.title else []
+    if not table.rows:
+        return [f"{table.title}: {table.empty}"] if table.title else [table.empty]
+    grid = [list(table.headers), *(list(row) for row in table.rows)]
+    widths = [max(len(row[n]) for row in grid) for n in range(len(table.headers))]
+    for row in grid:
+        words = [
+            text.rjust(width) if name in table.right else text.ljust(width)
+            for text, width, name in zip(row, widths, table.headers, strict=True)
+        ]
+        lines.append(("  " + "  ".join(words)).rstrip())
+    return lines
+
+
+def style_of(text: str) -> str:
+    """The colour of a word of status, empty for other text."""
+    if text in _GOOD:
+        return "green"
+    if text in _WAIT:
+        return "yellow"
+    return "red" if text in _BAD else ""
+
+
+def _show_rich(parts: Sequence[Part], out: TextIO) -> None:
+    from rich.console import Console
+
+    console = Console(file=out, highlight=False, emoji=False)
+    for part in parts:
+        console.print(rich_part(part))
+
+
+def rich_part(part: Part) -> Any:
+    """A part for rich. Texts of others are never read as markup."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    if isinstance(part, str):
+        return Text(part, style="bold red" if part.startswith("ALARM") else "")
+    table = RichTable(
+        title=part.title, title_justify="left", title_style="bold", box=None, pad_edge=False,
+        header_style="dim", caption=None if part.rows else part.empty, caption_justify="left",
+    )  # fmt: skip
+    for name in part.headers:
+        table.add_column(name, justify="right" if name in part.right else "left")
+    for row in part.rows:
+        table.add_row(*(Text(text, style=style_of(text)) for text in row))
+    return table

@@ -1,0 +1,176 @@
+"""What the daemon answered, as parts for `show`: one function per command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from haclusterd.cli.show import Part, Table, cell
+
+_NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "acked", "head",
+                      "snapshots", "have", "want", "at ms", "gap ms", "version", "number",
+                      "outage ms", "recovered", "lost"})  # fmt: skip
+_VERDICTS_SHOWN = 20
+
+
+def status(found: dict[str, Any]) -> list[Part]:
+    """`status`."""
+    quorum = found["quorum"]
+    word = "quorum" if quorum["ok"] else "NO QUORUM"
+    head = (
+        f"cluster {found['cluster']}, seen from {found['node']}: {word}, "
+        f"{quorum['reachable']} of {quorum['voters']} voters ({quorum['policy']})"
+    )
+    services = [
+        [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), cell(s["addresses"]),
+         cell(s["successors"])]
+        for s in found["services"]
+    ]  # fmt: skip
+    nodes = [
+        [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
+         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
+         _links(n["links"]), cell(n["version"])]
+        for n in found["nodes"]
+    ]  # fmt: skip
+    alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
+    return [
+        head,
+        *alarms,
+        Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
+              services, _NUMBERS),
+        Table("nodes", ["node", "role", "rank", "services", "calls", "health", "copies", "links",
+                        "version"], nodes, _NUMBERS),
+    ]  # fmt: skip
+
+
+def _links(links: Sequence[dict[str, Any]]) -> str:
+    up = sum(link["up"] for link in links)
+    rtts = [link["rtt_ms"] for link in links if link["up"] and link["rtt_ms"]]
+    text = f"{up} of {len(links)} up"
+    if rtts:
+        text += f", {min(rtts):.2f} ms"
+    losses = [link["loss"] for link in links if link["loss"] > 0]
+    return f"{text}, {max(losses):.1%} loss" if losses else text
+
+
+def rank(found: dict[str, Any], why: bool) -> list[Part]:
+    """`rank [--why]`."""
+    names = ["primary", "secondary", "tertiary"]
+    slaves = [
+        [str(n), names[n] if n < len(names) else "", node] for n, node in enumerate(found["slaves"])
+    ]
+    line = [[service, cell(nodes)] for service, nodes in found["successors"].items()]
+    parts: list[Part] = [
+        f"rank hash {found['rank_hash']}",
+        Table("slaves", ["rank", "", "node"], slaves, _NUMBERS),
+        Table("who would take over", ["service", "in this order"], line),
+    ]
+    if why:
+        parts += ["", *found["why"]]
+        parts += [f"this node cannot take {s}: {r}" for s, r in found["not_ready"].items()]
+    return parts
+
+
+def history(found: Sequence[dict[str, Any]]) -> list[Part]:
+    """`history` and `events`."""
+    if not found:
+        return ["nothing was decided yet"]
+    return [decision(one) for one in found]
+
+
+def decision(one: dict[str, Any]) -> str:
+    """One decision as a line."""
+    return f"{one['at']}  {one['row']:<5} {one['text']}"
+
+
+def report(found: dict[str, Any]) -> list[Part]:
+    """`report`."""
+    calls = found["calls"]
+    outage = "not up" if found["outage_ms"] is None else f"{found['outage_ms']:.1f} ms"
+    state = "" if found["done"] else " (still under way)"
+    lines = [[f"{m['at_ms']:.1f}", m["event"]] for m in found["timeline"]]
+    order = {"lost": 0, "partial": 1}
+    verdicts = sorted(calls["verdicts"], key=lambda v: order.get(v["verdict"], 2))
+    rows = [
+        [v["uuid"], v["verdict"], cell(v["gap_ms"]), v["reason"]]
+        for v in verdicts[:_VERDICTS_SHOWN]
+    ]
+    parts: list[Part] = [
+        f"report {found['number']}: {found['service']} from {found['from'] or 'nobody'} to "
+        f"{found['to']} at epoch {found['epoch']}{state}",
+        f"cause: {found['cause']}; at {found['at']}; address back after {outage}",
+        f"calls: {calls['replicated']} replicated, {calls['recovered']} recovered, "
+        f"{calls['partial']} partly, {calls['lost']} lost",
+        Table("timeline", ["at ms", "event"], lines, _NUMBERS),
+    ]
+    if verdicts:
+        parts.append(Table("calls", ["call", "verdict", "gap ms", "why"], rows, _NUMBERS))
+    if len(verdicts) > len(rows):
+        parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
+    return parts
+
+
+def reports(found: Sequence[dict[str, Any]]) -> list[Part]:
+    """`report all`."""
+    rows = [
+        [str(r["number"]), r["at"], r["service"], cell(r["from"]), r["to"], cell(r["outage_ms"]),
+         str(r["calls"]["recovered"]), str(r["calls"]["lost"]), r["cause"]]
+        for r in found
+    ]  # fmt: skip
+    headers = ["number", "at", "service", "from", "to", "outage ms", "recovered", "lost", "cause"]
+    return [Table("reports", headers, rows, _NUMBERS, "nothing has moved yet")]
+
+
+def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
+    """`calls [--at-risk]`."""
+    rows = [
+        [c["uuid"], c["service"], c["here"], c["direction"], cell(c["answered"]),
+         cell(c["version"]), "at risk" if c["at_risk"] else "ok"]
+        for c in found["calls"]
+    ]  # fmt: skip
+    headers = ["call", "service", "here", "direction", "answered", "version", "replicated"]
+    empty = "no call is at risk" if at_risk else "no calls"
+    parts: list[Part] = [
+        f"{found['total']} call legs shown here, {found['at_risk']} at risk",
+        Table("", headers, rows, _NUMBERS, empty),
+    ]
+    if found["total"] > len(rows):
+        parts.append(f"  and {found['total'] - len(rows)} more (--limit)")
+    return parts
+
+
+def sync(found: dict[str, Any]) -> list[Part]:
+    """`sync`."""
+    peers = [
+        [p["node"], "up" if p["connected"] else "down", cell(p["address"]),
+         cell(p["rtt_ms"] if p["rtt_ms"] >= 0 else None), p["state"], cell(p["lag_ms"])]
+        for p in found["peers"]
+    ]  # fmt: skip
+    outgoing = [
+        [p["node"], o["service"], cell(o["epoch"]), o["state"], cell(o["acked"]), cell(o["head"]),
+         cell(o["lag_ms"]), cell(o["snapshots"])]
+        for p in found["peers"]
+        for o in p["outgoing"]
+    ]  # fmt: skip
+    incoming = [
+        [i["service"], cell(i["origin"]), cell(i["epoch"]), i["state"], cell(i["have"]),
+         cell(i["want"]), cell(i["lag_ms"])]
+        for i in found["incoming"]
+    ]  # fmt: skip
+    return [
+        f"{found['waiting']} changes wait, {found['at_risk']} calls at risk, acknowledged within "
+        f"{found['ack_ms_p50']} ms (p50) and {found['ack_ms_p99']} ms (p99)",
+        Table("peers", ["node", "link", "address", "rtt ms", "state", "lag ms"], peers, _NUMBERS),
+        Table("sent: own services", ["to", "service", "epoch", "state", "acked", "head", "lag ms",
+                                     "snapshots"], outgoing, _NUMBERS),
+        Table("held: services of others", ["service", "from", "epoch", "state", "have", "want",
+                                           "lag ms"], incoming, _NUMBERS),
+    ]  # fmt: skip
+
+
+def checks(found: Sequence[dict[str, Any]]) -> list[Part]:
+    """`doctor`."""
+    rows = [[c["state"], c["name"], c["text"]] for c in found]
+    parts: list[Part] = [Table("", ["result", "check", "found"], rows)]
+    fixes = [f"  {c['name']}: {c['fix']}" for c in found if c["fix"]]
+    return [*parts, "", "to do:", *fixes] if fixes else parts
