@@ -76,9 +76,7 @@ def _config_check(path: Path, arguments: argparse.Namespace) -> int:
 def _summary(path: Path, config: Config) -> str:
     nodes = ", ".join(node.id for node in config.nodes)
     services = ", ".join(service.name for service in config.services) or "none"
-    here = (
-        f"this is {config.nodes[config.me].id}" if config.me >= 0 else "this host is none of them"
-    )
+    me = "none of them" if config.me < 0 else config.nodes[config.me].id
     return (
         f"{path}: is right\n"
         f"  cluster {config.name}, preset {config.preset}, quorum {config.quorum.value}\n"
