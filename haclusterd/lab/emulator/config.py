@@ -91,8 +91,10 @@ def load(path: Path) -> EmulatorConfig:
         config = msgspec.json.decode(path.read_bytes(), type=EmulatorConfig)
     except OSError as error:
         raise EmulatorConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except msgspec.ValidationError as error:
         raise EmulatorConfigError(f"{path}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise EmulatorConfigError(f"{path}: not JSON: {error}") from error
     problems = _problems(config)
     if problems:
         raise EmulatorConfigError("\n".join(f"{path}: {p}" for p in problems))
