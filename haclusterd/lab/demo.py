@@ -60,15 +60,14 @@ class LiveTimeline:
         for injection in injections:
             if injection.visible_ns:
                 self._once("exit", injection.visible_ns[0] - fault_ns, "the exit is visible")
-        self._addresses(lab, fault_ns)
+        self._addresses(lab, fault_ns, {injection.node for injection in injections})
         self._calls(lab, fault_ns)
 
-    def _addresses(self, lab: Laboratory, fault_ns: int) -> None:
+    def _addresses(self, lab: Laboratory, fault_ns: int, victims: set[str]) -> None:
         names = {str(node.number): node.id for node in lab.plan.nodes}
         for address, record in lab.probe.ask("report").items():
             for number, at_ns in record["first_ns"].items():
-                # Whoever answered before the fault is no news.
-                if at_ns > fault_ns and len(record["first_ns"]) > 1:
+                if names.get(number) not in victims and at_ns > fault_ns:
                     text = f"{address} answers from {names.get(number, number)}"
                     self._once(f"{address}{number}", at_ns - fault_ns, text)
 
@@ -82,11 +81,10 @@ class LiveTimeline:
         if not moved:
             return
         self._once("first", min(moved.values()) - fault_ns, "first re-INVITE to a caller")
-        back = [seen.streams[seen.calls[i].media] for i in moved
-                if has_media(seen.calls[i], seen.streams, seen.at_ns)]  # fmt: skip
+        back = sum(has_media(seen.calls[i], seen.streams, seen.at_ns) for i in moved)
         self._once(
-            f"calls {len(moved)} {len(back)}", max(moved.values()) - fault_ns,
-            f"{len(moved)} calls re-INVITEd, {len(back)} have media",
+            f"calls {len(moved)} {back}", max(moved.values()) - fault_ns,
+            f"{len(moved)} calls re-INVITEd, {back} have media",
         )  # fmt: skip
 
     def _once(self, key: str, after_ns: int, text: str) -> None:

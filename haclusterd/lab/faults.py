@@ -23,9 +23,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
+from haclusterd.lab import netns
 from haclusterd.lab.clock import now_ns
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.node import LabNode
@@ -50,6 +50,7 @@ class Injection:
     node: str
     at_ns: int
     heal: Callable[[], None]
+    complete: Callable[[], None]  # what may take its time once the fault is there
     visible_ns: list[int] = field(default_factory=list)  # when the pidfd of FreeSWITCH fired
     watcher: threading.Thread | None = None
     complaint: str = ""  # what the operator's command said when it was refused
@@ -73,13 +74,14 @@ class Injector:
         self._service = service
         self._act: Callable[[], None]
         self._heal: Callable[[], None] = _nothing
+        self._complete: Callable[[], None] = _nothing
         self._watched_pid: int | None = None
         self._complaint = ""
         self._prepare()
 
     def fire(self) -> Injection:
         descriptor = os.pidfd_open(self._watched_pid) if self._watched_pid else None
-        injection = Injection(self.fault, self.node.id, 0, self._heal)
+        injection = Injection(self.fault, self.node.id, 0, self._heal, self._complete)
         if descriptor is not None:
             injection.watcher = threading.Thread(
                 target=_watch_exit, args=(descriptor, injection.visible_ns), daemon=True
@@ -103,6 +105,7 @@ class Injector:
         elif self.fault == "node":
             pids = self.node.pids()
             self._act = lambda: self._lose(pids)
+            self._complete = lambda: netns.kill_inside([self.node.namespace])
         elif self.fault in ("links", "nic"):
             nics = self._topology.plan.heartbeat_nics
             self._cables(nics if self.fault == "links" else nics[:1])
@@ -135,10 +138,7 @@ class Injector:
     def _lose(self, pids: list[int]) -> None:
         """First the cables, all in one datagram: how long killing takes nobody can see."""
         self._topology.cut(self.node.id)
-        while pids:
-            self.node.send(pids, signal.SIGKILL)
-            time.sleep(0.01)
-            pids = [pid for pid in self.node.pids() if not _ended(pid)]
+        self.node.send(pids, signal.SIGKILL)
 
     def _command(self, *words: str) -> None:
         try:
@@ -163,12 +163,6 @@ def _watch_exit(descriptor: int, visible_ns: list[int]) -> None:
     if poll.poll(10_000):
         visible_ns.append(now_ns())
     os.close(descriptor)
-
-
-def _ended(pid: int) -> bool:
-    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] in "ZX"
-    return True
 
 
 def _nothing() -> None:

@@ -119,6 +119,8 @@ def endure(
     lab.arm()
     say(f"{fault} of {', '.join(sorted(by_node))} ({', '.join(sorted(lost))})")
     injections = [injector.fire() for injector in injectors]
+    for injection in injections:
+        injection.complete()
     complaints = [i.complaint for i in injections if i.complaint]
     try:
         if fault in MOVING:

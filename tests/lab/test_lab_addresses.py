@@ -1,0 +1,88 @@
+"""Addresses move, and never have two holders: real daemons in namespaces, no FreeSWITCH.
+
+Bounds are the issue's figures for `lan` widened for a busy machine: half a second where it says
+180 ms. What is exact is exact: one holder, and the node that owns the address afterwards.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from haclusterd.lab import netns
+from haclusterd.lab.outcome import Outcome
+from haclusterd.lab.plan import LabPlan
+from haclusterd.lab.run import measure, ready_cluster
+from haclusterd.lab.topology import Topology
+
+_REASON = netns.why_not()
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(bool(_REASON), reason=_REASON),
+    pytest.mark.timeout(120),
+]
+
+MOVED_MS = 500.0
+
+
+def strike(fault: str, freeswitch: str = "none", nics: int = 2) -> Outcome:
+    plan = LabPlan(masters=1, slaves=2, nics=nics, freeswitch=freeswitch)
+    with ready_cluster(plan, None, print) as lab:
+        outcome = measure(lab, fault, print)
+    print(outcome.line())
+    assert outcome.problems == []
+    assert outcome.holders == 1
+    return outcome
+
+
+@pytest.mark.parametrize("fault", ["node", "freeze-heart", "freeze-node", "links", "kill-heart"])
+def test_a_lost_owner_is_replaced_once(fault: str) -> None:
+    outcome = strike(fault)
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.outage_ms < MOVED_MS
+
+
+def test_the_death_of_the_watched_process_moves_the_address_at_once() -> None:
+    outcome = strike("freeswitch", freeswitch="process")
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.exit_visible_ms is not None
+    # No silence of 150 ms had to be waited for.
+    assert outcome.outage_ms < 100
+
+
+@pytest.mark.parametrize("fault", ["stun-heart", "kill-agent", "freeze-agent", "upgrade", "nic"])
+def test_what_is_no_loss_moves_nothing(fault: str) -> None:
+    outcome = strike(fault)
+    assert not outcome.moved
+    if fault != "stun-heart":
+        assert outcome.outage_ms < 60  # less than the fence: it never closed
+
+
+def test_a_short_outage_of_the_switch_has_one_holder() -> None:
+    """Who owns it afterwards depends on the phase of the beats; that there is one does not."""
+    outcome = strike("stun-switch")
+    assert outcome.owners["east1"] in ("fs-a", "fs-b")
+    assert outcome.outage_ms < MOVED_MS
+
+
+def test_switchover_of_addresses() -> None:
+    outcome = strike("switchover", nics=3)
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.outage_ms < 100
+
+
+def test_laboratories_do_not_meet_and_left_overs_go() -> None:
+    plan = LabPlan(masters=1, slaves=1, freeswitch="none")
+    with Topology(plan) as one, Topology(plan) as other:
+        assert one.name != other.name
+        assert not set(one.namespaces) & set(other.namespaces)
+        # A laboratory of a process that is no more: same form, but nobody started then.
+        stale = f"{netns.PREFIX}-1-1-0"
+        netns.ip("netns", "add", f"{stale}-sw")
+        (netns.base_dir() / stale).mkdir()
+        assert stale in netns.remove_left_overs()
+        present = netns.laboratories()
+        assert stale not in present
+        assert one.name in present
+        assert other.name in present
+    assert one.name not in netns.laboratories()
+    assert not one.directory.exists()

@@ -1,0 +1,110 @@
+"""Live calls survive the loss of their master: real daemons, SIPp, the FreeSWITCH emulator.
+
+`outcome.problems` is empty only if no call was lost, none of another service was touched, every
+BYE (half of them from FreeSWITCH) was answered and no address had two holders.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from haclusterd.lab import netns
+from haclusterd.lab.demo import is_slave
+from haclusterd.lab.faults import MOVING
+from haclusterd.lab.laboratory import Laboratory
+from haclusterd.lab.outcome import Outcome
+from haclusterd.lab.plan import LabPlan
+from haclusterd.lab.run import bring_calls, conclude, endure, measure, ready_cluster
+
+_REASON = netns.why_not() or ("" if shutil.which("sipp") else "sipp is missing: sip-tester")
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(bool(_REASON), reason=_REASON),
+    pytest.mark.timeout(180),
+]
+
+CALLS = int(os.environ.get("LAB_CALLS", "20"))
+SLAVE_AGAIN_S = 60.0
+
+
+def good(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        print(outcome.line())
+    assert [problem for outcome in outcomes for problem in outcome.problems] == []
+    assert {outcome.holders for outcome in outcomes} == {1}
+
+
+def numbers(lab: Laboratory, node: str) -> int:
+    """Channels in the FreeSWITCH of a node."""
+    switch = lab.nodes[node].switch
+    assert switch is not None
+    with switch.esl() as esl:
+        return int(esl.api("show channels count").split()[0])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["freeswitch", "node", "freeze-heart", "freeze-both", "links", "switchover", "kill-agent",
+     "freeze-agent", "upgrade", "stun-heart"],
+)  # fmt: skip
+def test_calls_survive(fault: str) -> None:
+    with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
+        outcome = measure(lab, fault, print, calls=CALLS)
+    good([outcome])
+    assert len(outcome.verdicts) == CALLS
+    assert outcome.moved == (fault in MOVING)
+    # A takeover is one re-INVITE per call, and where nothing moves nobody says anything.
+    wanted = 1 if outcome.moved else 0
+    assert {verdict.reinvites for verdict in outcome.verdicts} == {wanted}
+    if outcome.moved:
+        assert outcome.report["calls"]["recovered"] == CALLS
+        assert outcome.report["calls"]["lost"] == 0
+
+
+def test_two_masters_lost_at_once_go_to_one_slave_each() -> None:
+    with ready_cluster(LabPlan(masters=3, slaves=2), None, print) as lab:
+        bring_calls(lab, {service.name: CALLS for service in lab.plan.services}, print)
+        phase = endure(lab, "freeswitch", print, victims=("fs-a", "fs-b"))
+        apart_ms = abs(phase.injections[0].at_ns - phase.injections[1].at_ns) / 1e6
+        kept = numbers(lab, "fs-c")
+        outcomes = conclude(lab, [phase])
+    good(outcomes)
+    assert apart_ms < 10
+    assert {outcomes[0].owners["east1"], outcomes[0].owners["east2"]} == {"fs-d", "fs-e"}
+    assert outcomes[0].owners["east3"] == "fs-c"
+    assert kept == CALLS
+    assert len(outcomes[0].foreign) == CALLS
+    assert len(outcomes[0].verdicts) == 2 * CALLS
+
+
+def test_a_slave_that_serves_takes_a_second_service() -> None:
+    with ready_cluster(LabPlan(masters=2, slaves=1), None, print) as lab:
+        bring_calls(lab, {service.name: CALLS for service in lab.plan.services}, print)
+        phases = [endure(lab, "freeswitch", print, victims=("fs-a",))]
+        lab.wait(lambda: is_slave(lab, "fs-a"), SLAVE_AGAIN_S, "fs-a to be a slave again")
+        lab.wait_replicated()
+        phases.append(endure(lab, "node", print, victims=("fs-b",)))
+        outcomes = conclude(lab, phases)
+    good(outcomes)
+    assert outcomes[0].owners == {"east1": "fs-c", "east2": "fs-b"}
+    assert outcomes[1].owners == {"east1": "fs-c", "east2": "fs-a"}
+
+
+def test_the_same_calls_go_from_a_to_b_to_c_and_nothing_moves_back() -> None:
+    with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
+        bring_calls(lab, {"east1": CALLS}, print)
+        phases = [endure(lab, "freeswitch", print)]
+        lab.wait(lambda: is_slave(lab, "fs-a"), SLAVE_AGAIN_S, "fs-a to be a slave again")
+        assert lab.holder(lab.plan.services[0].ip) == "fs-b"
+        assert numbers(lab, "fs-a") == 0
+        lab.wait_replicated()
+        phases.append(endure(lab, "freeswitch", print, victims=("fs-b",)))
+        outcomes = conclude(lab, phases)
+    good(outcomes)
+    assert outcomes[0].owners == {"east1": "fs-b"}
+    assert outcomes[1].owners["east1"] in ("fs-a", "fs-c")
+    for outcome in outcomes:
+        assert {verdict.reinvites for verdict in outcome.verdicts} == {1}
