@@ -38,7 +38,8 @@ class BlockingEsl:
     ) -> None:
         with netns.inside(namespace) if namespace else contextlib.nullcontext():
             self._socket = socket.create_connection((host, port), timeout=timeout_s)
-        self._stream = self._socket.makefile("rb")
+        self._timeout_s = timeout_s
+        self._received = b""  # not a file object: that is of no use after its first timeout
         self._events: list[dict[str, str]] = []
         try:
             self._authenticate(password)
@@ -66,10 +67,11 @@ class BlockingEsl:
                 headers, body = self._frame()
             except TimeoutError:
                 return
+            finally:
+                self._socket.settimeout(self._timeout_s)
             self._keep(headers, body)
 
     def close(self) -> None:
-        self._stream.close()
         self._socket.close()
 
     def __enter__(self) -> BlockingEsl:
@@ -105,21 +107,25 @@ class BlockingEsl:
             self._events.append(_headers(body.decode(errors="replace").splitlines()))
 
     def _frame(self) -> tuple[dict[str, str], bytes]:
-        lines: list[str] = []
-        while True:
-            line = self._stream.readline()
-            if not line:
-                raise EslRefused("FreeSWITCH closed the ESL connection")
-            text = line.decode(errors="replace").rstrip("\r\n")
-            if text:
-                lines.append(text)
-            elif lines:
-                break
-        headers = _headers(lines)
+        while (end := self._received.find(b"\n\n")) < 0:
+            self._receive()
+        headers = _headers(self._received[:end].decode(errors="replace").split("\n"))
         length = int(headers.get("Content-Length", "0"))
         if not 0 <= length <= _BODY_MAX:
             raise EslRefused(f"a body of {length} bytes")
-        return headers, self._stream.read(length)
+        end += 2
+        while len(self._received) < end + length:
+            self._receive()
+        body = self._received[end : end + length]
+        self._received = self._received[end + length :]
+        return headers, body
+
+    def _receive(self) -> None:
+        """Add what has come to `_received`; a timeout leaves a partial frame where it is."""
+        chunk = self._socket.recv(65536)
+        if not chunk:
+            raise EslRefused("FreeSWITCH closed the ESL connection")
+        self._received += chunk
 
 
 def _headers(lines: list[str]) -> dict[str, str]:
