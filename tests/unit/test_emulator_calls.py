@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sqlite3
@@ -197,6 +198,28 @@ def test_bad_rows_and_duplicates_cost_nothing_but_themselves(make: Make) -> None
     assert "Duplicate UUID!" in second.log()
     assert "Invalid profile other" in second.log()
     assert "Traceback" not in second.log()
+
+
+def test_an_outbound_leg_keeps_its_direction_and_its_mended_cseq(make: Make) -> None:
+    """The captured B leg of a bridge: From and To as they were, CSeq from `sip_invite_cseq`."""
+    emulator = make()
+    telephone = emulator.telephone()
+    captures = Path(__file__).parent.parent / "fixtures" / "freeswitch"
+    row = json.loads((captures / "recovery_rows_bridge.json").read_text())[0]
+    text = row[5].replace("10.77.0.101", emulator.ip)
+    text = text.replace("10.77.0.22%3A5060", f"{telephone.ip}%3A{telephone.port}")
+    text = text.replace("10.77.0.22", telephone.ip)
+    port = str(telephone.rtp.getsockname()[1])
+    text = text.replace("<remote_media_port>7000<", f"<remote_media_port>{port}<")
+    text = text.replace("<sip_cseq>", "<sip_invite_cseq>123126408</sip_invite_cseq><sip_cseq>")
+    emulator.sql("INSERT INTO recovery VALUES (?,?,?,?,?,?)", *row[:5], text)
+    assert emulator.api("sofia profile pa recover") == "Recovered 1 session(s)\n"
+    invite = answer_reinvite(telephone)
+    assert header(invite, "CSeq") == "123126409 INVITE"
+    assert header(invite, "From").endswith(";tag=2eKXt4103UZ3H")
+    assert header(invite, "To").endswith(";tag=23663SIPpUas01104")
+    assert telephone.rtp.recv(2000)
+    assert emulator.api(f"uuid_getvar {row[4]} sip_cseq") == "123126409"
 
 
 def test_triggers_of_another_process_run_in_its_connection(make: Make) -> None:
