@@ -77,6 +77,7 @@ class Agent:
         self._view: View | None = None
         self._orphaned_us: dict[str, int] = {}
         self._report: LocalReport | None = None
+        self._reported_us = 0
         self._reported = 0.0  # loop time of the last one sent
         self._news = asyncio.Event()
         self._promises: Persist | None = None
@@ -299,12 +300,12 @@ class Agent:
             self._send_report()
 
     def _send_report(self) -> None:
+        """Send what changed; an unchanged word is repeated, because it says that we live."""
         report = judge(self.spec, self._facts())
-        now = asyncio.get_running_loop().time()
-        # An unchanged word is repeated, however often something is said to have changed: it
-        # tells heart that this process lives.
-        if report != self._report or now - self._reported >= 0.9 * REPORT_S:
-            self._report, self._reported = report, now
+        due = now_us() - self._reported_us >= int(REPORT_S * 900_000)
+        if due or report != self._report:
+            self._report = report
+            self._reported_us = now_us()
             self.link.send(report)
 
     def _facts(self) -> Facts:

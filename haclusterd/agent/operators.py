@@ -132,11 +132,9 @@ class Operators:
         index = [s.name for s in self._spec.services].index(service)
         line = self._service(service).successors
         if not line or (to is not None and to not in line):
-            who = f"{to} is" if to is not None else "no node is"
+            who = "no node is ready" if to is None else f"{to} is not ready"
             ready = f"; ready: {', '.join(line)}" if line else ""
-            raise OperatorError(
-                f"{who} not ready to take {service}{ready}; see `haclusterctl rank --why`"
-            )
+            raise OperatorError(f"{who} to take {service}{ready}; see `haclusterctl rank --why`")
         self._history.add("A21", f"switchover of {service} ordered on {self._me}", None, service)
         paused = await self._pause()
         try:

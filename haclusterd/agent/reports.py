@@ -46,6 +46,10 @@ class Account:
         self.epoch = action.identity.epoch
         self.cause = action.cause or ("cold start" if origin is None else "unknown cause")
         self.times = {event: at_us for event, at_us in action.times.items() if at_us > 0}
+        if not silent and "last_heartbeat" in self.times and "dead" in self.times:
+            # After a release the old owner beats on: what counts is its last beat as the owner.
+            last_us = min(self.times["last_heartbeat"], self.times["dead"])
+            self.times["last_heartbeat"] = last_us
         self.replicated = 0
         self.verdicts: list[Verdict] = []
         self.done = False

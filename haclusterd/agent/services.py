@@ -221,6 +221,7 @@ class Services:
         try:
             if self._replication is not None and self.switch is not None and spec.profiles:
                 records = await self._replication.collect(spec.name, COLLECT_MS)
+                account.moment("collected")
                 verdicts = await self._inject(spec.name, action.identity.epoch, records, account)
         except SwitchError as error:
             reason = str(error)

@@ -67,9 +67,10 @@ async def _esl(config: Config, section: FreeSwitch) -> list[Check]:
         return [Check("ESL", FAILED, text, fix or "see FreeSWITCH's log")]
     finally:
         await esl.stop()
-    where = f"{section.esl_host}:{section.esl_port}"
-    return [Check("ESL", OK, f"logged in at {where}, FreeSWITCH {found.version.split()[0]}"
-                  if found.version else f"logged in at {where}"), *facts_checks(found)]  # fmt: skip
+    text = f"logged in at {section.esl_host}:{section.esl_port}"
+    words = found.version.split()
+    text += f", FreeSWITCH {words[2]}" if len(words) > 2 else ""
+    return [Check("ESL", OK, text), *facts_checks(found)]
 
 
 def facts_checks(found: FreeswitchFacts) -> Iterator[Check]:
@@ -95,8 +96,9 @@ def facts_checks(found: FreeswitchFacts) -> Iterator[Check]:
             text = "profile-standby is off: a slave would answer calls"
             yield Check(name, FAILED, text, "set profile-standby to true on every node")
         else:
-            known = "" if profile.standby is not None else " (its parameters were not told)"
-            yield Check(name, OK, f"running, track-calls and profile-standby set{known}")
+            known = profile.standby is not None and profile.track_calls is not None
+            text = "running, track-calls and profile-standby set"
+            yield Check(name, OK, text if known else "running; its parameters were not told")
 
 
 def core_db_check(path: Path) -> Check:
