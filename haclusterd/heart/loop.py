@@ -111,7 +111,7 @@ class Loop:
         wait_us = min(next_deadline_us(self.node), self._chores.due_us()) - self._clock()
         ready = self._epoll.poll(max(0.0, wait_us / 1_000_000), 64)
         self.now()
-        drained = True
+        drained, other = True, False
         for descriptor, _mask in ready:
             link = self._link_of.get(descriptor)
             if link is not None:
@@ -119,10 +119,12 @@ class Loop:
                 continue
             handler = self._handlers.get(descriptor)
             if handler is not None:
+                other = True
                 handler()
         now = self.now()
         # A flood that never lets the sockets run empty must not stop time for good.
-        if drained or now - self._ticked_us > 2 * self.node.spec.timing.heartbeat_us:
+        may_tick = drained or now - self._ticked_us > 2 * self.node.spec.timing.heartbeat_us
+        if may_tick and (other or self.node.rank_dirty or now >= next_deadline_us(self.node)):
             self._ticked_us = now
             self.feed(Tick(), now)
         if now >= self._chores.due_us():

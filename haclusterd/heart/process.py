@@ -147,6 +147,7 @@ class Heart(Chores):
         self._parts.notifier.notify("READY=1", "STATUS=running")
         while self._running and not self._upgrade.handed_over:
             self.loop.turn()
+            self._upgrade.advance()
         if self._upgrade.handed_over:
             self._leave_to_successor()
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from haclusterd.core.actions import Answered
+from haclusterd.heart.clock import now_us
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.journal import ERROR
 from haclusterd.heart.loop import Loop
@@ -23,6 +24,7 @@ class Upgrade:
         self._command, self._lock = list(command), lock
         self._successor: Successor | None = None
         self._request = -1
+        self._ready = False
         self.handed_over = False
 
     @property
@@ -54,8 +56,19 @@ class Upgrade:
             successor.abandon()
             self._failed(refusal)
             return
+        self._ready = True
         self._answer(self._request, True, "the new heart takes over now")
-        self._hand_over(successor)
+
+    def advance(self) -> None:
+        """Hand over when the new heart is ready and a beat has just gone out.
+
+        Then fence and lease are as fresh as they get, and the next beat is the new heart's.
+        """
+        node = self._loop.node
+        left_us = node.next_beat_us - self._loop.last_us
+        if self._ready and self._successor and left_us > node.spec.timing.heartbeat_us * 4 // 5:
+            self._ready = False
+            self._hand_over(self._successor)
 
     def _hand_over(self, successor: Successor) -> None:
         parts, loop = self._parts, self._loop
@@ -73,6 +86,8 @@ class Upgrade:
         descriptors = [s.fileno() for _n, s in opened] + [self._lock]
         if successor.hand_over(state, descriptors):
             self.handed_over = True
+            pause_us = now_us() - loop.last_us
+            parts.journal.say(f"upgrade: handed over within {pause_us} us")
             return
         successor.abandon()
         if successor.may_have_spoken():
@@ -81,6 +96,7 @@ class Upgrade:
 
     def _failed(self, reason: str) -> None:
         self._successor = None
+        self._ready = False
         self._parts.journal.say(f"upgrade failed, this heart goes on: {reason}", ERROR)
         self._answer(self._request, False, reason)
         self._request = -1

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -153,7 +153,7 @@ class HeartCluster:
         )
         services = "".join(
             f'[[service]]\nname = "s{k}"\naddresses = ["{ip}/24 dev svc0", '
-            f'"fd00:30::10{k}/64 dev svc0"]\npreferred = "n{k + 1}"\n'
+            f'"fd00:30::10{k}/64 dev svc0"]\npreferred = "n{min(k + 1, size)}"\n'
             for k, ip in enumerate(SERVICE_IPS)
         )
         return f'[cluster]\nname = "hearts"\n{timing}{nodes}{services}'
@@ -186,7 +186,7 @@ class HeartCluster:
     def holders(self, address: str) -> list[str]:
         return [n.id for n in self.nodes if n.has(address)]
 
-    def await_owner(self, address: str, owner: str, seconds: float = 6.0) -> None:
+    def await_owner(self, address: str, owner: str, seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while self.holders(address) != [owner]:
             if time.monotonic() > end:
@@ -220,21 +220,23 @@ class Prober:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         self._socket.setblocking(False)
         self._address = address
+        self.stalled_ms = 0.0  # how long the prober itself did not run, at worst
 
     def longest_gap_ms(self, seconds: float) -> float:
         """The longest time between two answers in the next `seconds`."""
-        start = last = time.monotonic()
+        start = last = turned = time.monotonic()
         longest, number = 0.0, 0
+        self.stalled_ms = 0.0
         while (now := time.monotonic()) < start + seconds:
+            self.stalled_ms = max(self.stalled_ms, (now - turned) * 1000)
+            turned = now
             number = (number + 1) & 0xFFFF
             echo = bytearray(b"\x08\0\0\0" + b"HA" + number.to_bytes(2, "big"))
             total = sum(int.from_bytes(echo[i : i + 2], "big") for i in range(0, 8, 2))
             total = (total >> 16) + (total & 0xFFFF)
             echo[2:4] = (0xFFFF - total).to_bytes(2, "big")
-            try:
+            with suppress(OSError):
                 self._socket.sendto(echo, (self._address, 0))
-            except OSError:
-                pass
             time.sleep(0.001)
             while True:
                 try:
