@@ -168,7 +168,20 @@ class Rig:
         log = self.directory / f"sipp-{len(self.processes)}"
         log.mkdir()
         write_tone(log)
-        command = ["sipp", *words, "-i", CLIENT, "-mi", CLIENT, "-p", str(port), "-m", str(count)]
+        command = [
+            "sipp",
+            *words,
+            "-i",
+            CLIENT,
+            "-mi",
+            CLIENT,
+            "-p",
+            str(port),
+            "-m",
+            str(count),
+            "-l",
+            str(count),
+        ]
         command += ["-mp", str(rtp_port), "-recv_timeout", str(hold_ms), "-nostdin"]
         command += ["-trace_err", "-error_file", str(log / "errors.log")]
         with netns.inside(f"{self.name}-cl"), open(log / "screen.log", "wb") as screen:
