@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.lab import netns
+from haclusterd.lab.clock import PREFERRED
 from haclusterd.lab.echo import ECHO_PORT
 from haclusterd.lab.instrument import python_environment
 from haclusterd.lab.netns import LabError
@@ -137,7 +138,7 @@ class LabNode:
     def _spawn(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         with netns.inside(self.namespace), log.open("ab") as output:
             child = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*PREFERRED, sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -31,6 +31,7 @@ FROZEN_S = 2.0  # how long a fault that can be undone goes on after the move
 WATCHED_S = 1.5  # how long is looked on after the last thing that was done
 _CALM_S = 0.5
 _MEDIA_S = 20.0
+_LAST_FRAMES_S = 0.1  # the observer gets frames in blocks
 _OVERLAPS_MAX = 10
 
 Say = Callable[[str], None]
@@ -145,6 +146,7 @@ def conclude(lab: Laboratory, phases: list[Phase]) -> list[Outcome]:
     ending_ns = now_ns()
     if lab.callers:
         lab.end_calls()
+        time.sleep(_LAST_FRAMES_S)
     after = lab.observe()
     outcomes = [_outcome(lab, phase, after) for phase in phases]
     last = outcomes[-1]

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.lab import netns
+from haclusterd.lab.clock import PREFERRED
 from haclusterd.lab.emulator.config import EmulatorConfig, EslConfig, ProfileConfig
 from haclusterd.lab.esl_blocking import BlockingEsl, EslRefused
 from haclusterd.lab.freeswitch import FreeswitchInstance, FreeswitchOptions, ServiceProfile
@@ -128,7 +129,7 @@ class Switch:
         text = _SCRIPT.format(
             pid_file=shlex.quote(str(self.pid_file)),
             mark=shlex.quote(str(self.directory)),
-            command=shlex.join(["env", "-i", *environment, *command]),
+            command=shlex.join([*PREFERRED, "env", "-i", *environment, *command]),
             log=shlex.quote(str(self.log)),
         )
         self.script.write_text(text)

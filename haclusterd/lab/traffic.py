@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from haclusterd.lab import netns
+from haclusterd.lab.clock import PREFERRED
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.plan import SIP_PORT, LabPlan, ServicePlan
 from haclusterd.lab.switches import EXTENSION
@@ -112,7 +113,7 @@ class Callers:
 
     def _command(self, scenario: Path, rtp_port: int) -> list[str]:
         return [
-            "sipp", f"{self.service.ip}:{SIP_PORT}",
+            *PREFERRED, "sipp", f"{self.service.ip}:{SIP_PORT}",
             "-sf", str(scenario), "-s", EXTENSION, "-cid_str", f"%u{self._suffix}",
             "-i", self._host, "-p", str(self._port),
             "-rtp_echo", "-mi", self._host, "-mp", str(rtp_port),
