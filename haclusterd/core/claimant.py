@@ -58,7 +58,7 @@ def mark_lost(node: Node, now_us: int) -> bool:
     """Note which services nobody holds any more, as far as this node may conclude it."""
     changed = False
     for service in node.services:
-        if service.lost_us != NEVER or service.state in _HELD:
+        if service.lost_us != NEVER or service.claim is not None or service.state in _HELD:
             continue
         lost_us = _lost_since(node, service)
         if lost_us <= now_us:
@@ -148,7 +148,8 @@ def _due(node: Node, k: int, service: Service) -> int:
     if not service.owner_seen and service.release is None:
         preferred = node.spec.services[k].preferred
         if preferred not in (node.spec.me, -1):
-            due_us = max(due_us, node.start_us + timing.discovery_us)
+            discovered_us = node.start_us + timing.discovery_us
+            due_us = max(due_us, discovered_us + place * timing.rank_delay_us)
     return due_us
 
 

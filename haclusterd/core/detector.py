@@ -83,6 +83,13 @@ def _meet(node: Node, line: PeerLink, beat: Beat, two_way: bool, now_us: int) ->
     return False
 
 
+def is_stranger(node: Node, link: int, beat: Beat) -> bool:
+    """A start or a thaw, echoed but not proved fresh: an answer at once proves it in one round
+    trip, and an owner that was stunned for 120 ms has no more than that (DESIGN 2.4)."""
+    peer = node.peers[beat.sender]
+    return peer.incarnation != beat.incarnation == peer.links[link].incarnation
+
+
 def _note(line: PeerLink, beat: Beat, now_us: int) -> None:
     line.incarnation = beat.incarnation
     line.seq = beat.seq
@@ -108,6 +115,7 @@ def _two_way(
     if not peer.alive:
         peer.alive, peer.alive_since_us = True, now_us
         node.rank_dirty = True
+        node.wake_us = now_us  # it may be what a majority lacked
         out.append(Decided(now_us, "M3", f"{_id(node, beat.sender)} is alive"))
 
 
@@ -117,6 +125,7 @@ def _take(node: Node, peer: Peer, beat: Beat) -> None:
         peer.flags != beat.flags
         or peer.health != beat.health
         or peer.load != beat.load
+        or peer.calls != beat.calls
         or len(peer.services) != len(beat.services)
     ):
         node.rank_dirty = True
@@ -162,7 +171,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
 def forget_all(node: Node) -> None:
     """After a freeze nothing that was heard is fresh any more."""
     for peer in node.peers:
-        peer.two_way_us = NEVER
+        peer.two_way_us, peer.alive = NEVER, False
         for line in peer.links:
             line.two_way_us, line.good, line.up = NEVER, 0, False
     node.sent_us.clear()

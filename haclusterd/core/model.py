@@ -16,6 +16,7 @@ ServiceIndex = int
 LinkIndex = int
 
 NOBODY_NODE = -1
+EPOCH_MAX = 2**53  # nobody counts that far: whoever says so is broken, and is not followed
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -172,7 +173,8 @@ class ServiceEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `promise` is whom it supports. A node in CLAIMING or RECLAIMING promises itself: the entry is
     the claim, and the same promise in another node's entry is the grant, its nonce included.
     `lease_seq` is the newest beat of the promised owner for which the sender gives the lease echo.
-    `held` is the epoch at which the sender last owned the service, 0 for never since it started.
+    `held` is the highest epoch at which the sender knows the service to have been owned, by
+    itself or another, since it started; 0 for none.
     """
 
     promise: Identity

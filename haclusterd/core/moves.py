@@ -38,8 +38,12 @@ def happen(
     cause: str = "",
     gap_us: int = 0,
     owner: int = -1,
+    epoch: int = 0,
 ) -> bool:
-    """Apply `event` to service `k`; False where the table ignores it."""
+    """Apply `event` to service `k`; False where the table ignores it.
+
+    `owner` and `epoch` are for the sentence, where they are not those of this node's promise.
+    """
     service = node.services[k]
     row = TABLE.get((service.state, event))
     if row is None:
@@ -53,7 +57,9 @@ def happen(
         _EFFECTS[effect](node, k, service, now_us, out)
     node.rank_dirty = True
     node.next_beat_us = node.wake_us = now_us  # a change of state is told at once
-    epoch = (service.claim.identity.epoch if service.claim else claimed) or service.promise.epoch
+    if service.claim:
+        claimed = service.claim.identity.epoch
+    epoch = epoch or claimed or service.promise.epoch
     to = service.moving_to
     owner = owner if owner >= 0 else service.promise.node
     text = row.text.format(
@@ -78,6 +84,7 @@ def _id(node: Node, n: int) -> str:
 
 def promise(node: Node, service: Service, identity: Identity, now_us: int) -> None:
     """Stand by `identity`; the silence timer starts anew (DESIGN 6, Grant)."""
+    node.rank_dirty = True
     service.promise = identity
     service.highest = max(service.highest, identity.epoch)
     service.silence_us = now_us
@@ -119,8 +126,10 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
     if claim is None:
         return
     service.identity = claim.identity
+    service.owned_epoch = claim.identity.epoch
     service.claim = None
     service.failed = 0
+    service.paced_until_us = claim.sent_us + node.spec.timing.dead_us
     service.release = None
     service.lease_until_us = claim.sent_us + node.spec.timing.lease_us
     me = node.spec.me  # one's own vote is counted apart: it is as new as the newest beat
@@ -142,6 +151,7 @@ def _open_fence(node: Node, k: int, service: Service, now_us: int, out: list[Act
 def _close_fence(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     service.fence_closed = False
     service.fence_until_us = NEVER
+    service.stop_asked_us = now_us
     out.append(CloseFence(k))
     if service.addresses:
         out.append(KeepAddresses(k, False))
@@ -154,6 +164,7 @@ def _add_addresses(node: Node, k: int, service: Service, now_us: int, out: list[
 
 def _remove_addresses(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     service.addresses = True  # until the result says otherwise
+    service.stop_asked_us = now_us
     out.append(RemoveAddresses(k))
 
 
@@ -184,8 +195,9 @@ def _end_calls(node: Node, k: int, service: Service, now_us: int, out: list[Acti
         owns(s) or (s.holding and s is not service) or s.state is State.LAPSED
         for s in node.services
     )
-    if not serving and node.spec.freeswitch:
-        out.append(KillFreeswitch(f"{node.spec.services[k].name} is owned elsewhere"))
+    spec = node.spec.services[k]
+    if not serving and node.spec.freeswitch and spec.profiles:
+        out.append(KillFreeswitch(f"{spec.name} is owned elsewhere"))
     out.append(EndCalls(k, service.promise))
 
 

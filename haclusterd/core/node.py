@@ -75,19 +75,23 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
     if len(beat.echoes) != len(node.peers):
         return
     news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
-    if not news and not two_way_news:
-        return
-    wants_answer = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
-    if news:
-        owner.hear_votes(node, beat, now_us, out)
-    peer = node.peers[beat.sender]
-    if not wants_answer or beat.reply or node.next_beat_us <= now_us:
-        return
-    # Bounded to one answer per ms and peer, whatever a peer sends.
+    if news or two_way_news:
+        wants_answer = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
+        if news:
+            owner.hear_votes(node, beat, now_us, out)
+    else:
+        wants_answer = detector.is_stranger(node, event.link, beat)
+    if wants_answer and not beat.reply and node.next_beat_us > now_us:
+        _answer(node, event.link, beat.sender, now_us, out)
+
+
+def _answer(node: Node, link: int, to: int, now_us: int, out: list[Action]) -> None:
+    """Echo a beat at once; bounded to one answer per ms and peer, whatever a peer sends."""
+    peer = node.peers[to]
     if now_us - peer.replied_us >= 1_000:
         peer.replied_us = now_us
         seq = detector.remember_send(node, now_us)
-        out.append(SendBeat((_compose(node, event.link, seq, True, now_us),), beat.sender))
+        out.append(SendBeat((_compose(node, link, seq, True, now_us),), to))
 
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
@@ -107,6 +111,8 @@ def _refresh_ready(node: Node, now_us: int) -> None:
         if service.backoff_until_us != NEVER and now_us >= service.backoff_until_us:
             service.backoff_until_us = NEVER
             node.rank_dirty = True
+    if node.ranked_flags != flags(node, now_us):
+        node.rank_dirty = True  # the hold-down ended: the others rank this node from now on
 
 
 def _watch_rank(node: Node, now_us: int) -> None:
@@ -151,6 +157,8 @@ def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
     for k in range(len(node.services)):
         happen(node, k, Event.FROZEN, now_us, out, gap_us=event.gap_us)
     out.append(FlushSockets())
+    text = f"{_me(node)} stood still for {event.gap_us // 1000} ms and listens anew"
+    out.append(Decided(now_us, "M15", text))
     owner.forget_leases(node)
     detector.forget_all(node)
     for service in node.services:
@@ -179,7 +187,7 @@ def _fence_closed(node: Node, event: FenceClosed, now_us: int, out: list[Action]
 
 def _addresses_added(node: Node, event: AddressesAdded, now_us: int, out: list[Action]) -> None:
     outcome = Event.ADDRESSES_UP if event.ok else Event.ADDRESSES_FAILED
-    if not event.ok:
+    if not event.ok and owns(node.services[event.service]):
         line = node.successors[event.service] if node.successors else ()
         node.services[event.service].moving_to = next((n for n in line if n != node.spec.me), -1)
     happen(node, event.service, outcome, now_us, out, cause="" if event.ok else event.reason)
@@ -216,6 +224,7 @@ def _freeswitch_hung(node: Node, event: FreeswitchHung, now_us: int, out: list[A
 
 def _carrier(node: Node, event: CarrierChanged, now_us: int, out: list[Action]) -> None:
     node.services[event.service].carrier = event.up
+    node.wake_us = now_us
     node.rank_dirty = True
 
 
@@ -233,6 +242,8 @@ def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> N
     if event.freeswitch_up:
         node.freeswitch_gone = False
     node.wake_us = now_us
+    if (node.health, node.load, node.calls) != (event.health, event.load, event.calls):
+        node.rank_dirty = True
     node.health, node.load, node.calls = event.health, event.load, event.calls
     node.syncing = event.syncing
     for service, word in zip(node.services, event.services, strict=False):
@@ -313,7 +324,7 @@ def _alien(node: Node, event: AlienAnswered, now_us: int, out: list[Action]) -> 
 
 def _beat(node: Node, now_us: int, out: list[Action]) -> None:
     """A regular beat on every link, the fence renewed just before it."""
-    owner.insist(node, out)
+    owner.insist(node, now_us, out)
     owner.renew_all(node, now_us, out)
     node.number += 1
     seq = detector.remember_send(node, now_us)

@@ -90,12 +90,18 @@ def lapse(node: Node, now_us: int, out: list[Action]) -> None:
             happen(node, k, Event.LEASE_LAPSED, now_us, out)
 
 
-def insist(node: Node, out: list[Action]) -> None:
+_STOPPING = (State.STANDBY, State.LAPSED, State.RELEASING)
+
+
+def insist(node: Node, now_us: int, out: list[Action]) -> None:
     """Ask again, once a beat, for a fence or addresses whose removal was not confirmed."""
     for k, service in enumerate(node.services):
         if service.fence_closed and not service.addresses:
             continue
-        if service.state in (State.LAPSED, State.RELEASING) and not service.fence_closed:
+        if now_us - service.stop_asked_us < node.spec.timing.heartbeat_us // 2:
+            continue  # asked in this beat: the answer is on its way
+        service.stop_asked_us = now_us
+        if service.state in _STOPPING and not service.fence_closed:
             out.append(CloseFence(k))
         if service.state in (State.STANDBY, State.RELEASING) and service.addresses:
             out.append(RemoveAddresses(k))

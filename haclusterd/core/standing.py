@@ -18,8 +18,14 @@ def _entry(node: Node, service: Service) -> ServiceEntry:
         state = State.CLAIMING  # a new claim of the holder's own is under way
     ready = service.ready or not node.spec.freeswitch
     ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up
-    held = service.identity.epoch
-    return ServiceEntry(service.promise, service.lease_seq, int(state), ready, service.calls, held)
+    return ServiceEntry(
+        service.promise,
+        service.lease_seq,
+        int(state),
+        ready,
+        service.calls,
+        service.owned_epoch,
+    )
 
 
 def entries(node: Node) -> tuple[ServiceEntry, ...]:
@@ -59,6 +65,7 @@ def _under_way(node: Node, k: int, service: Service) -> bool:
 
 def refresh(node: Node, now_us: int) -> None:
     node.rank_dirty = False
+    node.ranked_flags = flags(node, now_us)
     ranking = rank(node.spec, facts(node, now_us), lost_services(node))
     node.slaves, node.successors = ranking.slaves, ranking.successors
     node.rank_hash = ranking.hash

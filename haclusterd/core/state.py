@@ -88,6 +88,7 @@ class Service(msgspec.Struct):
     lease_seq: int = -1
     owner_seen: bool = False  # a live owner was heard since this node started
     highest: int = 0  # epoch
+    owned_epoch: int = 0  # the highest that anybody is known to have owned it at
     # as owner
     identity: Identity = NOBODY
     lease_until_us: int = NEVER
@@ -95,6 +96,7 @@ class Service(msgspec.Struct):
     fence_closed: bool = True
     addresses: bool = False
     carrier: bool = True
+    stop_asked_us: int = NEVER  # when fence or addresses were last asked to go
     holding: bool = False  # FreeSWITCH here carries this service's calls
     # as claimant
     claim: Claim | None = None
@@ -134,6 +136,7 @@ class Node(msgspec.Struct):
     majority: bool = False
     majority_since_us: int = NEVER
     rank_dirty: bool = True
+    ranked_flags: int = 0  # one's own, that the ranking was made with
     slaves: tuple[NodeIndex, ...] = ()
     successors: tuple[tuple[NodeIndex, ...], ...] = ()
     rank_hash: int = 0

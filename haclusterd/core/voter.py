@@ -8,7 +8,7 @@ echo given to it, and every lease echo restarts that clock.
 from __future__ import annotations
 
 from haclusterd.core.actions import Action, Decided
-from haclusterd.core.model import NOBODY, Beat, Identity, Release, ServiceEntry, State
+from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
 from haclusterd.core.moves import happen, persist, promise
 from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
 from haclusterd.core.takeover import Event
@@ -29,27 +29,45 @@ def hear_entries(
     for k, entry in enumerate(beat.services):
         service = node.services[k]
         epoch = entry.promise.epoch
+        if max(epoch, entry.held) > EPOCH_MAX:
+            continue
         if epoch > service.highest:
             service.highest = epoch
-        if entry.held > service.identity.epoch and two_way:
-            _hear_of_successor(node, k, service, entry.held, beat.sender, now_us, out)
-        if entry.promise.node != beat.sender:
-            continue
-        state = entry.state
-        if state in _HOLDERS:
-            answer = True
-            service.owner_seen = True
-            if two_way and not hold_down:
-                _hear_owner(node, k, service, entry, beat, now_us, out)
-        elif state in _CLAIMANTS:
-            answer = answer or entry.promise == service.promise
-            if two_way and not hold_down:
-                hear_claim(node, k, service, entry.promise, beat, now_us, out)
-        elif state == State.LAPSED and entry.promise == service.promise:
-            answer = True
-            if two_way and service.lapsed_heard_us == NEVER:
-                service.lapsed_heard_us = now_us
+        if entry.promise.node == beat.sender:
+            fresh = two_way and not hold_down
+            answer = _hear_own(node, k, service, entry, beat, fresh, now_us, out) or answer
+        if two_way and entry.held > service.identity.epoch:
+            _hear_of_successor(node, k, service, entry, beat.sender, now_us, out)
     return answer
+
+
+def _hear_own(
+    node: Node,
+    k: int,
+    service: Service,
+    entry: ServiceEntry,
+    beat: Beat,
+    fresh: bool,
+    now_us: int,
+    out: list[Action],
+) -> bool:
+    """The sender promises itself: it owns, claims, or did own. True: it wants an answer."""
+    state = entry.state
+    if state in _HOLDERS:
+        service.owner_seen = True
+        if fresh:
+            _hear_owner(node, k, service, entry, beat, now_us, out)
+        return True
+    if state in _CLAIMANTS:
+        known = entry.promise == service.promise
+        if fresh:
+            hear_claim(node, k, service, entry.promise, beat, now_us, out)
+        return known
+    if state == State.LAPSED and entry.promise == service.promise:
+        if fresh and service.lapsed_heard_us == NEVER:
+            service.lapsed_heard_us = now_us
+        return True
+    return False
 
 
 def _hear_owner(
@@ -62,26 +80,42 @@ def _hear_owner(
     out: list[Action],
 ) -> None:
     """The lease echo, and the same event restarts the silence timer (DESIGN 6, Lease)."""
+    service.owned_epoch = max(service.owned_epoch, entry.promise.epoch)
     if entry.promise == service.promise:
         service.lease_seq = beat.seq
         service.silence_us = now_us
-        service.lost_us = NEVER
         service.lapsed_heard_us = NEVER
-        if service.deferred is not None:
-            service.deferred = None
+        service.deferred = None
+        if service.lost_us != NEVER:
+            service.lost_us = NEVER
+            node.rank_dirty = True
     elif entry.promise.epoch > service.promise.epoch:
         adopt(node, k, service, entry.promise, now_us, out)
         service.lease_seq = beat.seq
 
 
 def _hear_of_successor(
-    node: Node, k: int, service: Service, epoch: int, owner: int, now_us: int, out: list[Action]
+    node: Node,
+    k: int,
+    service: Service,
+    entry: ServiceEntry,
+    sender: int,
+    now_us: int,
+    out: list[Action],
 ) -> None:
-    """Another node owned the service after this one, if no more: nothing to reclaim."""
-    service.owner_seen = True
-    service.highest = max(service.highest, epoch)
-    if service.identity != NOBODY and service.state in (State.LAPSED, State.RECLAIMING):
-        happen(node, k, Event.SUPERSEDED, now_us, out, owner=owner)
+    """Another node owned the service after this one, if no more: nothing to reclaim or to keep.
+
+    Whoever heard of that owner passes it on, for it may be gone when this node returns.
+    """
+    if entry.held > service.owned_epoch:
+        service.owned_epoch = entry.held
+        service.highest = max(service.highest, entry.held)
+        service.owner_seen = True
+    if owns(service):
+        return
+    if service.holding or service.state in (State.LAPSED, State.RECLAIMING):
+        owner = entry.promise.node if entry.promise.epoch == entry.held else sender
+        happen(node, k, Event.SUPERSEDED, now_us, out, owner=owner, epoch=entry.held)
 
 
 def adopt(
@@ -111,6 +145,7 @@ def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -
     service.release = release
     service.released_us = now_us
     service.lost_us = now_us
+    service.lapsed_heard_us = NEVER  # it does not come back: nothing to wait for
     node.rank_dirty = True
     node.wake_us = now_us
     name = node.spec.services[release.service].name
