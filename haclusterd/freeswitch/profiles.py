@@ -6,19 +6,13 @@ Commands to mod_sofia other than recovery belong here, and the facts `doctor` as
 
 from __future__ import annotations
 
-import asyncio
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .esl import Esl
-from .esl_errors import EslDown, EslError, EslTimeout
 
-STOP_PATIENCE_S = 25.0
-STOP_RETRY_S = 1.0
-START_PATIENCE_S = 8.0
-POLL_S = 0.05
 XML_CHARACTERS_MAX = 4_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -187,46 +181,26 @@ def _said(reply: str) -> str:
     return "" if reply.startswith("-ERR") else reply.strip()
 
 
-async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
-    """End every call of these profiles only and put them back into standby (DESIGN 2.4).
+async def stand_by(esl: Esl, profiles: Sequence[str]) -> None:
+    """Put profiles back into standby: new requests get 503, calls that are up go on.
 
-    For a node whose service has a new owner while it still owns another. The fence must be closed
-    until this returns (at most 35 s; a profile refuses to stop in its first 10 s): FreeSWITCH says
-    BYE for each call and answers requests until the profile is in standby again. Standby is the
-    profile's configured start state; nothing but stop and start leads back to it (FREESWITCH.md 4).
-    Raises EslError, ProfileError.
+    `rescan` applies the configured `profile-standby` again, in about 4 ms (measured on 1.11);
+    `sofia profile P recover` lifts it. Raises EslError, ProfileError.
     """
-    names = [checked_name(profile) for profile in profiles]
-    for name in names:
+    for name in [checked_name(profile) for profile in profiles]:
+        reply = await esl.api(f"sofia profile {name} rescan", 5000)
+        if "+OK" not in reply:
+            raise ProfileError(f"SIP profile {name!r} is not rescanned: {reply.strip()[:200]}")
+
+
+async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
+    """Put these profiles into standby and end every call of theirs, and only of theirs.
+
+    For a node whose service has a new owner while it still owns another (DESIGN 2.4). The fence
+    must be closed until this returns: FreeSWITCH says BYE for each call. A profile is never
+    stopped: that takes 10 s to be allowed and may come back without it. Raises EslError,
+    ProfileError.
+    """
+    await stand_by(esl, profiles)
+    for name in profiles:
         await esl.api(f"hupall MANAGER_REQUEST sofia_profile_name {name}", 10_000)
-    await asyncio.gather(*(_restart(esl, name) for name in names))
-
-
-async def _restart(esl: Esl, name: str) -> None:
-    """Stop and start; a profile refuses to stop in the first 10 s after its start, so insist."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + STOP_PATIENCE_S
-    while True:
-        reply = await esl.api(f"sofia profile {name} stop", 15_000)
-        if await _wait_state(esl, name, STOP_RETRY_S, running=False):
-            break
-        if loop.time() > deadline:
-            raise ProfileError(f"SIP profile {name!r} does not stop: {reply.strip()[:200]}")
-    reply = await esl.api(f"sofia profile {name} start", 5000)
-    if not await _wait_state(esl, name, START_PATIENCE_S, running=True):
-        raise ProfileError(f"SIP profile {name!r} did not start again: {reply.strip()[:200]}")
-
-
-async def _wait_state(esl: Esl, name: str, patience_s: float, *, running: bool) -> bool:
-    """Wait until the profile is RUNNING, or is gone altogether."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + patience_s
-    while loop.time() < deadline:
-        try:
-            state = parse_profile_states(await esl.api("sofia xmlstatus")).get(name)
-        except (EslDown, EslTimeout) as error:
-            raise EslError(f"SIP profile {name!r} is in an unknown state: {error}") from error
-        if (state is not None and state.startswith("RUNNING")) if running else (state is None):
-            return True
-        await asyncio.sleep(POLL_S)
-    return False

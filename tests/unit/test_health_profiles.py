@@ -130,44 +130,19 @@ async def test_facts_name_every_fix(server: FakeEsl) -> None:
 
 
 async def test_end_calls_touches_only_its_profiles(server: FakeEsl) -> None:
-    states = {"pa": "RUNNING (1)", "pb": "RUNNING (0)"}
-
-    def xmlstatus(_: str) -> str:
-        rows = "".join(
-            f"<profile><name>{name}</name><type>profile</type><state>{state}</state></profile>"
-            for name, state in states.items()
-        )
-        return f'<?xml version="1.0" encoding="ISO-8859-1"?>\n<profiles>\n{rows}</profiles>'
-
-    refusals = ["Profile pa must be up for at least 10 seconds to stop/restart.\n"]
-
-    def stop(_: str) -> str:
-        if refusals:
-            return refusals.pop()
-        asyncio.get_running_loop().call_later(0.1, states.pop, "pa")
-        return "stopping: pa"
-
-    def start(_: str) -> str:
-        assert "pa" not in states
-        states["pa"] = "RUNNING (0)"
-        return "pa started successfully"
-
-    server.api |= {
-        "hupall": "+OK\n", "sofia xmlstatus": xmlstatus, "sofia profile pa stop": stop,
-        "sofia profile pa start": start,
-    }  # fmt: skip
+    server.api |= {"hupall": "+OK\n", "sofia profile pa rescan": "Reload XML [Success]\n+OK scan\n"}
     esl = factory(server)(name="t")
     await esl.start()
     await esl.wait_up(1000)
     await profiles.end_calls(esl, ["pa"])
-    assert states["pa"] == "RUNNING (0)"
-    said = [line for line in server.received if "status" not in line][1:]
+    said = [line for line in server.received if line.startswith("api")]
     assert said == [
+        "api sofia profile pa rescan",  # standby first: no new call slips in between
         "api hupall MANAGER_REQUEST sofia_profile_name pa",
-        "api sofia profile pa stop",
-        "api sofia profile pa stop",  # refused at first
-        "api sofia profile pa start",
     ]
+    server.api["sofia profile pa rescan"] = "Invalid Profile [pa]"
+    with pytest.raises(profiles.ProfileError, match="pa"):
+        await profiles.end_calls(esl, ["pa"])
     for name in ("", "a b", "x;y", "a\nb"):
         with pytest.raises(profiles.ProfileError):
             await profiles.end_calls(esl, [name])

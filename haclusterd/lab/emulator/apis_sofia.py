@@ -106,6 +106,7 @@ async def _profile(switch: Switch, words: list[str]) -> str:
     if command == "recover":
         return await _recover(switch, profile, words[2:3] == ["flush"])
     if command == "rescan":
+        profile.standby = profile.config.standby  # applied again; calls that are up go on
         return _RELOADED + "+OK scan complete\n"
     if command in ("stop", "restart"):
         return _stop(switch, profile, restart=command == "restart")
