@@ -1,0 +1,1 @@
+"""Clusters in network namespaces, the FreeSWITCH emulator, traffic, faults and the report."""
