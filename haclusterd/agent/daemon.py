@@ -256,7 +256,6 @@ class Agent:
         services = self.spec.services
         name = services[message.service].name if 0 <= message.service < len(services) else None
         self.history.add(message.row, message.text, message.at_us, name, message.epoch)
-        log.info("%s %s", message.row, message.text)
 
     def _persist(self, message: Persist) -> None:
         """Only the newest counts; one write at a time, in a thread."""

@@ -104,7 +104,6 @@ class FreeswitchLife:
 
     def _tell(self, text: str) -> None:
         self._history.add("A15", text)
-        log.info("%s", text)
 
     async def _watch(self) -> None:
         while True:

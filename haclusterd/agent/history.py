@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterator
 
 from haclusterd.agent.clock import now_us, wall_text
 from haclusterd.agent.schema import Decision
 
+log = logging.getLogger(__name__)
+
+OWN_ROWS = "A"
 KEPT = 1000
 FOLLOWERS_MAX = 32
 FOLLOWER_QUEUE = 256
@@ -36,6 +40,8 @@ class History:
     ) -> Decision:
         """Keep one sentence; `at_us` None means now."""
         at_us = now_us() if at_us is None else at_us
+        if row.startswith(OWN_ROWS):
+            log.info("%s %s", row, text)  # heart's sentences are in its own log already
         decision = Decision(wall_text(at_us), at_us, row, text, service, epoch or None)
         self._ring.append(decision)
         self.total += 1

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 COLLECT_MS = 20
 RETRIES_MAX = 3
 RETRY_S = 0.5
+UP_S = 1.0
+UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
 END_RETRY_S = 2.0
@@ -73,6 +75,7 @@ class Services:
         self._savers: set[asyncio.Task[None]] = set()
         self._busy: dict[str, str] = {}
         self._owned: dict[str, Identity] = {}
+        self._pending: dict[str, Recover] = {}  # could not be recovered, and still owned
         self._generation = 0
         self.view: View | None = None
 
@@ -82,6 +85,7 @@ class Services:
         """This node owns the service now: its calls go on here."""
         name = self._spec.services[action.service].name
         self._owned[name] = action.identity
+        self._pending.pop(name, None)
         account = self._begin(name, action)
         if self._replication is not None:
             self._replication.own(name, action.identity.epoch, settled=False)
@@ -93,6 +97,7 @@ class Services:
         """Another node owns the service: end its calls here, back to standby."""
         service = self._spec.services[action.service]
         self._owned.pop(service.name, None)
+        self._pending.pop(service.name, None)
         if self.switch is not None:
             self.switch.set_fenced(service.name, True)
             self.switch.forget(service.name)
@@ -158,6 +163,8 @@ class Services:
         if self._replication is None:
             return
         for name, epoch in self._replication.owned().items():
+            if name in self._pending:
+                continue  # is recovered as a whole
             records = self._replication.own_records(name)
             text = f"FreeSWITCH on {self._me} came back: {len(records)} legs of {name} in place"
             self._history.add("A3", text, None, name, epoch)
@@ -166,6 +173,8 @@ class Services:
     def freeswitch_connected(self) -> None:
         """ESL is logged in: nothing but the present process's rows may stay."""
         self._start("", "clearing old rows", self._clear())
+        for action in list(self._pending.values()):
+            self.recover(action)  # nobody else could have them: try again
 
     def busy(self, service: str) -> str:
         """What keeps this node from taking the service over now; empty if nothing."""
@@ -231,6 +240,7 @@ class Services:
         self._finish(account, verdicts)
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
         if reason:
+            self._pending[spec.name] = action
             text = f"{self._me} cannot recover {spec.name}: {reason}"
             self._history.add("A5", text, None, spec.name, action.identity.epoch)
             return
@@ -268,6 +278,7 @@ class Services:
                 account.moment(stage)
 
         for attempt in range(RETRIES_MAX):
+            await self._until_up(switch)
             try:
                 return await switch.recover(name, profiles, records, progress, attempt_id, outage)
             except SwitchError as error:
@@ -276,6 +287,14 @@ class Services:
                 log.warning("recovery of %s is tried again: %s", name, error)
                 await asyncio.sleep(RETRY_S)
         return []
+
+    async def _until_up(self, switch: Switch) -> None:
+        """Wait for ESL, but not for long: another node may be able to do it now."""
+        until = asyncio.get_running_loop().time() + UP_S
+        while not switch.up:
+            if asyncio.get_running_loop().time() >= until:
+                raise SwitchError(switch.problem or "ESL is not logged in")
+            await asyncio.sleep(UP_POLL_S)
 
     def _finish(self, account: Account, verdicts: Sequence[CallVerdict]) -> None:
         account.judge(verdicts)

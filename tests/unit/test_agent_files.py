@@ -1,0 +1,185 @@
+"""Promises and reports on disk, the pid file, the history: small parts with an edge each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from haclusterd.agent.history import FOLLOWER_QUEUE, FOLLOWERS_MAX, History, TooMany
+from haclusterd.agent.logs import REPEATS_MAX, RateLimit
+from haclusterd.agent.pid import read_process
+from haclusterd.agent.reports import FILE_BYTES_MAX, Reports
+from haclusterd.agent.starting import Starter
+from haclusterd.agent.state_file import (
+    NAME,
+    StateFileError,
+    encode,
+    promises,
+    read,
+    write_atomically,
+)
+from haclusterd.core.model import NOBODY, Identity
+from haclusterd.heart.promised import read_promises
+from tests.fixtures.agent_parts import spec
+
+
+def test_heart_reads_what_the_agent_wrote(tmp_path: Path) -> None:
+    cluster = spec()
+    given = (Identity(7, 1, 2**63), NOBODY)
+    content = encode("voice1", "fs-a", cluster.nodes, cluster.services, given)
+    write_atomically(tmp_path / NAME, content)
+    assert read_promises([tmp_path], cluster) == (given, "")
+    state = read(tmp_path / NAME, "voice1")
+    assert state is not None
+    assert promises(state, cluster.nodes, cluster.services) == given
+    assert oct((tmp_path / NAME).stat().st_mode)[-3:] == "600"
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_promises_follow_names_not_positions(tmp_path: Path) -> None:
+    cluster = spec()
+    content = encode(
+        "voice1", "fs-a", cluster.nodes, cluster.services, (Identity(7, 1, 5), Identity(3, 2, 6))
+    )
+    write_atomically(tmp_path / NAME, content)
+    state = read(tmp_path / NAME, "voice1")
+    assert state is not None
+    turned = promises(state, cluster.nodes[::-1], cluster.services[::-1])
+    assert turned == (Identity(3, 0, 6), Identity(7, 1, 5))
+
+
+def test_a_missing_state_file_is_none_a_foreign_or_damaged_one_an_error(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    assert read(path, "voice1") is None
+    path.write_text("{")
+    with pytest.raises(StateFileError, match=r"damaged.*Fix"):
+        read(path, "voice1")
+    cluster = spec()
+    path.write_bytes(encode("other", "fs-a", cluster.nodes, cluster.services, ()))
+    with pytest.raises(StateFileError, match="cluster 'other'"):
+        read(path, "voice1")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    write_atomically(path, b"old")
+    path.with_name(f".{NAME}.{os.getpid()}").mkdir()
+    with pytest.raises(OSError):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_reports_that_cannot_be_read_are_no_reason_not_to_start(tmp_path: Path) -> None:
+    (tmp_path / "reports.json").write_text("not json")
+    reports = Reports(tmp_path)
+    assert reports.all() == []
+    with pytest.raises(KeyError, match="nothing has moved yet"):
+        reports.find("last")
+    assert len(reports.encode()) < FILE_BYTES_MAX
+
+
+def test_a_pid_file_counts_only_while_its_process_lives(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assert read_process(path) is None
+    path.write_text(f"{os.getpid()}\n")
+    process = read_process(path)
+    assert process is not None
+    assert process.pid == os.getpid()
+    assert process.start > 0
+    for text in ("", "x", "-1", "0", "1", "99999999", "7 7"):
+        path.write_text(text)
+        assert read_process(path) is None
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    path.write_text(str(child.pid))
+    assert read_process(path) is None, "a zombie is no FreeSWITCH"
+    child.wait()
+
+
+async def test_a_slow_follower_loses_the_oldest_and_stops_nobody() -> None:
+    history = History(kept=5)
+    follower = history.follow()
+    for number in range(FOLLOWER_QUEUE + 10):
+        history.add("T101", f"decision {number}", service="east", epoch=0)
+    assert (await follower.next()).text == "decision 10"
+    assert [d.text for d in history.last(2)] == ["decision 264", "decision 265"]
+    assert len(history.last()) == 5
+    assert history.last(1)[0].epoch is None
+    follower.close()
+
+
+async def test_followers_are_bounded() -> None:
+    history = History()
+    followers = [history.follow() for _ in range(FOLLOWERS_MAX)]
+    with pytest.raises(TooMany, match="end one"):
+        history.follow()
+    followers[0].close()
+    history.follow()
+
+
+def test_repeated_lines_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("haclusterd.agent.logs.time.monotonic", lambda: now[0])
+    limit = RateLimit()
+
+    def line() -> logging.LogRecord:
+        return logging.LogRecord("x", logging.INFO, "f", 1, "ESL: %s", ("down",), None)
+
+    passed = sum(limit.filter(line()) for _ in range(50))
+    assert passed == REPEATS_MAX
+    now[0] += 60
+    late = line()
+    assert limit.filter(late)
+    assert late.getMessage() == "ESL: down (40 more like this were left out)"
+
+
+async def test_freeswitch_is_started_until_it_is_up(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    told: list[str] = []
+    starter = Starter(
+        ["sh", "-c", f"echo x >> {marks}"],
+        lambda: marks.exists() and len(marks.read_text().split()) >= 2,
+        told.append,
+        backoff_first_s=0.02,
+    )
+    starter.exited()
+    starter.exited()
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if starter.attempts == 2:
+            break
+    await asyncio.sleep(0.1)
+    assert marks.read_text().split() == ["x", "x"]
+    assert told == [
+        "started FreeSWITCH again (attempt 1)", "started FreeSWITCH again (attempt 2)"
+    ]  # fmt: skip
+    await starter.stop()
+
+
+async def test_a_start_command_that_fails_says_why() -> None:
+    told: list[str] = []
+    starter = Starter(["sh", "-c", "echo no licence >&2; exit 3"], lambda: False, told.append, 9.0)
+    starter.exited()
+    await asyncio.sleep(0.6)
+    assert starter.problem == "start_command ended with status 3: no licence"
+    await starter.stop()
+    missing = Starter(["/nonexistent/freeswitch"], lambda: False, told.append, 9.0)
+    missing.exited()
+    await asyncio.sleep(0.5)
+    assert "correct start_command" in missing.problem
+    await missing.stop()
+
+
+async def test_what_was_shut_down_on_purpose_stays_down(tmp_path: Path) -> None:
+    starter = Starter(["touch", str(tmp_path / "mark")], lambda: False, lambda text: None)
+    starter.stopped_on_purpose = True
+    starter.exited()
+    await asyncio.sleep(0.5)
+    assert not (tmp_path / "mark").exists()
+    await starter.stop()

@@ -1,0 +1,181 @@
+"""Orders of operators: who carries them out, why they are refused, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from haclusterd.agent import operators as module
+from haclusterd.agent.history import History
+from haclusterd.agent.operators import OperatorError, Operators, Order
+from haclusterd.core.actions import Answered
+from haclusterd.core.inputs import FromAgent, MaintenanceRequested, SwitchoverRequested
+from haclusterd.sync.rpc import RequestFailed
+from tests.fixtures.agent_parts import FakeSwitch, spec, view
+
+pytestmark = pytest.mark.timeout(20)
+
+
+class FakeMesh:
+    """Other agents: `answers` by method, or an error."""
+
+    def __init__(self) -> None:
+        self.acked = True
+        self.asked: list[tuple[str, str, bytes]] = []
+        self.methods: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {}
+        self.answer: bytes | Exception = b"done there"
+
+    async def wait_acked(self, service: str, timeout_ms: int) -> bool:
+        return self.acked
+
+    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
+        self.asked.append((node, method, payload))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
+        self.methods[method] = answer
+
+
+class Bench:
+    """Operators with a heart that answers `heart` and then shows `after`."""
+
+    def __init__(self) -> None:
+        self.view = view({"east": ("fs-a", 7), "west": ("fs-b", 2)})
+        self.after = view({"east": ("fs-c", 8), "west": ("fs-b", 2)})
+        self.heart = Answered(0, True, "east moves to fs-c")
+        self.sent: list[FromAgent] = []
+        self.mesh = FakeMesh()
+        self.switch = FakeSwitch()
+        self.operators = Operators(spec(), History(), lambda: self.view, self.send)
+        self.operators.switch = self.switch
+        self.operators.join(self.mesh)
+
+    def send(self, message: FromAgent) -> None:
+        self.sent.append(message)
+        number: Any = getattr(message, "request", 0)
+        answer = msgspec.structs.replace(self.heart, request=number)
+        asyncio.get_running_loop().call_soon(self.operators.answered, answer)
+        if self.heart.ok:
+            self.view = self.after
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(module, "ROW_DELAY_S", 0.01)
+    return Bench()
+
+
+async def refused(work: Awaitable[str]) -> str:
+    with pytest.raises(OperatorError) as caught:
+        await work
+    return str(caught.value)
+
+
+async def test_a_switchover_pauses_waits_orders_and_watches(bench: Bench) -> None:
+    text = await bench.operators.switchover("east", "fs-c")
+    assert text == "east moved from fs-a to fs-c at epoch 8"
+    assert bench.sent == [SwitchoverRequested(1, 0, 2)]
+    assert bench.switch.done == [("pause", True), ("pause", False)]
+
+
+async def test_a_freeswitch_that_serves_more_is_not_paused(bench: Bench) -> None:
+    bench.view = view({"east": ("fs-a", 7), "west": ("fs-a", 2)})
+    await bench.operators.switchover("east", None)
+    assert bench.switch.done == []
+    assert bench.sent == [SwitchoverRequested(1, 0, -1)]
+
+
+async def test_refusals_name_the_reason_and_the_next_step(bench: Bench) -> None:
+    switchover = bench.operators.switchover
+    assert "known: east, west" in await refused(switchover("north", None))
+    assert "known: fs-a, fs-b, fs-c" in await refused(switchover("east", "fs-x"))
+    assert await refused(switchover("east", "fs-a")) == "fs-a owns east already"
+    assert "fs-b is not ready to take east; ready: fs-c" in await refused(
+        switchover("east", "fs-b")
+    )
+    bench.view = view({})
+    assert "nobody serves east" in await refused(switchover("east", None))
+    assert bench.sent == []
+
+
+async def test_what_no_standby_has_is_not_moved_and_calls_go_on(bench: Bench) -> None:
+    bench.mesh.acked = False
+    assert "see `haclusterctl sync`" in await refused(bench.operators.switchover("east", None))
+    assert bench.sent == []
+    assert bench.switch.done == [("pause", True), ("pause", False)]
+
+
+async def test_hearts_refusal_is_the_answer(bench: Bench) -> None:
+    bench.heart = Answered(0, False, "no node is ready to take east")
+    assert await refused(bench.operators.switchover("east", None)) == bench.heart.text
+    assert bench.switch.done[-1] == ("pause", False)
+
+
+async def test_a_silent_heart_is_not_waited_for_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.operators._send = bench.sent.append
+    with monkeypatch.context() as patch:
+        patch.setattr(Operators._ask, "__defaults__", (0.05,))
+        assert "heart did not answer" in await refused(bench.operators.maintenance(True, None))
+    assert bench.operators._waiting == {}
+
+
+async def test_a_service_that_stays_away_is_partly_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOVED_S", 0.05)
+    bench.after = view({"west": ("fs-b", 2)})
+    with pytest.raises(OperatorError) as caught:
+        await bench.operators.switchover("east", None)
+    assert caught.value.code == "partly"
+
+
+async def test_the_owners_agent_does_what_concerns_its_services(bench: Bench) -> None:
+    assert await bench.operators.switchover("west", "fs-c") == "done there"
+    node, method, payload = bench.mesh.asked[0]
+    assert (node, method) == ("fs-b", "switchover")
+    assert msgspec.json.decode(payload, type=Order) == Order("west", "fs-c")
+    bench.mesh.answer = RequestFailed("fs-b: fs-c is not ready")
+    said = await refused(bench.operators.switchover("west", "fs-c"))
+    assert said == "fs-b could not be asked or refused: fs-b: fs-c is not ready"
+
+
+async def test_orders_of_others_are_checked_like_local_ones(bench: Bench) -> None:
+    serve = bench.mesh.methods["switchover"]
+    for order in (Order("north"), Order("west"), Order("east", "fs-x")):
+        with pytest.raises(ValueError):
+            await serve("fs-b", msgspec.json.encode(order))
+    done = await serve("fs-b", msgspec.json.encode(Order("east", "fs-c")))
+    assert done == b"east moved from fs-a to fs-c at epoch 8"
+    await bench.mesh.methods["maintenance"]("fs-b", msgspec.json.encode(Order(on=True)))
+    assert bench.sent[-1] == MaintenanceRequested(2, True)
+
+
+async def test_two_operators_at_once_take_turns(bench: Bench) -> None:
+    bench.switch.hold.clear()
+    first = asyncio.ensure_future(bench.operators.switchover("east", None))
+    await asyncio.sleep(0.01)
+    second = asyncio.ensure_future(bench.operators.maintenance(True, None))
+    await asyncio.sleep(0.05)
+    assert bench.sent == []
+    bench.switch.hold.set()
+    await asyncio.gather(first, second)
+    assert [type(m) for m in bench.sent] == [SwitchoverRequested, MaintenanceRequested]
+
+
+async def test_maintenance_of_another_node_goes_there(bench: Bench) -> None:
+    assert await bench.operators.maintenance(True, "fs-c") == "done there"
+    assert bench.mesh.asked[0][:2] == ("fs-c", "maintenance")
+    assert "no node fs-z" in await refused(bench.operators.maintenance(True, "fs-z"))
+
+
+async def test_without_a_view_there_is_nothing_to_order(bench: Bench) -> None:
+    operators = Operators(spec(), History(), lambda: None, bench.sent.append)
+    assert "try again" in await refused(operators.switchover("east", None))

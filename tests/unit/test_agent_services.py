@@ -1,0 +1,202 @@
+"""What the agent does for a service when heart decides: own, recover, bury, end, resume."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from haclusterd.agent.history import History
+from haclusterd.agent.reports import Reports
+from haclusterd.agent.services import Services
+from haclusterd.agent.switch import SwitchError
+from haclusterd.core.actions import EndCalls, Recover
+from haclusterd.core.inputs import FromAgent, RecoveryEnded
+from haclusterd.core.model import Identity
+from haclusterd.core.records import Tombstone
+from tests.fixtures.agent_parts import FakeReplication, FakeSwitch, record, spec, view
+
+pytestmark = pytest.mark.timeout(20)
+
+
+class Bench:
+    """Services with stand-ins around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sent: list[FromAgent] = []
+        self.replication = FakeReplication()
+        self.switch = FakeSwitch()
+        self.history = History()
+        self.reports = Reports(folder)
+        self.services = Services(
+            spec(), self.replication, self.history, self.reports, self.sent.append, lambda: None
+        )
+        self.services.switch = self.switch
+
+    async def settle(self) -> None:
+        for _ in range(200):
+            await asyncio.sleep(0.005)
+            if not self.services.busy("east"):
+                return
+        raise AssertionError(f"still {self.services.busy('east')}")
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    await made.services.stop()
+
+
+def recover(epoch: int = 7, from_node: int = 1) -> Recover:
+    times = {"dead": 4_980_000, "claimed": 4_981_000, "granted": 4_982_000, "address_up": 4_983_000}
+    return Recover(0, Identity(epoch, 0, 99), from_node, "fs-b is silent", times)
+
+
+async def test_a_takeover_recovers_reports_and_settles(bench: Bench) -> None:
+    bench.replication.inherited = [record("u1"), record("u2", version=5)]
+    bench.switch.lost = {"u2"}
+    bench.services.recover(recover())
+    await asyncio.sleep(0.05)
+    await bench.services.call_changes([record("u1", version=9)])  # FreeSWITCH tracks it again
+    await bench.settle()
+    assert bench.replication.settled == ["east"]
+    assert bench.replication.told[0] == ("own", "east", 7, False)
+    assert bench.switch.fenced["east"] is False
+    assert bench.switch.done[0][:4] == ("recover", "east", ("east",), ["u1", "u2"])
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 99), True, "")]
+    report = bench.reports.find("last")
+    assert (report.service, report.from_, report.to, report.epoch) == ("east", "fs-b", "fs-a", 7)
+    assert (report.calls.replicated, report.calls.recovered, report.calls.lost) == (2, 1, 1)
+    events = [moment.event for moment in report.timeline]
+    assert events.index("dead") < events.index("address_up") < events.index("injected")
+    assert "first_reinvite" in events
+    assert events[-1] == "recovered"
+    assert report.outage_ms == pytest.approx(3.0)
+    # The lost call is buried with its version, and only then may standbys forget.
+    assert Tombstone("east", "u2", 5, "") in bench.replication.appended
+
+
+async def test_inherited_calls_that_never_show_up_again_delay_the_settling_only_so_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.services.SETTLE_S", 0.15)
+    bench.replication.inherited = [record("u1")]
+    bench.services.recover(recover())
+    await asyncio.sleep(0.05)
+    assert bench.replication.settled == []
+    await asyncio.sleep(0.3)
+    assert bench.replication.settled == ["east"]
+
+
+async def test_a_freeswitch_that_cannot_is_said_to_heart(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.services.RETRY_S", 0.01)
+    bench.switch.fail = SwitchError("nothing listens on 127.0.0.1:8021")
+    bench.services.recover(recover())
+    await bench.settle()
+    assert bench.sent == [
+        RecoveryEnded(0, Identity(7, 0, 99), False, "nothing listens on 127.0.0.1:8021")
+    ]
+    assert bench.replication.settled == []
+    assert "cannot recover east" in bench.history.last()[-1].text
+
+
+async def test_calls_that_nobody_could_recover_are_tried_again_when_freeswitch_is_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.services.UP_S", 0.02)
+    bench.switch.up = False
+    bench.switch.problem = "nothing listens"
+    bench.replication.inherited = [record("u1")]
+    bench.services.recover(recover())
+    await bench.settle()
+    assert [m for m in bench.sent if isinstance(m, RecoveryEnded)][0].reason == "nothing listens"
+    bench.switch.up = True
+    bench.services.freeswitch_connected()
+    await asyncio.sleep(0.05)
+    assert any(done[0] == "recover" and done[3] == ["u1"] for done in bench.switch.done)
+    assert bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, "")
+
+
+async def test_losing_the_service_ends_the_recovery_and_the_calls(bench: Bench) -> None:
+    bench.switch.hold.clear()
+    bench.services.recover(recover())
+    await asyncio.sleep(0.02)
+    assert bench.services.busy("east") == "recovering its calls"
+    bench.services.end_calls(EndCalls(0, Identity(8, 2, 1)))
+    assert bench.switch.fenced["east"] is True
+    bench.switch.hold.set()
+    await bench.settle()
+    assert ("forget", "east") in bench.switch.done
+    assert ("end_calls", ("east",)) in bench.switch.done
+    assert ("disown", "east") in bench.replication.told
+    assert not [m for m in bench.sent if isinstance(m, RecoveryEnded) and not m.ok]
+    assert not any(done[0] == "recover" for done in bench.switch.done)
+
+
+async def test_a_restarted_agent_rereads_its_calls_before_standbys_may_forget(
+    bench: Bench,
+) -> None:
+    bench.switch.calls_here = [record("u1"), record("w1", "west")]
+    bench.switch.hold.clear()
+    bench.services.observe(view({"east": ("fs-a", 7), "west": ("fs-b", 2)}))
+    await asyncio.sleep(0.02)
+    assert bench.replication.told == [("own", "east", 7, False)]
+    assert bench.replication.settled == []
+    bench.switch.hold.set()
+    await bench.settle()
+    assert bench.replication.appended == [record("u1")]
+    assert bench.replication.settled == ["east"]
+    assert bench.switch.fenced == {"east": False, "west": True}
+
+
+async def test_a_reclaim_goes_on_at_the_higher_epoch(bench: Bench) -> None:
+    bench.replication.own("east", 7)
+    bench.services.observe(view({"east": ("fs-a", 9)}))
+    assert ("advance", "east", 9) in bench.replication.told
+
+
+async def test_while_fenced_deletions_mean_nothing(bench: Bench) -> None:
+    bench.replication.own("east", 7)
+    bench.services.observe(view({"east": ("fs-a", 7)}))
+    assert bench.switch.fenced["east"] is False
+    bench.services.observe(view({}))
+    assert bench.switch.fenced["east"] is True
+
+
+async def test_a_freeswitch_that_came_back_gets_the_calls_of_services_that_stayed(
+    bench: Bench,
+) -> None:
+    bench.replication.own("east", 7)
+    bench.replication.append([record("u1", version=3), record("u2", version=4)])
+    bench.switch.lost = {"u1"}
+    await bench.services.freeswitch_replaced()
+    await bench.settle()
+    call = next(done for done in bench.switch.done if done[0] == "recover")
+    assert call[3] == ["u1", "u2"]
+    # Another epoch than that of a takeover, else calls with a verdict would be left out.
+    assert call[4] != 7 << 12
+    assert Tombstone("east", "u1", 3, "") in bench.replication.appended
+    assert bench.reports.find("last").cause == "FreeSWITCH came back"
+
+
+async def test_old_rows_are_cleared_at_every_login(bench: Bench) -> None:
+    bench.services.freeswitch_connected()
+    assert bench.services.busy("west") == "clearing old rows"
+    await bench.settle()
+    assert ("clear_stale",) in bench.switch.done
+    assert "cleared 2 old recovery rows" in bench.history.last()[-1].text
+
+
+async def test_reports_survive_the_agent(bench: Bench, tmp_path: Path) -> None:
+    bench.services.recover(recover())
+    await bench.settle()
+    await asyncio.sleep(0.1)
+    again = Reports(tmp_path)
+    assert again.find("1").service == "east"
+    with pytest.raises(KeyError, match="no report 9"):
+        again.find("9")
