@@ -113,6 +113,10 @@ class Executor:
         """Arm, read the clock, renew. Twice at most: the armed time is a few jiffies."""
         for _attempt in range(2):
             if not self.fence.arm() and not self._reload_fence():
+                if self.fence_fault:
+                    # Neither open nor surely shut: a service that this node cannot serve. The
+                    # core lets it go for the same reason as addresses that cannot be added.
+                    self._results.append(AddressesAdded(action.service, False, self.fence_fault))
                 return
             if self._clock() + self._fence_us > action.lease_until_us:
                 self.renewals_late += 1
@@ -135,7 +139,7 @@ class Executor:
         try:
             self.fence.load()
         except HeartError as error:
-            self.fence_fault = f"the fence was removed by somebody and cannot be loaded: {error}"
+            self.fence_fault = f"the fence does not act and cannot be loaded again: {error}"
             self._journal.say(self.fence_fault, ERROR)
             return False
         self.fence_fault = ""

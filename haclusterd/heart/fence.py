@@ -19,6 +19,7 @@ the side that safety needs; liveness has to allow for one jiffy less (`least_fen
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import re
@@ -159,6 +160,16 @@ def run_nft(*arguments: str, script: str = "") -> None:
     raise HeartError(f"nft: {said.strip()}", fix)
 
 
+def drop_table(table: str) -> None:
+    """Remove the table, if it is there. Raises HeartError."""
+    name = f"table netdev {table}"
+    run_nft("-f", "-", script=f"{name}\ndelete {name}\n")
+
+
+class InertFence(HeartError):
+    """The table is loaded, but what is sent over the loopback does not reach it."""
+
+
 class KernelLease:
     """The nf_tables fence. All calls but load and unload take about 5 us and never block."""
 
@@ -215,7 +226,7 @@ class KernelLease:
             ),
         )
         if not self.close(self._services) or not self.arm():
-            raise HeartError(
+            raise InertFence(
                 "the nf_tables fence was loaded but does not act",
                 "bring the loopback up: `ip link set lo up`",
             )
@@ -232,9 +243,7 @@ class KernelLease:
     def unload(self) -> None:
         """Remove the table and the control socket. Raises HeartError if the table stays."""
         self._socket.close()
-        run_nft(
-            "-f", "-", script=f"table netdev {self._table}\ndelete table netdev {self._table}\n"
-        )
+        drop_table(self._table)
 
     def arm(self) -> bool:
         """Allow renewals for `arm_ms`; False: the table is gone and nothing is fenced."""
@@ -329,12 +338,19 @@ def load_fence(
 ) -> tuple[Fence, str]:
     """The best fence this host can have, loaded and closed, and a sentence if it is the lesser one.
 
-    Raises HeartError when neither is possible.
+    Raises HeartError when neither is possible, and InertFence when the host has nf_tables but its
+    loopback is down: that is mended, not worked around.
     """
     try:
         lease = KernelLease(table, services, fence_ms, arm_ms, devices)
         lease.load()
+    except InertFence:
+        drop_table(table)
+        raise
     except HeartError as error:
+        # Nobody would renew a table that a predecessor left, and it would keep us silent.
+        with contextlib.suppress(HeartError):
+            drop_table(table)
         fallback = RuleFence(services)
         fallback.load()
         return fallback, (

@@ -185,10 +185,12 @@ def test_a_renewal_that_was_not_armed_any_more_is_tried_once_more(world: World) 
 def test_a_lost_table_is_loaded_again_at_most_once_a_second(world: World) -> None:
     world.fence.loaded, world.fence.refuse_load = False, True
     for _beat in range(10):
-        world.executor.execute([lease_for(world, 10 * TIMING.fence_us)])
+        (result,) = world.executor.execute([lease_for(world, 10 * TIMING.fence_us)])
+        assert isinstance(result, AddressesAdded)
+        assert not result.ok, "a service whose fence does not open cannot be served here"
         world.clock.us += 25_000
     assert world.fence.calls.count("load") == 1
-    assert "cannot be loaded" in world.executor.fence_fault
+    assert "cannot be loaded again" in world.executor.fence_fault
     world.clock.us += 1_000_000
     world.fence.refuse_load = False
     world.executor.execute([lease_for(world, 10 * TIMING.fence_us)])
