@@ -6,6 +6,7 @@ Commands to mod_sofia other than recovery belong here, and the facts `doctor` as
 
 from __future__ import annotations
 
+import asyncio
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 from .esl import Esl
 
+POLL_S = 0.02
+HANGUP_PATIENCE_S = 5.0
 XML_CHARACTERS_MAX = 4_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -204,3 +207,11 @@ async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
     await stand_by(esl, profiles)
     for name in profiles:
         await esl.api(f"hupall MANAGER_REQUEST sofia_profile_name {name}", 10_000)
+    left = set(profiles)
+    for _ in range(int(HANGUP_PATIENCE_S / POLL_S)):
+        states = parse_profile_states(await esl.api("sofia xmlstatus"))
+        left = {name for name in left if not states.get(name, "").endswith("(0)")}
+        if not left:
+            return
+        await asyncio.sleep(POLL_S)
+    raise ProfileError(f"calls of {', '.join(sorted(left))} do not end")
