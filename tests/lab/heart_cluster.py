@@ -128,7 +128,7 @@ class HeartNode:
         return found
 
     def has(self, address: str) -> bool:
-        return f" {address}/" in run("ip", "-n", self.namespace, "addr", "show", "dev", "svc0")
+        return f" {address}/" in run("ip", "-n", self.namespace, "addr", "show")
 
 
 class HeartCluster:

@@ -142,6 +142,27 @@ def test_a_link_address_lost_and_back(cluster: HeartCluster, owner: HeartNode) -
     settled(cluster)
 
 
+def test_a_nic_that_vanishes_and_returns_is_fenced_again(
+    cluster: HeartCluster, owner: HeartNode
+) -> None:
+    port = f"svc0n{owner.number}"
+    run("ip", "-n", owner.namespace, "link", "del", "svc0")
+    end = time.monotonic() + 5
+    while not (len(cluster.holders(A)) == 1 and owner.id not in cluster.holders(A)):
+        assert time.monotonic() < end, cluster.holders(A)
+        time.sleep(0.02)
+    run("ip", "-n", owner.namespace, "link", "add", "svc0", "type", "veth",
+        "peer", "name", port, "netns", cluster.switch)  # fmt: skip
+    run("ip", "-n", cluster.switch, "link", "set", port, "master", "br2", "up")
+    run("ip", "-n", owner.namespace, "addr", "add", f"10.30.0.{owner.number}/24", "dev", "svc0")
+    run("ip", "-n", owner.namespace, "link", "set", "svc0", "up")
+    time.sleep(0.5)
+    assert "the fence covers svc0 now" in owner.said()
+    rules = run("ip", "netns", "exec", owner.namespace, "nft", "list", "chains")
+    assert "svc0" in rules
+    settled(cluster)
+
+
 def test_a_killed_agent_is_started_again(cluster: HeartCluster, owner: HeartNode) -> None:
     children = run("pgrep", "-P", str(owner.pid)).split()
     assert len(children) == 1
