@@ -108,7 +108,8 @@ class Loop:
 
     def turn(self) -> None:
         """One turn: at most until the next deadline."""
-        wait_us = min(next_deadline_us(self.node), self._chores.due_us()) - self._clock()
+        chores_us = self._chores.due_us()
+        wait_us = min(next_deadline_us(self.node), chores_us) - self._clock()
         ready = self._epoll.poll(max(0.0, wait_us / 1_000_000), 64)
         self.now()
         drained, other = True, False
@@ -127,7 +128,8 @@ class Loop:
         if may_tick and (other or self.node.rank_dirty or now >= next_deadline_us(self.node)):
             self._ticked_us = now
             self.feed(Tick(), now)
-        if now >= self._chores.due_us():
+        # Only what else happened in this turn can have brought a chore forward.
+        if now >= chores_us or ((other or self.decided) and now >= self._chores.due_us()):
             self._chores.run_due(now)
         if now - self._collected_us > _COLLECT_EVERY_US:
             self._collected_us = now
