@@ -179,7 +179,12 @@ class Agent:
         if section is None or self.config.node.witness:
             return
         self.life = FreeswitchLife(
-            section, self.spec.services, self.history, self.link.send, self.changed
+            section,
+            self.spec.services,
+            self.history,
+            self.link.send,
+            self.changed,
+            self.services.freeswitch_exited,
         )
 
     async def _start_freeswitch(self) -> None:

@@ -36,7 +36,9 @@ class FreeswitchLife:
         history: History,
         send: Callable[[FromAgent], None],
         changed: Callable[[], None],
+        exited: Callable[[], None],
     ) -> None:
+        self._exited = exited
         self._section = section
         self._services = services
         self._history = history
@@ -97,6 +99,8 @@ class FreeswitchLife:
         self.process = process
         if process is not None:
             self.starter.up()
+        else:
+            self._exited()
         self._changed()
 
     def _is_up(self) -> bool:

@@ -77,6 +77,7 @@ class Services:
         self._owned: dict[str, Identity] = {}
         self._pending: dict[str, Recover] = {}  # could not be recovered, and still owned
         self._generation = 0
+        self._exited_us = 0  # when the FreeSWITCH before this one was seen gone
         self.view: View | None = None
 
     # -- what heart says --
@@ -170,6 +171,10 @@ class Services:
             self._history.add("A3", text, None, name, epoch)
             self._start(name, "recovering in place", self._in_place(name, epoch, records))
 
+    def freeswitch_exited(self) -> None:
+        """The process is gone: what it carried counts as out from now on."""
+        self._exited_us = now_us()
+
     def freeswitch_connected(self) -> None:
         """ESL is logged in: nothing but the present process's rows may stay."""
         self._start("", "clearing old rows", self._clear())
@@ -249,9 +254,10 @@ class Services:
     async def _in_place(self, name: str, epoch: int, records: Sequence[CallRecord]) -> None:
         index = [s.name for s in self._spec.services].index(name)
         identity = self._owned.get(name, Identity(epoch, self._spec.me, 0))
-        action = Recover(index, identity, self._spec.me, "FreeSWITCH came back", {})
+        times = {"dead": self._exited_us} if self._exited_us else {}
+        action = Recover(index, identity, self._spec.me, "FreeSWITCH came back", times)
         account = self._reports.begin(name, self._me, self._me, action, False)
-        account.moment("recovering")
+        account.moment("freeswitch_up")
         verdicts: list[CallVerdict] = []
         try:
             verdicts = await self._inject(name, epoch, records, account)
@@ -301,11 +307,12 @@ class Services:
         account.moment("recovered")
         report = self._reports.finish(account)
         calls = report.calls
-        text = (
-            f"{report.service} moved from {report.from_ or 'nobody'} to {report.to} in "
-            f"{'?' if report.outage_ms is None else round(report.outage_ms)} ms: "
-            f"{calls.recovered} of {calls.replicated} call legs recovered"
-        )
+        moved = f"{report.service} moved from {report.from_ or 'nobody'} to {report.to}"
+        if report.from_ == report.to:
+            moved = f"{report.service} stayed on {report.to}"
+        if report.outage_ms is not None:
+            moved += f" in {round(report.outage_ms)} ms"
+        text = f"{moved}: {calls.recovered} of {calls.replicated} call legs recovered"
         if calls.partial or calls.lost:
             text += f", {calls.partial} partly, {calls.lost} lost"
         self._history.add("A7", text, None, report.service, report.epoch)
@@ -361,7 +368,7 @@ class Services:
             try:
                 count = await switch.clear_stale()
             except SwitchError as error:
-                log.warning("old recovery rows are not cleared yet: %s", error)
+                log.info("old recovery rows are not cleared yet: %s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
             if count:

@@ -18,6 +18,8 @@ GRACE_S = 0.3  # for a supervisor that restarts it by itself
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
 ATTEMPTS_MAX = 20
+PATIENCE_S = 15.0  # from a start to the pid file
+LOADING_POLL_S = 0.05
 COMMAND_S = 30.0
 COMPLAINT_BYTES = 400
 
@@ -31,11 +33,13 @@ class Starter:
         is_up: Callable[[], bool],
         tell: Callable[[str], None],
         backoff_first_s: float = BACKOFF_FIRST_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._command = list(command)
         self._is_up = is_up
         self._tell = tell
         self._backoff_first_s = backoff_first_s
+        self._patience_s = patience_s
         self._task: asyncio.Task[None] | None = None
         self._processes: set[asyncio.Task[int]] = set()
         self.stopped_on_purpose = False
@@ -70,11 +74,21 @@ class Starter:
                 self._tell(self.problem)
                 return
             self.attempts += 1
-            self.problem = await self._attempt()
             text = f"started FreeSWITCH again (attempt {self.attempts})"
+            self.problem = await self._attempt()
             self._tell(f"{text}: {self.problem}" if self.problem else text)
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, BACKOFF_MAX_S)
+            if self.problem:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, BACKOFF_MAX_S)
+            else:
+                await self._loading()
+
+    async def _loading(self) -> None:
+        """FreeSWITCH takes seconds to load; a second one beside it would only do harm."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience_s
+        while not self._is_up() and (self._processes or loop.time() < until):
+            await asyncio.sleep(LOADING_POLL_S)
 
     async def _attempt(self) -> str:
         """Run the command once; what is wrong, or an empty text."""

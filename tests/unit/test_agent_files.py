@@ -146,7 +146,7 @@ async def test_freeswitch_is_started_until_it_is_up(tmp_path: Path) -> None:
         ["sh", "-c", f"echo x >> {marks}"],
         lambda: marks.exists() and len(marks.read_text().split()) >= 2,
         told.append,
-        backoff_first_s=0.02,
+        patience_s=0.05,
     )
     starter.exited()
     starter.exited()
@@ -159,6 +159,18 @@ async def test_freeswitch_is_started_until_it_is_up(tmp_path: Path) -> None:
     assert told == [
         "started FreeSWITCH again (attempt 1)", "started FreeSWITCH again (attempt 2)"
     ]  # fmt: skip
+    await starter.stop()
+
+
+async def test_a_freeswitch_that_loads_is_not_started_twice(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    starter = Starter(
+        ["sh", "-c", f"echo x >> {marks}; exec sleep 1"], lambda: False, lambda text: None,
+        patience_s=0.05,
+    )  # fmt: skip
+    starter.exited()
+    await asyncio.sleep(0.9)
+    assert marks.read_text().split() == ["x"]
     await starter.stop()
 
 
