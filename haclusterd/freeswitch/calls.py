@@ -27,7 +27,7 @@ from .esl import Esl, EslFactory, EventItem, EventsLost
 log = logging.getLogger(__name__)
 
 Change = CallRecord | Tombstone
-POLL_MS = 10  # 5 ms would cost twice the idle CPU; FreeSWITCH itself is 100 ms late
+POLL_MS = 10  # while something changes, or inotify does not work; FreeSWITCH is 100 ms late
 # FreeSWITCH's SHUTDOWN event may come up to 200 ms after the first row is gone (FREESWITCH 2.4, 7)
 TOMBSTONE_HOLD_MS = 300
 TICK_S = 0.05

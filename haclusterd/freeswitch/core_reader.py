@@ -2,6 +2,9 @@
 
 Only waiting, reading and retrying belong here; which change means what is decided in `calls`.
 A thread, because SQLite blocks; one batch at a time, because the consumer sets the pace.
+
+inotify says when to look, `PRAGMA data_version` whether there is anything to read. A change that
+no event announced proves the watch deaf (FreeSWITCH behind another mount): polling takes over.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import NamedTuple
 
 from . import changelog
 from .changelog import CoreDbError, LogEntry, RecoveryRow
+from .file_watch import FileWatch
 
 log = logging.getLogger(__name__)
 
 FILE_CHECK_S = 1.0
+UNANNOUNCED_S = 0.25  # how often to look while nothing is announced
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 LOCKED_PATIENCE_S = 2.0
@@ -41,8 +46,9 @@ class Batch(NamedTuple):
 
 
 class CoreReader(threading.Thread):
-    """Polls `PRAGMA data_version` every `poll_ms` and reads the change log behind it.
+    """Looks at `PRAGMA data_version` when core.db is written, and reads the change log behind it.
 
+    `poll_ms` is the pause between two looks while something goes on or the watch is deaf.
     `deliver(batch) -> bool` is called on this thread and may block; False asks for a full resync.
     `report(problem)` is called with a sentence, or with "" when all is well again.
     """
@@ -59,6 +65,7 @@ class CoreReader(threading.Thread):
         self._poll_s = poll_ms / 1000
         self._deliver = deliver
         self._report = report
+        self._watch = FileWatch()
         self._halt = threading.Event()
         self._resync = threading.Event()
         self._runtime_uuid = ""
@@ -72,30 +79,35 @@ class CoreReader(threading.Thread):
     def follow(self, runtime_uuid: str) -> None:
         """Watch the rows of this FreeSWITCH process from now on, starting with a full read."""
         self._runtime_uuid = runtime_uuid
-        self._resync.set()
+        self.resync()
 
     def resync(self) -> None:
-        """Read everything again at the next poll."""
+        """Read everything again, now."""
         self._resync.set()
+        self._watch.wake()
 
     def halt(self) -> None:
         self._halt.set()
+        self._watch.wake()
 
     @property
     def halted(self) -> bool:
         return self._halt.is_set()
 
     def run(self) -> None:
-        """Poll until halted; every error is reported and tried again, later and later."""
+        """Follow until halted; every error is reported and tried again, later and later."""
         retry_s = RETRY_FIRST_S
         failing_since: float | None = None
+        calm = False
         while not self._halt.is_set():
-            time.sleep(self._poll_s)  # a third of the CPU of Event.wait, and as good at these times
+            announced = self._pause(calm)
             if not self._runtime_uuid:
                 continue
             try:
-                self._poll()
+                # One more look follows an announced one: the event may come before the commit.
+                calm = self._look(announced or not calm) and not announced
             except (CoreDbError, sqlite3.Error) as error:
+                calm = False
                 now = time.monotonic()
                 failing_since = failing_since if failing_since is not None else now
                 locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
@@ -108,6 +120,17 @@ class CoreReader(threading.Thread):
                     failing_since, retry_s = None, RETRY_FIRST_S
                     self._report("")
         self._close()
+        self._watch.close()
+
+    def _pause(self, calm: bool) -> bool:
+        """Wait for the next look; True if it is because something was announced.
+
+        A writer that never rests is looked at every `poll_ms`: each look delays its commit.
+        """
+        if calm and self._watch.watching:
+            return self._watch.wait(max(UNANNOUNCED_S, self._poll_s))
+        time.sleep(self._poll_s)  # a third of the CPU of Event.wait, and as good at these times
+        return self._watch.wait(0)
 
     def _fail(self, error: CoreDbError | sqlite3.Error) -> None:
         self._close()
@@ -119,6 +142,7 @@ class CoreReader(threading.Thread):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._watch.unwatch()
 
     def _open(self) -> sqlite3.Connection:
         connection = changelog.open_core_db(self._path)
@@ -128,6 +152,8 @@ class CoreReader(threading.Thread):
             connection.close()
             raise
         self._connection = connection
+        # In WAL mode what is written is the log; core.db itself follows at some checkpoint.
+        self._watch.watch((self._path, self._path.with_name(self._path.name + "-wal")))
         self._inode = self._file_identity()
         self._data_version = self._schema_version = -1
         self._resync.set()
@@ -140,7 +166,8 @@ class CoreReader(threading.Thread):
             return (0, 0)
         return (stat.st_dev, stat.st_ino)
 
-    def _poll(self) -> None:
+    def _look(self, expected: bool) -> bool:
+        """Read what changed; True when nothing is left. `expected`: a change was announced."""
         now = time.monotonic()
         if self._connection is not None and now - self._file_checked_at > FILE_CHECK_S:
             self._file_checked_at = now
@@ -149,7 +176,11 @@ class CoreReader(threading.Thread):
         connection = self._connection or self._open()
         version = changelog.data_version(connection)
         if version == self._data_version and not self._resync.is_set():
-            return
+            return True
+        announced = expected or self._resync.is_set() or self._watch.wait(0)
+        if not announced and self._watch.watching:
+            log.info("%s changes without the kernel saying so: polling from now on", self._path)
+            self._watch.unwatch()
         schema = int(connection.execute("PRAGMA schema_version").fetchone()[0])
         if schema != self._schema_version:
             if not changelog.installed(connection):
@@ -159,8 +190,11 @@ class CoreReader(threading.Thread):
         if self._resync.is_set():
             self._resync.clear()
             self._read_all(connection)
-        if self._read_changes(connection):
+        done = self._read_changes(connection)
+        if done:
             self._data_version = version
+        # An event taken just now may be of a commit that the version above did not have yet.
+        return done and (expected or not announced)
 
     def _read_changes(self, connection: sqlite3.Connection) -> bool:
         """Read up to one batch after `_seq`; True when nothing more is left to read."""
