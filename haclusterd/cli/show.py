@@ -92,7 +92,9 @@ def _show_rich(parts: Sequence[Part], out: TextIO) -> None:
     from rich.console import Console
 
     console = Console(file=out, highlight=False, emoji=False)
-    for part in parts:
+    for number, part in enumerate(parts):
+        if number and isinstance(part, Table):
+            console.print()
         console.print(rich_part(part))
 
 
