@@ -31,14 +31,17 @@ from haclusterd.core.actions import (
 from haclusterd.core.inputs import AddressesAdded, AddressesRemoved, FenceClosed, Input
 from haclusterd.heart.addresses import ServiceAddresses
 from haclusterd.heart.clock import now_us
-from haclusterd.heart.errors import HeartError
 from haclusterd.heart.fence import Fence
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import ERROR, INFO, WARNING, Journal
 from haclusterd.heart.links import Links
 from haclusterd.wire import Wire
 
-_RELOAD_EVERY_US = 1_000_000  # a ruleset that somebody keeps flushing
+_RELOAD_EVERY_US = 1_000_000
+_REMOVED = (
+    "the fence's nf_tables table was removed by somebody and is loaded again; "
+    "do not `flush ruleset` on this host, flush your own tables"
+)
 
 
 class Outbox(Protocol):
@@ -69,6 +72,7 @@ class Executor:
         self._fence_us = fence_us
         self._clock = clock
         self._reloaded_us = -_RELOAD_EVERY_US
+        self._loading = False
         self.fence_fault = ""
         self.renewals_late = 0
         self.flushed = 0
@@ -112,12 +116,16 @@ class Executor:
     def _renew_fence(self, action: RenewFence) -> None:
         """Arm, read the clock, renew. Twice at most: the armed time is a few jiffies."""
         for _attempt in range(2):
-            if not self.fence.arm() and not self._reload_fence():
+            if not self.fence.arm():
+                self.reload_fence()
                 if self.fence_fault:
                     # Neither open nor surely shut: a service that this node cannot serve. The
                     # core lets it go for the same reason as addresses that cannot be added.
                     self._results.append(AddressesAdded(action.service, False, self.fence_fault))
                 return
+            if self._loading or self.fence_fault:
+                self._see_load_through()
+                self.fence_fault = ""
             if self._clock() + self._fence_us > action.lease_until_us:
                 self.renewals_late += 1
                 return
@@ -126,29 +134,45 @@ class Executor:
         self.renewals_late += 1
 
     def _close_fence(self, action: CloseFence) -> None:
-        k = action.service
-        closed = self.fence.close((k,)) or (self._reload_fence() and self.fence.close((k,)))
-        self._results.append(FenceClosed(k, closed))
+        """Not confirmed: the core asks again with every beat, by which time the table is back."""
+        closed = self.fence.close((action.service,))
+        if not closed:
+            self.reload_fence()
+        self._results.append(FenceClosed(action.service, closed))
 
-    def _reload_fence(self) -> bool:
-        """The table is gone, so nothing is fenced: load it again. True: it acts, all closed."""
+    def reload_fence(self, why: str = _REMOVED) -> None:
+        """The table (or a NIC's hook) is gone: load it again, beside the loop.
+
+        At most once a second, because somebody may keep flushing the ruleset.
+        """
+        self._see_load_through()
         now = self._clock()
-        if now - self._reloaded_us < _RELOAD_EVERY_US:
-            return False
-        self._reloaded_us = now
-        try:
-            self.fence.load()
-        except HeartError as error:
-            self.fence_fault = f"the fence does not act and cannot be loaded again: {error}"
+        if not self._loading and now - self._reloaded_us >= _RELOAD_EVERY_US:
+            self._reloaded_us = now
+            self._loading = True
+            self._journal.say(why, WARNING)
+            self.fence.begin_load()
+
+    def _see_load_through(self) -> None:
+        failure = self.fence.load_result() if self._loading else None
+        if failure is None:
+            return
+        self._loading = False
+        if not failure and not self.fence.arm():
+            failure = "it is loaded but does not act; bring the loopback up: `ip link set lo up`"
+        if failure:
+            self.fence_fault = f"the fence is not in force: {failure}"
             self._journal.say(self.fence_fault, ERROR)
-            return False
-        self.fence_fault = ""
-        self._journal.say(
-            "the fence's nf_tables table was removed by somebody and is loaded again; "
-            "do not `flush ruleset` on this host, flush your own tables",
-            WARNING,
-        )
-        return self.fence.arm()
+
+    def watch_fence(self) -> None:
+        """Once a second: also a node that owns nothing has to notice that its table went."""
+        self._see_load_through()
+        if not self.fence.arm():
+            self.reload_fence()
+        elif self.fence.incomplete():
+            self.reload_fence("the fence is loaded again to cover a NIC that appeared")
+        else:
+            self.fence_fault = ""
 
     def _add_addresses(self, action: AddAddresses) -> None:
         failure = self.addresses.add(action.service, self._clock())

@@ -21,25 +21,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
-import re
 import socket
 import struct
 import subprocess
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from haclusterd.heart.clock import jiffy_us
 from haclusterd.heart.errors import HeartError, refused
 from haclusterd.heart.netlink import Netlink
+from haclusterd.heart.nft import ARM, CLOSE, RENEW, drop_table, nft_refused, ruleset, run_nft
 
 _SO_MARK = 36  # not in the socket module before Python 3.13
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _OTHER_HOST = b"\x02" + b"\0" * 5  # no NIC's address: a frame that passes the chain dies on lo
-_ARM, _RENEW, _CLOSE = 1, 2, 3  # last octet of the crafted frame's destination
-_NFT_TIMEOUT_S = 5.0
 _PROHIBIT_PRIORITY = 71  # before the main table's rule, 32766
 _LIFETIME_BOUND_MS = 1100  # address with valid_lft 1 after the last renewal, measured
 
@@ -62,108 +59,15 @@ class Fence(Protocol):
     overlap_bound_ms: int
 
     def load(self) -> None: ...
+    def begin_load(self) -> None: ...
+    def load_result(self) -> str | None: ...
     def unload(self) -> None: ...
     def arm(self) -> bool: ...
+    def incomplete(self) -> bool: ...
     def needs(self, device: str) -> bool: ...
     def device_gone(self, device: str) -> None: ...
     def renew(self, indices: Collection[int]) -> bool: ...
     def close(self, indices: Collection[int]) -> bool: ...
-
-
-def table_name(cluster: str, node: str) -> str:
-    """An nf_tables name for this node's table: letters that nft takes, unique by checksum."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "_", f"{cluster}_{node}")[:60]
-    return f"haclusterd_{plain}_{zlib.crc32(f'{cluster}/{node}'.encode()):08x}"
-
-
-def ruleset(
-    table: str,
-    mark: int,
-    devices: Sequence[str],
-    addresses: Sequence[str],
-    fence_ms: int,
-    arm_ms: int,
-) -> str:
-    """The nft script that replaces `table` by a closed fence, in one transaction."""
-    four = [a for a in addresses if ":" not in a]
-    six = [a for a in addresses if ":" in a]
-    sets, guard, control = [], [], []
-    for family, kind, members, loopback in (
-        ("ip", "ipv4_addr", four, "127.0.0."),
-        ("ip6", "ipv6_addr", six, "::"),
-    ):
-        if not members:
-            continue
-        lease, own = f"lease_{family}", f"service_{family}"
-        mine = f"{family} saddr @{own}"
-        sets += [
-            f"set {lease} {{ type {kind}; size 65535; flags dynamic,timeout; gc-interval 1s; }}",
-            f"set {own} {{ type {kind}; elements = {{ {', '.join(members)} }} }}",
-        ]
-        guard.append(f"{mine} {family} saddr != @{lease} drop")
-        control += [
-            f"{family} daddr {loopback}{_RENEW} {mine} meta mark @armed "
-            f"update @{lease} {{ {family} saddr timeout {fence_ms}ms }} drop",
-            f"{family} daddr {loopback}{_CLOSE} {mine} delete @{lease} {{ {family} saddr }} drop",
-        ]
-    guard += _neighbour_rules(four, six)
-    arm = f"ip daddr 127.0.0.{_ARM} update @armed {{ meta mark timeout {arm_ms}ms }} drop"
-    named = ", ".join(f'"{device}"' for device in devices)
-    body = [
-        "set armed { type mark; size 4096; flags dynamic,timeout; gc-interval 1s; }",
-        *sets,
-        *(_chain("guard", f"devices = {{ {named} }}", guard) if named and guard else ()),
-        *_chain("control", 'device "lo"', [f"meta mark != {mark:#x} accept", arm, *control]),
-    ]
-    name = f"table netdev {table}"
-    return "\n".join([name, f"delete {name}", f"{name} {{", *body, "}"]) + "\n"
-
-
-def _neighbour_rules(four: Sequence[str], six: Sequence[str]) -> list[str]:
-    """What speaks for an address without having it as source: ARP, and NA by others."""
-    rules = ["arp saddr ip @service_ip arp saddr ip != @lease_ip drop"] if four else []
-    for address in six:
-        # nft 1.0.6 has no name for the target field: it starts 8 bytes into the ICMPv6 header.
-        target = ipaddress.ip_address(address).packed.hex()
-        rules.append(
-            f"icmpv6 type nd-neighbor-advert @th,64,128 0x{target} ip6 saddr != @lease_ip6 drop"
-        )
-    return rules
-
-
-def _chain(name: str, device: str, rules: Sequence[str]) -> list[str]:
-    head = f"type filter hook egress {device} priority 0; policy accept;"
-    return [f"chain {name} {{", head, *rules, "}"]
-
-
-def run_nft(*arguments: str, script: str = "") -> None:
-    """Run nft once, at start or stop. Raises HeartError with nft's own first complaint."""
-    try:
-        done = subprocess.run(
-            ["nft", *arguments],
-            input=script,
-            capture_output=True,
-            text=True,
-            timeout=_NFT_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise HeartError("the program nft is missing", "apt-get install nftables") from error
-    except subprocess.TimeoutExpired as error:
-        raise HeartError(f"nft did not finish within {_NFT_TIMEOUT_S:.0f} s") from error
-    if done.returncode == 0:
-        return
-    said = next((line for line in done.stderr.splitlines() if line.strip()), "no reason given")
-    fix = "needs Linux 5.16 or later with CONFIG_NF_TABLES_NETDEV and CONFIG_NETFILTER_EGRESS"
-    if "permitted" in said:
-        fix = "run with CAP_NET_ADMIN"
-    raise HeartError(f"nft: {said.strip()}", fix)
-
-
-def drop_table(table: str) -> None:
-    """Remove the table, if it is there. Raises HeartError."""
-    name = f"table netdev {table}"
-    run_nft("-f", "-", script=f"{name}\ndelete {name}\n")
 
 
 class InertFence(HeartError):
@@ -197,9 +101,11 @@ class KernelLease:
         self._fence_ms, self._arm_ms = fence_ms, arm_ms
         self.least_fence_ms = fence_ms - -(-jiffy_us() // 1000)
         self.missing_devices: tuple[str, ...] = ()
-        self._arm_frame = _frame("127.0.0.1", _ARM)
-        self._renew_frames = {i: _frames(s, _RENEW) for i, s in services.items()}
-        self._close_frames = {i: _frames(s, _CLOSE) for i, s in services.items()}
+        self._loading: subprocess.Popen[str] | None = None
+        self._load_failure = ""
+        self._arm_frame = _frame("127.0.0.1", ARM)
+        self._renew_frames = {i: _frames(s, RENEW) for i, s in services.items()}
+        self._close_frames = {i: _frames(s, CLOSE) for i, s in services.items()}
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         try:
             self._socket = socket.socket(socket.AF_PACKET, kind, 0)  # 0: receives nothing
@@ -214,22 +120,57 @@ class KernelLease:
         NICs that do not exist are left out and named in `missing_devices`; load again once they
         appear. Raises HeartError.
         """
-        present = {name for _index, name in socket.if_nameindex()}
-        self.missing_devices = tuple(d for d in self._devices if d not in present)
-        addresses = [a for s in self._services.values() for a in s.addresses]
-        devices = [d for d in self._devices if d in present]
-        run_nft(
-            "-f",
-            "-",
-            script=ruleset(
-                self._table, self._mark, devices, addresses, self._fence_ms, self._arm_ms
-            ),
-        )
+        run_nft("-f", "-", script=self._script())
         if not self.close(self._services) or not self.arm():
             raise InertFence(
                 "the nf_tables fence was loaded but does not act",
                 "bring the loopback up: `ip link set lo up`",
             )
+
+    def _script(self) -> str:
+        present = {name for _index, name in socket.if_nameindex()}
+        self.missing_devices = tuple(d for d in self._devices if d not in present)
+        addresses = [a for s in self._services.values() for a in s.addresses]
+        devices = [d for d in self._devices if d in present]
+        return ruleset(self._table, self._mark, devices, addresses, self._fence_ms, self._arm_ms)
+
+    def begin_load(self) -> None:
+        """`load` without waiting: nft may take longer than a lease on a busy host."""
+        if self._loading is None:
+            self._load_failure = ""
+            try:
+                self._loading = subprocess.Popen(
+                    ["nft", "-f", "-"],
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            except OSError as error:
+                self._load_failure = str(refused("nft", error))
+                return
+            if self._loading.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._loading.stdin.write(self._script())  # a few KB: the pipe takes it
+                    self._loading.stdin.close()
+
+    def load_result(self) -> str | None:
+        """After `begin_load`: None while it runs, "" when the table is there, or what failed."""
+        if self._loading is None:
+            return self._load_failure
+        if self._loading.poll() is None:
+            return None
+        ended, self._loading = self._loading, None
+        stderr = ended.stderr.read() if ended.stderr is not None else ""
+        if ended.returncode:
+            self._load_failure = str(nft_refused(stderr))
+        return self._load_failure
+
+    def incomplete(self) -> bool:
+        """Whether a NIC that is to be guarded is there now, but has no hook."""
+        if not self.missing_devices:
+            return False
+        present = {name for _index, name in socket.if_nameindex()}
+        return any(device in present for device in self.missing_devices)
 
     def needs(self, device: str) -> bool:
         """Whether this NIC is to be guarded and has appeared since the table was loaded."""
@@ -312,6 +253,15 @@ class RuleFence:
         self._set(indices, on=True)
         self._open.difference_update(indices)
         return True
+
+    def begin_load(self) -> None:
+        return
+
+    def load_result(self) -> str | None:
+        return ""
+
+    def incomplete(self) -> bool:
+        return False
 
     def needs(self, device: str) -> bool:
         return False  # a source rule knows no NIC

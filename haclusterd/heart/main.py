@@ -30,13 +30,13 @@ from haclusterd.heart.fence import (
     KernelLease,
     RuleFence,
     load_fence,
-    table_name,
 )
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import ERROR, WARNING, Journal
 from haclusterd.heart.links import Links
 from haclusterd.heart.loop import new_incarnation
 from haclusterd.heart.netlink import Netlink, NetlinkEvents
+from haclusterd.heart.nft import table_name
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.pidfd import WatchedProcess
 from haclusterd.heart.process import Heart

@@ -30,7 +30,7 @@ from haclusterd.core.state import Node
 from haclusterd.core.view import AlarmView, view
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.executor import Executor
-from haclusterd.heart.journal import ERROR, WARNING
+from haclusterd.heart.journal import WARNING
 from haclusterd.heart.loop import Chores, Loop
 from haclusterd.heart.netlink import Address, Link
 from haclusterd.heart.parts import Parts
@@ -177,6 +177,7 @@ class Heart(Chores):
         if now_us >= self._look_at_us:
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
+            self._executor.watch_fence()
             self._publish(now_us)
         elif self.loop.decided and now_us >= self._published_us + _VIEW_PAUSE_US:
             self._publish(now_us)
@@ -244,12 +245,7 @@ class Heart(Chores):
         if change.removed:
             fence.device_gone(change.name)
         elif fence.needs(change.name):
-            try:
-                fence.load()
-            except HeartError as error:
-                self._journal.say(f"the fence on {change.name}: {error}", ERROR)
-            else:
-                self._journal.say(f"the fence covers {change.name} now")
+            self._executor.reload_fence(f"the fence is loaded again to cover {change.name}")
 
     def _tell_carrier(self, k: int) -> None:
         up = self._addresses.carrier(k)

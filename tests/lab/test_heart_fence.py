@@ -16,7 +16,8 @@ import pytest
 
 from haclusterd.heart.clock import jiffy_us
 from haclusterd.heart.errors import HeartError
-from haclusterd.heart.fence import FencedService, KernelLease, RuleFence, load_fence, table_name
+from haclusterd.heart.fence import FencedService, KernelLease, RuleFence, load_fence
+from haclusterd.heart.nft import table_name
 from tests.lab.heart_net import inside, needs_root, run, two_hosts
 
 pytestmark = [pytest.mark.lab, needs_root]

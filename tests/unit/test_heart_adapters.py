@@ -20,7 +20,7 @@ from haclusterd.heart.announce import (
     solicitation_frame,
 )
 from haclusterd.heart.errors import HeartError, refused
-from haclusterd.heart.fence import ruleset, table_name
+from haclusterd.heart.nft import ruleset, table_name
 from haclusterd.heart.pidfd import WatchedProcess, start_time_ticks
 from haclusterd.heart.sdnotify import ServiceNotifier
 

@@ -77,10 +77,20 @@ class FakeFence:
     def unload(self) -> None:
         self.calls.append("unload")
 
+    def begin_load(self) -> None:
+        self.calls.append("load")
+
+    def load_result(self) -> str | None:
+        self.loaded = not self.refuse_load
+        return "no nft" if self.refuse_load else ""
+
     def arm(self) -> bool:
         self.calls.append("arm")
         self.clock.us += self.pause_us
         return self.loaded
+
+    def incomplete(self) -> bool:
+        return False
 
     def needs(self, device: str) -> bool:
         return False
@@ -184,18 +194,26 @@ def test_a_renewal_that_was_not_armed_any_more_is_tried_once_more(world: World) 
 
 def test_a_lost_table_is_loaded_again_at_most_once_a_second(world: World) -> None:
     world.fence.loaded, world.fence.refuse_load = False, True
+    results = []
     for _beat in range(10):
-        (result,) = world.executor.execute([lease_for(world, 10 * TIMING.fence_us)])
-        assert isinstance(result, AddressesAdded)
-        assert not result.ok, "a service whose fence does not open cannot be served here"
+        results += world.executor.execute([lease_for(world, 10 * TIMING.fence_us)])
         world.clock.us += 25_000
     assert world.fence.calls.count("load") == 1
-    assert "cannot be loaded again" in world.executor.fence_fault
-    world.clock.us += 1_000_000
-    world.fence.refuse_load = False
-    world.executor.execute([lease_for(world, 10 * TIMING.fence_us)])
-    assert world.executor.fence_fault == ""
+    assert "no nft" in world.executor.fence_fault
+    assert all(isinstance(r, AddressesAdded) and not r.ok for r in results)
+    assert len(results) == 9, "a service whose fence does not open cannot be served here"
+
+
+def test_a_lost_table_that_comes_back_costs_no_service(world: World) -> None:
+    world.fence.loaded = False
+    renewal = lease_for(world, 10 * TIMING.fence_us)
+    assert world.executor.execute([renewal]) == []
+    assert "renew" not in world.fence.calls
+    world.fence.loaded = True
+    assert world.executor.execute([renewal]) == []
     assert world.fence.calls[-1] == "renew"
+    assert world.executor.fence_fault == ""
+    assert "do not `flush ruleset`" in world.said()
 
 
 def test_results_come_back_as_inputs(world: World) -> None:
