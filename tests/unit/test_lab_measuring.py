@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from haclusterd.config import load_cluster
-from haclusterd.lab.calls import badly_ended, gaps, judge
+from haclusterd.lab.calls import CallVerdict, badly_ended, gaps, judge
 from haclusterd.lab.frames import arp_question, mac_bytes, neighbour_question, speaks_for, udp_of
 from haclusterd.lab.holders import Span, Speakers, holders_max, overlaps
 from haclusterd.lab.plan import LabPlan, PlanError, config_text
-from haclusterd.lab.sip_watch import CallWatch
+from haclusterd.lab.sip_watch import CallWatch, Stream
 
 MS = 1_000_000
 IP = socket.inet_aton("10.9.0.101")
@@ -133,12 +133,9 @@ def live_call() -> CallWatch:
     return watch
 
 
-def streams(watch: CallWatch) -> dict[str, object]:
-    return dict(watch.report()["streams"])
-
-
-def verdict(watch: CallWatch, fault_ms: int, until_ms: int):  # type: ignore[no-untyped-def]
-    found = judge(watch.calls, streams(watch), fault_ms * MS, until_ms * MS)  # type: ignore[arg-type]
+def verdict(watch: CallWatch, fault_ms: int, until_ms: int) -> CallVerdict:
+    streams: dict[str, Stream] = watch.report()["streams"]
+    found = judge(watch.calls, streams, fault_ms * MS, until_ms * MS)
     assert len(found) == 1
     return found[0]
 
