@@ -31,6 +31,10 @@ def lab_obstacle() -> str:
     return ""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write transcripts and tables anew")
+
+
 def pytest_report_header() -> str:
     obstacle = lab_obstacle()
     return f"lab tests: skipped, {obstacle}" if obstacle else "lab tests: run (namespaces allowed)"

@@ -20,6 +20,10 @@ from haclusterd.core.state import Node, Service
 from tests.sim.world import World
 
 
+def _patch(owner: object, name: str, by: Callable[..., Any]) -> None:
+    setattr(owner, name, by)
+
+
 def _grant_twice() -> None:
     """Grant once: a second claimant of the same epoch is granted too."""
 
@@ -40,13 +44,13 @@ def _grant_twice() -> None:
             return
         voter.grant(n, k, service, identity, now_us, out)
 
-    voter._judge = judge
+    _patch(voter, "_judge", judge)
 
 
 def _no_silence() -> None:
     """Silence before grant: any claim at a higher epoch is granted at once."""
-    voter._silence_missing = lambda *args: 0
-    claimant._is_held = lambda *args: False
+    _patch(voter, "_silence_missing", lambda *args: 0)
+    _patch(claimant, "_is_held", lambda *args: False)
 
 
 def _echo_without_timer() -> None:
@@ -58,8 +62,8 @@ def _echo_without_timer() -> None:
         true(n, k, service, *rest)
         service.silence_us = silence_us
 
-    voter._hear_owner = hear_owner
-    claimant._is_held = lambda *args: False
+    _patch(voter, "_hear_owner", hear_owner)
+    _patch(claimant, "_is_held", lambda *args: False)
 
 
 def _deferral_blind() -> None:
@@ -87,9 +91,9 @@ def _deferral_blind() -> None:
         service.deferred = kept
 
     for module in (moves, voter):
-        module.promise = promise  # type: ignore[attr-defined]
-    voter.judge_deferred = judge_deferred
-    voter._hear_owner = hear_owner
+        _patch(module, "promise", promise)
+    _patch(voter, "judge_deferred", judge_deferred)
+    _patch(voter, "_hear_owner", hear_owner)
 
 
 def _no_arm() -> None:
@@ -100,7 +104,7 @@ def _no_arm() -> None:
         true(self, *args)
         self.arm_ignored = True
 
-    World.__init__ = init  # type: ignore[method-assign]
+    _patch(World, "__init__", init)
 
 
 def _release_of_anything() -> None:
@@ -113,13 +117,13 @@ def _release_of_anything() -> None:
             release = type(release)(release.service, held, release.to)
         true(n, release, now_us, out)
 
-    voter.hear_release = hear_release
+    _patch(voter, "hear_release", hear_release)
 
 
 def _no_hold_down() -> None:
     """Hold-down: a restarted node echoes, grants and claims at once."""
     for module in (state, voter, claimant, node):
-        module.holding_down = lambda *args: False  # type: ignore[attr-defined]
+        _patch(module, "holding_down", lambda *args: False)
 
 
 def _granting_without_timer() -> None:
@@ -132,7 +136,7 @@ def _granting_without_timer() -> None:
         service.silence_us = silence_us
 
     for module in (moves, voter):
-        module.promise = promise  # type: ignore[attr-defined]
+        _patch(module, "promise", promise)
 
 
 DRILLS: dict[str, Callable[[], None]] = {

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 QUEUE_MAX = 200
+_SWIFT = (act.SendBeat, act.Decided)  # no freeze just before these: it would tell nothing new
 LIFETIME_US = 2_000_000
 TURN_INPUTS_MAX = 64
 
@@ -58,6 +59,7 @@ class Host:
         self.wake_at = -1
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.life = 0
+        self.refused: set[int] = set()  # services whose addresses do not come up here
 
     # time -----------------------------------------------------------------------------------
 
@@ -189,15 +191,14 @@ class Host:
         while events:
             _, actions = step(node, events.popleft(), now)
             for action in actions:
-                kind = type(action)
-                if kind is not act.SendBeat and kind is not act.Decided:
+                if not isinstance(action, _SWIFT):
                     frozen_us = self.world.boundary()
                     if frozen_us:
                         yield frozen_us
-                if kind is act.RenewFence:
+                if isinstance(action, act.RenewFence):
                     yield from self._renew(action)
                 else:
-                    _DO[kind](self, action, events)
+                    _DO[type(action)](self, action, events)
 
     # actions --------------------------------------------------------------------------------
 
@@ -240,6 +241,9 @@ class Host:
 
     def _add(self, action: act.AddAddresses, events: deque[inp.Input]) -> None:
         k = action.service
+        if k in self.refused:
+            events.append(inp.AddressesAdded(k, False, "its addresses are refused"))
+            return
         self.kernel.keep[k] = True
         self._set_kernel(self.world.now, k, address=self.world.now + LIFETIME_US)
         events.append(inp.AddressesAdded(k, True))
@@ -276,6 +280,7 @@ class Host:
             self.world.checkers.won(self.world.now, action.service, identity)
 
     def _kill_freeswitch(self, action: act.KillFreeswitch, events: deque[inp.Input]) -> None:
+        self.world.tell(self.me, action)
         self.lose_freeswitch(events)
 
     def lose_freeswitch(self, events: deque[inp.Input] | None = None) -> None:
@@ -305,7 +310,7 @@ class Host:
         return not holding_down(node, self.local(self.world.now)) and not stopped(node)
 
 
-_DO = {
+_DO: dict[type, Callable[[Host, Any, deque[inp.Input]], None]] = {
     act.SendBeat: Host._send,
     act.CloseFence: Host._close,
     act.AddAddresses: Host._add,

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from haclusterd.core.actions import Decided, Recover
+from haclusterd.core.actions import Decided, KillFreeswitch, Recover
 from haclusterd.core.model import State
 from haclusterd.core.state import owns
 from tests.sim.checkers import Checkers
@@ -35,6 +35,7 @@ class World:
         self.trace = 0
         self.hot_until = 0
         self.arm_ignored = False  # a mutation drill of the kernel model
+        self.tell: Callable[[int, Decided | KillFreeswitch], None] = lambda host, what: None
         self.recoveries: list[tuple[int, int, Recover]] = []
         self.checkers = Checkers(self.swarm.nodes, self.swarm.services)
         self.network = Network(self, self.swarm, rng)
@@ -68,6 +69,10 @@ class World:
         if not host.alive:
             host.boot(t, remember=True)
             host.run(t, host.life)
+
+    def play_until(self, end: int) -> None:
+        """Let the world go on, without nemesis, up to true time `end` (us)."""
+        self._play(end)
 
     def _play(self, end: int) -> None:
         queue, pop = self.queue, heapq.heappop
@@ -107,6 +112,7 @@ class World:
         return self.rng.choice((4_000, 12_000, 50_000, 90_000, 130_000, 400_000)) * scale
 
     def decided(self, host: int, what: Decided) -> None:
+        self.tell(host, what)
         line = f"{self.now / 1000:12.3f} n{host} {what.row:5} {what.text}"
         self.trace = zlib.crc32(line.encode(), self.trace)
         if what.row[0] in "TV":

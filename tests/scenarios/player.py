@@ -1,0 +1,342 @@
+"""Plays a transcript: commands above `----`, below it what the cluster said, in its own words.
+
+The cluster is the simulator's (production core, virtual clock and network) with nothing left to
+chance: every beat takes 100 us and arrives. Each block is commands, `----`, and the sentences
+that these commands brought about, dated in ms since the block began. `expect` is judged whenever
+the transcript is played, so that no rewrite can make a wrong outcome golden.
+
+    cluster masters=2 slaves=1 [links=2] [last_resort=none] [quorum=availability] [carrier=...]
+    boot all | boot n0                 kill n0           (power off: process and kernel)
+    run 150ms                          freeze n0 120ms   (the process; the kernel goes on)
+    cut n0 n1 300ms | cut n0 all 3000ms | cut all all 3000ms    (both ways, every link)
+    freeswitch-dies n0                 freeswitch-back n0
+    switchover s0 n2 | switchover s0   maintenance n2 on     stop n0     calls n0 s0 500
+    carrier n0 s0 down                 addresses-fail n2 s0  recovery-fails n2 s0
+    expect owner s0 n2 | expect owner s0 nobody | expect kept s0 n0 | expect fenced s0 n0
+    expect served s0 n2 within 180ms   (since the block began)
+    expect recovered s0 n2 | expect recovered nothing | expect killed n0 | expect slaves n2
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from haclusterd.core import actions as act
+from haclusterd.core import inputs as inp
+from haclusterd.core.model import Identity, LastResort, Quorum, State
+from haclusterd.core.state import owns
+from tests.sim.checkers import Checkers
+from tests.sim.host import Host
+from tests.sim.swarm import LAN, Swarm
+from tests.sim.world import World
+
+RULE = "----"
+QUIET = ("M1", "M2", "M3")  # links and peers that come and go say more than a reader wants
+
+
+class TranscriptError(Exception):
+    """A command that is not understood, or an expectation that does not hold."""
+
+
+def calm(nodes: int, services: int, links: int) -> Swarm:
+    """A world without chance: nothing is lost, every beat takes 100 us, clocks agree."""
+    return Swarm(
+        nodes=nodes,
+        links=links,
+        services=services,
+        timing=LAN,
+        freeswitch=True,
+        delay_min_us=100,
+        delay_mean_us=0,
+        loss=0.0,
+        duplicate=0.0,
+        replay=0.0,
+        through_wire=False,
+        rates_ppm=(0,) * nodes,
+        fault_mean_us=10**9,
+        boundary=0.0,
+        kinds=(),
+    )
+
+
+class Overlapping(Checkers):
+    """For `quorum = "availability"`, which may have two owners in a partition (DESIGN 6)."""
+
+    def may_emit(self, t_us: int, service: int, node: int, until_us: int) -> None:
+        pass
+
+    def won(self, t_us: int, service: int, identity: Identity) -> None:
+        pass
+
+
+class Player:
+    """One transcript's cluster. `rows` are the table rows that it went through."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.began_us = 0
+        self.rows: set[str] = set()
+        self.said: list[tuple[int, int, act.Decided]] = []
+        self.killed: list[tuple[int, int]] = []
+        self.masters = 0
+
+    def play(self, commands: list[str]) -> list[str]:
+        """The sentences of one block."""
+        first = len(self.said)
+        self.began_us = self.world.now if self.world else 0
+        for line in commands:
+            word, *rest = line.split()
+            command = COMMANDS.get(word)
+            if command is None:
+                raise TranscriptError(f"{line!r}: no command {word!r}")
+            command(self, rest)
+        self._check_invariants()
+        return [self._sentence(x) for x in self.said[first:] if x[2].row not in QUIET]
+
+    def _sentence(self, said: tuple[int, int, act.Decided]) -> str:
+        t_us, _, what = said
+        return f"{(t_us - self.began_us) / 1000:8.1f}  {what.row:4}  {what.text}"
+
+    def _check_invariants(self) -> None:
+        if self.world is not None and self.world.checkers.violations:
+            raise TranscriptError("; ".join(self.world.checkers.violations))
+
+    # the cluster ----------------------------------------------------------------------------
+
+    @property
+    def cluster_world(self) -> World:
+        if self.world is None:
+            raise TranscriptError("the first command has to be `cluster`")
+        return self.world
+
+    def cluster(self, words: list[str]) -> None:
+        options = dict(word.split("=") for word in words)
+        self.masters = int(options.get("masters", 1))
+        nodes = self.masters + int(options.get("slaves", 1))
+        world = World(1, calm(nodes, self.masters, int(options.get("links", 2))))
+        self.world = world
+        if options.get("quorum") == "availability":
+            world.checkers = Overlapping(nodes, self.masters)
+        world.tell = self._hear
+        for host in world.hosts:
+            host.rng = random.Random(host.me)
+            host.spec = msgspec.structs.replace(
+                host.spec,
+                quorum=Quorum(options.get("quorum", "majority")),
+                last_resort=LastResort(options.get("last_resort", "masters")),
+            )
+
+    def _hear(self, host: int, what: act.Decided | act.KillFreeswitch) -> None:
+        if isinstance(what, act.KillFreeswitch):
+            self.killed.append((self.cluster_world.now, host))
+        else:
+            self.said.append((self.cluster_world.now, host, what))
+            self.rows.add(what.row)
+
+    def host(self, name: str) -> Host:
+        number = int(name.removeprefix("n"))
+        return self.cluster_world.hosts[number]
+
+    def hosts(self, name: str) -> list[Host]:
+        return list(self.cluster_world.hosts) if name == "all" else [self.host(name)]
+
+    def boot(self, words: list[str]) -> None:
+        for i, host in enumerate(self.hosts(words[0])):
+            self.cluster_world.at(self.cluster_world.now + 3_000 * i, self._boot, host)
+
+    def _boot(self, t: int, host: Host) -> None:
+        host.boot(t, remember=True)
+        host.run(t, host.life)
+
+    def run(self, words: list[str]) -> None:
+        self.cluster_world.play_until(self.cluster_world.now + duration_us(words[0]))
+
+    # faults ---------------------------------------------------------------------------------
+
+    def kill(self, words: list[str]) -> None:
+        for name in words:
+            self.host(name).kill(self.cluster_world.now, power=True)
+
+    def freeze(self, words: list[str]) -> None:
+        self.host(words[0]).freeze(self.cluster_world.now, duration_us(words[1]))
+
+    def cut(self, words: list[str]) -> None:
+        world = self.cluster_world
+        pairs = [(a.me, b.me) for a in self.hosts(words[0]) for b in self.hosts(words[1])]
+        ways = {
+            way
+            for a, b in pairs
+            for x in range(world.swarm.links)
+            for way in ((a, b, x), (b, a, x))
+            if a != b
+        }
+        world.network.add_cut(sorted(ways), world.now, duration_us(words[2]))
+
+    def freeswitch_dies(self, words: list[str]) -> None:
+        host = self.host(words[0])
+        host.todo.append(inp.FreeswitchExited("was killed"))
+        host.run(self.cluster_world.now, host.life)
+
+    def freeswitch_back(self, words: list[str]) -> None:
+        self.host(words[0]).report_ready(True)
+        self.host(words[0]).run(self.cluster_world.now, self.host(words[0]).life)
+
+    def carrier(self, words: list[str]) -> None:
+        self._give(words[0], inp.CarrierChanged(service(words[1]), words[2] == "up"))
+
+    def addresses_fail(self, words: list[str]) -> None:
+        self.host(words[0]).refused.add(service(words[1]))
+
+    def recovery_fails(self, words: list[str]) -> None:
+        host, k = self.host(words[0]), service(words[1])
+        if host.node is not None:
+            identity = host.node.services[k].identity
+            reason = "the profile does not start"
+            self._give(words[0], inp.RecoveryEnded(k, identity, False, reason))
+
+    # operator -------------------------------------------------------------------------------
+
+    def _give(self, name: str, event: inp.Input) -> None:
+        self.host(name).give(self.cluster_world.now, event)
+
+    def switchover(self, words: list[str]) -> None:
+        k = service(words[0])
+        to = int(words[1].removeprefix("n")) if len(words) > 1 else -1
+        self._give(f"n{self.owners(k)[0]}", inp.SwitchoverRequested(1, k, to))
+
+    def maintenance(self, words: list[str]) -> None:
+        self._give(words[0], inp.MaintenanceRequested(1, words[1] == "on"))
+
+    def stop(self, words: list[str]) -> None:
+        self._give(words[0], inp.StopRequested())
+
+    def calls(self, words: list[str]) -> None:
+        """`calls n0 s0 500`: what that node's agent reports from now on."""
+        host, k, count = self.host(words[0]), service(words[1]), int(words[2])
+        services = tuple(
+            inp.ServiceReport(True, "", count if k == other else 0)
+            for other in range(len(host.spec.services))
+        )
+        self._give(words[0], inp.LocalReport(True, 1, 100, 0, count, False, services))
+
+    # expectations ---------------------------------------------------------------------------
+
+    def owners(self, k: int) -> list[int]:
+        hosts = self.cluster_world.hosts
+        return [h.me for h in hosts if h.alive and h.node and owns(h.node.services[k])]
+
+    def expect(self, words: list[str]) -> None:
+        what, *rest = words
+        if not EXPECTATIONS[what](self, rest):
+            raise TranscriptError(f"expected {' '.join(words)}, but {self._whole()}")
+
+    def _whole(self) -> str:
+        owners = {f"s{k}": self.owners(k) for k in range(self.masters)}
+        return f"owners are {owners}, killed {self.killed}, said {self.said[-5:]}"
+
+    def expect_owner(self, words: list[str]) -> bool:
+        wanted = [] if words[1] == "nobody" else [int(words[1].removeprefix("n"))]
+        return self.owners(service(words[0])) == wanted
+
+    def expect_kept(self, words: list[str]) -> bool:
+        """The same owner, and its calls were never taken up anew."""
+        return self.expect_owner(words) and not self._recovered(service(words[0]))
+
+    def expect_fenced(self, words: list[str]) -> bool:
+        node = self.host(words[1]).node
+        return node is not None and node.services[service(words[0])].state is State.LAPSED
+
+    def expect_served(self, words: list[str]) -> bool:
+        k, n, limit_us = service(words[0]), int(words[1][1:]), duration_us(words[3])
+        return any(
+            h == n and what.row in ("T301",) and what.service == k and t - self.began_us <= limit_us
+            for t, h, what in self.said
+            if t >= self.began_us
+        )
+
+    def _recovered(self, k: int) -> list[int]:
+        recoveries = self.cluster_world.recoveries
+        return [h for t, h, what in recoveries if what.service == k and t >= self.began_us]
+
+    def expect_recovered(self, words: list[str]) -> bool:
+        if words[0] == "nothing":
+            return not any(self._recovered(k) for k in range(self.masters))
+        return self._recovered(service(words[0])) == [int(words[1][1:])]
+
+    def expect_killed(self, words: list[str]) -> bool:
+        wanted = [] if words[0] == "nobody" else [int(w[1:]) for w in words]
+        return [h for t, h in self.killed if t >= self.began_us] == wanted
+
+    def expect_slaves(self, words: list[str]) -> bool:
+        """Every living node ranks these slaves, in this order (EG16, EG20)."""
+        wanted = tuple(int(w[1:]) for w in words)
+        nodes = [h.node for h in self.cluster_world.hosts if h.alive and h.node]
+        same = len({node.rank_hash for node in nodes}) == 1
+        return same and all(node.slaves == wanted for node in nodes)
+
+
+def service(name: str) -> int:
+    return int(name.removeprefix("s"))
+
+
+def duration_us(text: str) -> int:
+    if not text.endswith("ms"):
+        raise TranscriptError(f"{text!r}: write times as 120ms")
+    return int(float(text[:-2]) * 1000)
+
+
+COMMANDS: dict[str, Callable[[Player, list[str]], None]] = {
+    "cluster": Player.cluster,
+    "boot": Player.boot,
+    "run": Player.run,
+    "kill": Player.kill,
+    "freeze": Player.freeze,
+    "cut": Player.cut,
+    "freeswitch-dies": Player.freeswitch_dies,
+    "freeswitch-back": Player.freeswitch_back,
+    "carrier": Player.carrier,
+    "addresses-fail": Player.addresses_fail,
+    "recovery-fails": Player.recovery_fails,
+    "switchover": Player.switchover,
+    "maintenance": Player.maintenance,
+    "stop": Player.stop,
+    "calls": Player.calls,
+    "expect": Player.expect,
+}
+
+EXPECTATIONS: dict[str, Callable[[Player, list[str]], bool]] = {
+    "owner": Player.expect_owner,
+    "kept": Player.expect_kept,
+    "fenced": Player.expect_fenced,
+    "served": Player.expect_served,
+    "recovered": Player.expect_recovered,
+    "killed": Player.expect_killed,
+    "slaves": Player.expect_slaves,
+}
+
+
+def blocks(text: str) -> list[tuple[list[str], list[str], list[str]]]:
+    """(comment lines, commands, golden lines) of each block; blank lines part the blocks."""
+    found = []
+    for part in text.strip().split("\n\n"):
+        lines = part.splitlines()
+        remarks = [line for line in lines if line.startswith("#")]
+        lines = [line for line in lines if not line.startswith("#")]
+        at = lines.index(RULE) if RULE in lines else len(lines)
+        found.append((remarks, lines[:at], lines[at + 1 :]))
+    return found
+
+
+def replay(path: Path) -> tuple[str, Player]:
+    """Play the transcript: its text as it would be written now, and the player."""
+    player = Player()
+    parts = []
+    for remarks, commands, _ in blocks(path.read_text()):
+        said = player.play(commands) if commands else []
+        rule = [RULE] if commands else []
+        parts.append("\n".join([*remarks, *commands, *rule, *said]))
+    return "\n\n".join(parts) + "\n", player
