@@ -183,6 +183,8 @@ class Executor:
         self._results.append(AddressesRemoved(action.service, not failure, failure))
 
     def _keep_addresses(self, action: KeepAddresses) -> None:
+        if not action.on and self.fence.mode == "nftables":
+            return  # behind the kernel's fence a lapsed owner keeps them: its calls use them
         self.addresses.keep(action.service, action.on, self._clock())
 
     def _announce(self, action: Announce) -> None:
