@@ -73,6 +73,9 @@ class Outcome(enum.StrEnum):
     OTHER_CONFIG = "other config"  # authentic, but nodes or services are not numbered as here
 
 
+_OK = Outcome.OK
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterKey:
     """One key of the ring: 32 secret bytes, and the id (0..255) that travels in clear."""
@@ -244,7 +247,7 @@ class Wire:
         the kernel's canonical text and without a scope.
         """
         result = self._open(datagram, link, source)
-        self.counters[result if isinstance(result, Outcome) else Outcome.OK] += 1
+        self.counters[_OK if isinstance(result, Beat) else result] += 1
         return result
 
     def _open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:

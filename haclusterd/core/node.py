@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from haclusterd.core import claimant, detector, owner, standing, voter
@@ -62,8 +62,8 @@ def next_deadline_us(node: Node) -> int:
     """When `Tick` is wanted next, at the latest."""
     deadline_us = min(node.next_beat_us, node.wake_us)
     for service in node.services:
-        if owns(service) and node.spec.needed > 1:
-            deadline_us = min(deadline_us, service.lease_until_us)
+        if owns(service) and service.lease_until_us < deadline_us and node.spec.needed > 1:
+            deadline_us = service.lease_until_us
     return deadline_us
 
 
@@ -91,7 +91,7 @@ def _answer(node: Node, link: int, to: int, now_us: int, out: list[Action]) -> N
     if now_us - peer.replied_us >= 1_000:
         peer.replied_us = now_us
         seq = detector.remember_send(node, now_us)
-        out.append(SendBeat((_compose(node, link, seq, True, now_us),), to))
+        out.append(SendBeat(_compose(node, (link,), seq, True, now_us), to))
 
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
@@ -328,8 +328,7 @@ def _beat(node: Node, now_us: int, out: list[Action]) -> None:
     owner.renew_all(node, now_us, out)
     node.number += 1
     seq = detector.remember_send(node, now_us)
-    beats = tuple(_compose(node, i, seq, False, now_us) for i in range(node.spec.links))
-    out.append(SendBeat(beats))
+    out.append(SendBeat(_compose(node, range(node.spec.links), seq, False, now_us)))
     interval_us = node.spec.timing.heartbeat_us
     jitter_us = interval_us // 10
     node.next_beat_us = now_us + interval_us - jitter_us + draw(node) % (2 * jitter_us + 1)
@@ -339,29 +338,40 @@ def _releases(node: Node) -> tuple[Release, ...]:
     return tuple(s.release for s in node.services if s.release is not None)
 
 
-def _compose(node: Node, link: int, seq: int, reply: bool, now_us: int) -> Beat:
-    echoes = tuple(
-        Echo(line.incarnation & 0xFFFFFFFF, line.seq, min(now_us - line.heard_us, 2**31))
-        if (line := peer.links[link]).incarnation
-        else None
-        for peer in node.peers
+def _compose(
+    node: Node, links: Iterable[int], seq: int, reply: bool, now_us: int
+) -> tuple[Beat, ...]:
+    """One beat, as it goes out on each of `links`."""
+    mine, services, releases = flags(node, now_us), standing.entries(node), _releases(node)
+    return tuple(
+        Beat(
+            node.spec.me,
+            link,
+            node.incarnation,
+            seq,
+            node.number,
+            reply,
+            node.spec.config_hash,
+            node.rank_hash,
+            mine,
+            node.health,
+            node.load,
+            node.calls,
+            _echoes(node, link, now_us),
+            services,
+            releases,
+        )
+        for link in links
     )
-    return Beat(
-        node.spec.me,
-        link,
-        node.incarnation,
-        seq,
-        node.number,
-        reply,
-        node.spec.config_hash,
-        node.rank_hash,
-        flags(node, now_us),
-        node.health,
-        node.load,
-        node.calls,
-        echoes,
-        standing.entries(node),
-        _releases(node),
+
+
+def _echoes(node: Node, link: int, now_us: int) -> tuple[Echo | None, ...]:
+    lines = [peer.links[link] for peer in node.peers]
+    return tuple(
+        Echo(line.incarnation & 0xFFFFFFFF, line.seq, min(now_us - line.heard_us, 2**31))
+        if line.incarnation
+        else None
+        for line in lines
     )
 
 

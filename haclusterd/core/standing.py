@@ -9,12 +9,13 @@ from haclusterd.core.model import ServiceEntry, State
 from haclusterd.core.ranking import Facts, rank
 from haclusterd.core.state import NEVER, Node, Service, flags
 
+_OWNED = State.OWNED  # looked up once: see core.state
 _UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
 
 
 def _entry(node: Node, service: Service) -> ServiceEntry:
     state = service.state
-    if state is State.OWNED and service.promise != service.identity:
+    if state is _OWNED and service.promise != service.identity:
         state = State.CLAIMING  # a new claim of the holder's own is under way
     ready = service.ready or not node.spec.freeswitch
     ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up

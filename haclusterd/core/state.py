@@ -183,18 +183,24 @@ def draw(node: Node) -> int:
     return node.random >> 32
 
 
+# Plain names, because the operators and class lookups of enum are slow and this is asked often.
+_STARTING, _MAINTENANCE, _LEAVING = int(Flag.STARTING), int(Flag.MAINTENANCE), int(Flag.LEAVING)
+_FREESWITCH_UP, _AGENT_UP, _SYNCING = int(Flag.FREESWITCH_UP), int(Flag.AGENT_UP), int(Flag.SYNCING)
+_OWNED, _ACQUIRING = State.OWNED, State.ACQUIRING
+
+
 def flags(node: Node, now_us: int) -> int:
     """`Flag` bits of this node's next beat."""
     return (
-        (Flag.STARTING if holding_down(node, now_us) else 0)
-        | (Flag.MAINTENANCE if node.maintenance else 0)
-        | (Flag.LEAVING if node.leaving else 0)
-        | (Flag.FREESWITCH_UP if node.freeswitch_up else 0)
-        | (Flag.AGENT_UP if node.agent_up else 0)
-        | (Flag.SYNCING if node.syncing else 0)
+        (_STARTING if holding_down(node, now_us) else 0)
+        | (_MAINTENANCE if node.maintenance else 0)
+        | (_LEAVING if node.leaving else 0)
+        | (_FREESWITCH_UP if node.freeswitch_up else 0)
+        | (_AGENT_UP if node.agent_up else 0)
+        | (_SYNCING if node.syncing else 0)
     )
 
 
 def owns(service: Service) -> bool:
     """The states in which a lease is held and the fence may be open."""
-    return service.state is State.OWNED or service.state is State.ACQUIRING
+    return service.state is _OWNED or service.state is _ACQUIRING
