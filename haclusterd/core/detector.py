@@ -112,10 +112,11 @@ def _two_way(
             text = f"link {beat.link + 1} to {_id(node, beat.sender)} works both ways"
             out.append(Decided(now_us, "M1", text))
     peer.two_way_us = now_us
+    if not node.majority:
+        node.wake_us = now_us  # this peer may be the one that was lacking
     if not peer.alive:
         peer.alive, peer.alive_since_us = True, now_us
         node.rank_dirty = True
-        node.wake_us = now_us  # it may be what a majority lacked
         out.append(Decided(now_us, "M3", f"{_id(node, beat.sender)} is alive"))
 
 

@@ -142,6 +142,8 @@ def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -
     service = node.services[release.service]
     if release.identity != service.promise or service.release is not None or owns(service):
         return
+    if service.promise == NOBODY:
+        return
     service.release = release
     service.released_us = now_us
     service.lost_us = now_us
