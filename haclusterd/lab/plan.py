@@ -50,7 +50,9 @@ class LabPlan:
     """Everything that is decided before the first namespace is made.
 
     `freeswitch`: "none" (addresses only), "process" (only a process is watched: `esl_port = 0`),
-    "emulator", or "real". Two nodes get a witness, because two votes survive no loss.
+    "emulator", or "real". Two nodes get a witness, because two votes survive no loss. What only a
+    real FreeSWITCH knows: `bridge_target`, HOST:PORT of the telephone that extension 41xx calls,
+    and `rtp_ports`, the first and last port of its media.
     """
 
     masters: int = 1
@@ -60,6 +62,8 @@ class LabPlan:
     freeswitch: str = "emulator"
     last_resort: str = "masters"
     ipv6: bool = True
+    bridge_target: str = ""
+    rtp_ports: tuple[int, int] = (16384, 32768)
     timing: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class Switch:
         self.core_db = self.directory / "db" / "core.db"
         self.script = node_dir / "start-freeswitch"
         self.log = node_dir / "freeswitch.log"
+        self._plan = plan
         self._profiles = [(service.profile, service.ip) for service in plan.services]
         for name in ("db", "run"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
@@ -95,10 +96,16 @@ class Switch:
     def _command(self, node_id: str, prefix: str | None) -> Sequence[str]:
         if self.kind == "real":
             services = [ServiceProfile(name, address) for name, address in self._profiles]
+            first_port, last_port = self._plan.rtp_ports
+            options = FreeswitchOptions(
+                switchname=node_id,
+                bridge_target=self._plan.bridge_target,
+                rtp_start_port=first_port,
+                rtp_end_port=last_port,
+            )
             real = FreeswitchInstance(
-                prefix, self.directory, self.namespace, services,
-                options=FreeswitchOptions(switchname=node_id),
-            )  # fmt: skip
+                prefix, self.directory, self.namespace, services, options=options
+            )
             real.prepare()
             return [word for word in real.start_command if word != "-ncwait"] + ["-nc", "-nf"]
         if self.kind == "emulator":
