@@ -100,6 +100,7 @@ class CallSource:
         self._lock = asyncio.Lock()
         self._known: dict[str, _Known] = {}
         self._ending: dict[str, _Ending] = {}
+        self._gone = asyncio.Event()  # there may be something in `_ending`
         self._fenced: set[str] = set()
         self._unmapped: set[str] = set()
         self._shutting_down = False
@@ -307,6 +308,7 @@ class CallSource:
             return
         due = asyncio.get_running_loop().time() + self._hold_s
         self._ending[uuid] = _Ending(service, version, due)
+        self._gone.set()
 
     def _note_unmapped(self, profile: str) -> None:
         if profile not in self._unmapped and len(self._unmapped) < UNMAPPED_MAX:
@@ -322,6 +324,9 @@ class CallSource:
         """
         loop = asyncio.get_running_loop()
         while True:
+            if not self._ending:
+                self._gone.clear()
+                await self._gone.wait()
             await asyncio.sleep(TICK_S)
             if not self._ending or (self._esl is not None and not self._esl.up):
                 continue
