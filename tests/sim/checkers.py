@@ -41,11 +41,12 @@ class Checkers:
         row[node] = until_us
 
     def won(self, t_us: int, service: int, identity: Identity) -> None:
-        """S2: one owner per epoch, unless a majority lost its memory."""
+        """S2: one owner per epoch. A voter that lost its memory may be the one that two majorities
+        share: then an epoch can repeat (DESIGN 6, Identity), but never while both hold (S1)."""
         self.changes += 1
         key = (service, identity.epoch)
         before = self.winners.setdefault(key, identity)
-        if before != identity and self.forgot * 2 < self.nodes:
+        if before != identity and not self.forgot:
             self.report(t_us, f"S2: s{service} epoch {identity.epoch}: {before} and {identity}")
         self.winners[key] = identity
 
@@ -59,6 +60,7 @@ class Checkers:
     def restart(self, node: int, persisted: tuple[Identity, ...]) -> None:
         """Promises made in the last moments before a crash may not have reached the disk."""
         for key in [k for k in self.promised if k[0] == node and k[2] > persisted[k[1]].epoch]:
+            self.forgot += 1
             del self.promised[key]
 
     def forget(self, node: int) -> None:

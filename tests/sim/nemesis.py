@@ -159,6 +159,29 @@ class Nemesis:
             self.world.at(at, self._blink if blinks else self._lapse_of_memory, (host, between))
             at += self._spell(250, 600)
 
+    def _torn_release(self, t: int, host: Host) -> None:
+        """The target of a switchover hears the RELEASE and is cut off while it claims.
+
+        The owner takes its service back; the target returns and still speaks of the old RELEASE,
+        to voters only: owner and target do not hear each other for seconds.
+        """
+        others = [h for h in self.world.hosts if h is not host]
+        target = self.rng.choice(others)
+        held = [k for k, s in enumerate(host.node.services) if owns(s)] if host.node else []
+        if not host.alive or not held:
+            return
+        host.give(t, SwitchoverRequested(1, self.rng.choice(held), target.me))
+        apart = self._ways([host.me], [target.me]) + self._ways([target.me], [host.me])
+        rest = [h.me for h in others if h is not target]
+        off = self._ways([target.me], rest) + self._ways(rest, [target.me])
+        soon = t + self.rng.randrange(2_000) * self.scale
+        self.world.at(soon, self._tear, (apart, self._spell(2000, 4000)))
+        self.world.at(soon, self._tear, (off, self._spell(50, 300)))
+
+    def _tear(self, t: int, what: tuple[list[tuple[int, int, int]], int]) -> None:
+        if not self.over:
+            self.world.network.add_cut(what[0], t, what[1])
+
     def _blink(self, t: int, who: tuple[Host, list[Host]]) -> None:
         """Just shorter than `dead_us`: the silence a voter defers a claim for."""
         host, between = who

@@ -51,6 +51,7 @@ class Swarm:
 KINDS = (
     "crash", "restart_forget", "power_off", "freeze", "freeze_long", "cut_node", "cut_one_way",
     "cut_half", "cut_link", "freeswitch", "switchover", "clog", "stun", "triangle",
+    "torn_release",
 )  # fmt: skip
 
 

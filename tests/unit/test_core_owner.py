@@ -241,3 +241,19 @@ def test_single_instance_is_naturally_master(nodes: int, quorum: Quorum) -> None
     assert bench.stands_in(State.OWNED)
     bench.pass_ms(5_000)
     assert bench.stands_in(State.OWNED)
+
+
+def test_addresses_not_confirmed_gone_are_asked_for_again() -> None:
+    bench = Bench()
+    bench.own()
+    bench.hear(2, STANDBY)
+    bench.obeys = False
+    bench.give(inp.SwitchoverRequested(1, 0, 2))
+    bench.give(inp.FenceClosed(0, True))
+    bench.give(inp.AddressesRemoved(0, False, "busy"))
+    bench.forget()
+    bench.pass_ms(60)
+    assert len(kinds(bench.asked, RemoveAddresses)) >= 2
+    assert "T701" not in bench.rows
+    bench.give(inp.AddressesRemoved(0, True))
+    assert "T701" in bench.rows
