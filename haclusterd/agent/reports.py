@@ -39,6 +39,7 @@ class Account:
         self, number: int, service: str, origin: str | None, to: str, action: Recover, silent: bool
     ) -> None:
         self._fault_events = _FAULT_SILENCE if silent else _FAULT_RELEASE
+        self.silent = silent
         self.number = number
         self.service = service
         self.origin = origin

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Protocol
 
 from haclusterd.agent.clock import now_us
@@ -20,6 +20,7 @@ from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.core.view import View
+from haclusterd.freeswitch.recovery import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ class Replication(Protocol):
     def settle(self, service: str) -> None: ...
     def disown(self, service: str) -> None: ...
     def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
-    async def collect(self, service: str, timeout_ms: int = 20) -> list[CallRecord]: ...
+    async def collect(
+        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
+    ) -> list[CallRecord]: ...
     async def unrecovered(self, service: str) -> list[CallRecord]: ...
     def own_records(self, service: str) -> list[CallRecord]: ...
     def owned(self) -> dict[str, int]: ...
@@ -234,9 +237,14 @@ class Services:
         reason, verdicts = "", list[CallVerdict]()
         try:
             if self._replication is not None and self.switch is not None and spec.profiles:
-                records = await self._replication.collect(spec.name, COLLECT_MS)
+                epoch = action.identity.epoch
+                dead = (account.origin,) if account.silent and account.origin else ()
+                records, prepared = await asyncio.gather(
+                    self._replication.collect(spec.name, COLLECT_MS, dead),
+                    self.switch.prepare(spec.name, self._attempt_id(epoch)),
+                )
                 account.moment("collected")
-                verdicts = await self._inject(spec.name, action.identity.epoch, records, account)
+                verdicts = await self._inject(spec.name, epoch, records, account, prepared)
         except SwitchError as error:
             reason = str(error)
         except asyncio.CancelledError:
@@ -267,8 +275,17 @@ class Services:
             self._finish(account, verdicts)
         self._bury(name, verdicts, {record.uuid: record.version for record in records})
 
+    def _attempt_id(self, epoch: int) -> int:
+        """Names a recovery to `Recovery`: another process is another one, in the same epoch."""
+        return epoch << GENERATION_BITS | self._generation % (1 << GENERATION_BITS)
+
     async def _inject(
-        self, name: str, epoch: int, records: Sequence[CallRecord], account: Account
+        self,
+        name: str,
+        epoch: int,
+        records: Sequence[CallRecord],
+        account: Account,
+        prepared: Prepared | None = None,
     ) -> list[CallVerdict]:
         """Recover with a few retries, because FreeSWITCH may just be coming up."""
         switch = self.switch
@@ -277,7 +294,7 @@ class Services:
         account.replicated = len(records)
         profiles = next(s.profiles for s in self._spec.services if s.name == name)
         outage = asyncio.get_running_loop().time() - (now_us() - account.fault_us) / 1e6
-        attempt_id = epoch << GENERATION_BITS | self._generation % (1 << GENERATION_BITS)
+        attempt_id = self._attempt_id(epoch)
 
         def progress(stage: str, legs: int) -> None:
             if stage != "verified":
@@ -286,8 +303,11 @@ class Services:
         for attempt in range(RETRIES_MAX):
             await self._until_up(switch)
             try:
-                return await switch.recover(name, profiles, records, progress, attempt_id, outage)
+                return await switch.recover(
+                    name, profiles, records, progress, attempt_id, outage, prepared
+                )
             except SwitchError as error:
+                prepared = None
                 if attempt == RETRIES_MAX - 1:
                     raise
                 log.warning("recovery of %s is tried again: %s", name, error)

@@ -19,7 +19,7 @@ from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.health import Health, HealthProbe
 from haclusterd.freeswitch.profiles import ProfileError, ProfileState, end_calls, prepare_profiles
-from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.recovery import Prepared, Recovery, RecoveryInterrupted
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ class Switch(Protocol):
         """State of these SIP profiles; those that do not run are started. Raises SwitchError."""
         ...
 
+    async def prepare(self, service: str, epoch: int) -> Prepared | None:
+        """What `recover` begins with, done ahead; None where that does not work now."""
+        ...
+
     async def recover(
         self,
         service: str,
@@ -66,6 +70,7 @@ class Switch(Protocol):
         progress: Progress,
         epoch: int,
         outage_began: float | None,
+        prepared: Prepared | None = None,
     ) -> list[CallVerdict]:
         """A verdict for each record. Raises SwitchError."""
         ...
@@ -190,6 +195,13 @@ class LocalSwitch:
         except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 
+    async def prepare(self, service: str, epoch: int) -> Prepared | None:
+        try:
+            return await self._recovery.prepare(service, epoch)
+        except (CoreDbError, EslError) as error:
+            log.info("the recovery of %s is not prepared: %s", service, error)
+            return None  # `recover` meets the same, and says so
+
     async def recover(
         self,
         service: str,
@@ -198,11 +210,13 @@ class LocalSwitch:
         progress: Progress,
         epoch: int,
         outage_began: float | None,
+        prepared: Prepared | None = None,
     ) -> list[CallVerdict]:
         try:
             return await self._recovery.recover(
-                service, profiles, records, progress, epoch=epoch, outage_began=outage_began
-            )
+                service, profiles, records, progress,
+                epoch=epoch, outage_began=outage_began, prepared=prepared,
+            )  # fmt: skip
         except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:
             raise SwitchError(str(error)) from error
 

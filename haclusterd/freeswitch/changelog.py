@@ -47,6 +47,9 @@ class RecoveryRow(NamedTuple):
 def open_core_db(path: Path, *, busy_ms: int = BUSY_MS) -> sqlite3.Connection:
     """Open an existing core.db for short statements; never creates the file.
 
+    Without fsync: an atomic commit is still one for every process, also when one of them is killed.
+    Only a host that loses power may find the file damaged, and with it went every call that the
+    rows could recover; FreeSWITCH itself writes them without waiting for a disk, too.
     Raises CoreDbError when it is missing or can not be opened.
     """
     if not path.is_file():

@@ -39,10 +39,11 @@ class Attempt(NamedTuple):
 
 
 @contextmanager
-def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
+def _transaction(path: Path, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+    """`synchronous` is off here (see open_core_db): a takeover does not wait for a disk."""
     connection = changelog.open_core_db(path, busy_ms=WRITE_BUSY_MS)
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(begin)
         yield connection
         connection.execute("COMMIT")
     except sqlite3.Error as error:
@@ -116,7 +117,7 @@ def _foreign(record: CallRecord, core_uuid: str) -> str:
 
 def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:
     """What an earlier run in this epoch injected already, by call uuid."""
-    with _transaction(path) as connection:
+    with _transaction(path, "BEGIN") as connection:
         if not _has_table(connection, "ha_attempt"):
             return {}
         found = connection.execute(

@@ -27,11 +27,20 @@ class Collector:
         self._merge = merge
         self._rounds: dict[int, tuple[str, set[Session], asyncio.Future[None]]] = {}
         self._number = 0
+        self._alive: frozenset[str] | None = None
+
+    def observe(self, alive: frozenset[str]) -> None:
+        """Heart's view: only these nodes can answer, also what was asked before."""
+        self._alive = alive
+        for number, (_, sessions, _) in list(self._rounds.items()):
+            for session in [s for s in sessions if s.peer not in alive]:
+                self._answered(session, number)
 
     async def ask(self, service: str, marks: list[int], sessions: Iterable[Session],
                   timeout_ms: int) -> bool:
-        """Ask all peers; True if every one answered within the time."""
-        open_sessions = set(sessions)
+        """Ask all living peers; True if every one answered within the time."""
+        alive = self._alive
+        open_sessions = {s for s in sessions if alive is None or s.peer in alive}
         if not open_sessions:
             return True
         self._number += 1

@@ -96,6 +96,7 @@ class Replicator:
         self._alive = frozenset(alive)
         self._outgoing.eligible = None if eligible is None else frozenset(eligible)
         self._progress.set()
+        self._collector.observe(self._alive)
         for service, (owner, epoch) in owners.items():
             own = self.change_log.logs.get(service)
             if own is not None and owner != self.config.node and epoch > own.epoch:
@@ -163,13 +164,14 @@ class Replicator:
 
     # -- standby --
 
-    async def collect(self, service: str, timeout_ms: int = 20) -> list[CallRecord]:
-        """What to inject: fetch what peers know better, at most `timeout_ms`, then `unrecovered`.
+    async def collect(self, service: str, timeout_ms: int = 20,
+                      without: Collection[str] = ()) -> list[CallRecord]:
+        """What to inject: `unrecovered`, after asking the living nodes but those `without`.
 
-        The unpacking comes on top (about 25 us per call, in slices).
+        They have at most `timeout_ms`; the unpacking (25 us per call) comes on top.
         """
         marks, _ = self._view(service)
-        sessions = list(self.mesh.sessions.values())
+        sessions = [s for node, s in self.mesh.sessions.items() if node not in without]
         if not await self._collector.ask(service, marks, sessions, timeout_ms):
             log.info("collect %s: not every peer answered in %d ms", service, timeout_ms)
         return await self.unrecovered(service)
@@ -179,8 +181,7 @@ class Replicator:
 
         On a standby: all live calls of the service. What a retry of a recovery has to inject.
         """
-        own = self.change_log.items(service)
-        known = own.items if own is not None else {}
+        known = own.items if (own := self.change_log.items(service)) is not None else {}
         wanted = [i for u, i in self.store.items(service).items() if not i.dead and u not in known]
         records: list[CallRecord] = []
         for at in range(0, len(wanted), UNPACK_SLICE):
@@ -378,10 +379,8 @@ class Replicator:
         fresh = {s: self.freshness(s) for s in self.store.services}
         changed = {s: f for s, f in fresh.items() if self._states.get(s) != f.state}
         self._states = {s: f.state for s, f in fresh.items()}
-        if changed:
-            loop = asyncio.get_running_loop()
-            for watcher in self._watchers:
-                loop.call_soon(watcher, changed)
+        for watcher in self._watchers if changed else ():
+            asyncio.get_running_loop().call_soon(watcher, changed)
 
     # -- status --
 

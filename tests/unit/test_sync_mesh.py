@@ -224,6 +224,21 @@ async def test_collect_never_waits_longer_than_told(cluster: Cluster) -> None:
     assert 0.015 < time.perf_counter() - began < 0.15
 
 
+async def test_collect_does_not_wait_for_the_dead(cluster: Cluster) -> None:
+    b, c = await cluster.start("b"), await cluster.start("c")
+    await until(lambda: "c" in b.mesh.sessions)
+    c.mesh.sessions["b"].send = lambda message: None  # type: ignore[method-assign]
+    began = time.perf_counter()
+    asleep = asyncio.create_task(b.collect("east", 2000))
+    await asyncio.sleep(0.02)
+    b.observe({}, ["b"])  # heart's word of the death comes while it is being asked
+    assert await asleep == []
+    assert await b.collect("east", 2000) == []  # and before
+    b.observe({}, ["b", "c"])
+    assert await b.collect("east", 2000, without=("c",)) == []
+    assert time.perf_counter() - began < 1.0
+
+
 async def test_slow_reader_costs_no_memory_and_catches_up(cluster: Cluster) -> None:
     limits = Limits(buffer_entries=100, buffer_bytes=64 * 1024)
     a = await cluster.start("a", limits=limits)
