@@ -13,7 +13,8 @@ the transcript is played, so that no rewrite can make a wrong outcome golden.
     switchover s0 n2 | switchover s0   maintenance n2 on     stop n0     calls n0 s0 500
     carrier n0 s0 down                 addresses-fail n2 s0  recovery-fails n2 s0
     expect owner s0 n2 | expect owner s0 nobody | expect kept s0 n0 | expect fenced s0 n0
-    expect served s0 n2 within 180ms   (since the block began)
+    expect served s0 n2 within 180ms   (since the block began; or `any`)
+    expect each s0 s1 n3 n4
     expect recovered s0 n2 | expect recovered nothing | expect killed n0 | expect slaves n2
 """
 
@@ -251,9 +252,12 @@ class Player:
         return node is not None and node.services[service(words[0])].state is State.LAPSED
 
     def expect_served(self, words: list[str]) -> bool:
-        k, n, limit_us = service(words[0]), int(words[1][1:]), duration_us(words[3])
+        k, who, limit_us = service(words[0]), words[1], duration_us(words[3])
         return any(
-            h == n and what.row in ("T301",) and what.service == k and t - self.began_us <= limit_us
+            who in (f"n{h}", "any")
+            and what.row in ("T301",)
+            and what.service == k
+            and t - self.began_us <= limit_us
             for t, h, what in self.said
             if t >= self.began_us
         )
@@ -266,6 +270,13 @@ class Player:
         if words[0] == "nothing":
             return not any(self._recovered(k) for k in range(self.masters))
         return self._recovered(service(words[0])) == [int(words[1][1:])]
+
+    def expect_each(self, words: list[str]) -> bool:
+        """`each s0 s1 n3 n4`: each node owns exactly one of the services, taken up once (EG25)."""
+        services = [service(w) for w in words if w[0] == "s"]
+        owners = sorted(n for k in services for n in self.owners(k))
+        once = all(len(self._recovered(k)) == 1 for k in services)
+        return once and owners == sorted(int(w[1:]) for w in words if w[0] == "n")
 
     def expect_killed(self, words: list[str]) -> bool:
         wanted = [] if words[0] == "nobody" else [int(w[1:]) for w in words]
@@ -314,6 +325,7 @@ EXPECTATIONS: dict[str, Callable[[Player, list[str]], bool]] = {
     "fenced": Player.expect_fenced,
     "served": Player.expect_served,
     "recovered": Player.expect_recovered,
+    "each": Player.expect_each,
     "killed": Player.expect_killed,
     "slaves": Player.expect_slaves,
 }
