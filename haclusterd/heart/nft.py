@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from haclusterd.heart.errors import HeartError
 
-ARM, RENEW, CLOSE = 1, 2, 3  # last octet of the crafted frame's destination
+ARM, RENEW, CLOSE, PROBE = 1, 2, 3, 4  # last octet of the crafted frame's destination
+MARKS = 256  # the marks from `mark` on are the fence's, see `fence`
 _NFT_TIMEOUT_S = 5.0
 
 
@@ -52,12 +53,14 @@ def ruleset(
         ]
     guard += _neighbour_rules(four, six)
     arm = f"ip daddr 127.0.0.{ARM} update @armed {{ meta mark timeout {arm_ms}ms }} drop"
+    probe = f"ip daddr 127.0.0.{PROBE} drop"
+    foreign = f"meta mark & {0xFFFFFFFF - MARKS + 1:#x} != {mark:#x} accept"
     named = ", ".join(f'"{device}"' for device in devices)
     body = [
         "set armed { type mark; size 4096; flags dynamic,timeout; gc-interval 1s; }",
         *sets,
         *(_chain("guard", f"devices = {{ {named} }}", guard) if named and guard else ()),
-        *_chain("control", 'device "lo"', [f"meta mark != {mark:#x} accept", arm, *control]),
+        *_chain("control", 'device "lo"', [foreign, arm, probe, *control]),
     ]
     name = f"table netdev {table}"
     return "\n".join([name, f"delete {name}", f"{name} {{", *body, "}"]) + "\n"

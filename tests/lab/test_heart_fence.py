@@ -113,6 +113,40 @@ def test_renew_without_arm_or_after_a_pause_stays_closed(
         fence.unload()
 
 
+def test_each_arming_has_an_element_of_its_own(hosts: tuple[str, str]) -> None:
+    """What ran out fills one hash chain until the kernel's worker gets the CPU to sweep it."""
+    with inside(hosts[0]):
+        fence = KernelLease(TABLE, SERVICES, fence_ms=500, arm_ms=5000)
+        fence.load()
+        for _again in range(30):
+            assert fence.arm()
+            assert fence.renew([0])
+        listed = run("nft", "list", "set", "netdev", TABLE, "armed")
+        assert listed.count("expires") == 31  # load() itself arms once
+        fence.unload()
+
+
+def test_a_set_that_takes_no_element_is_not_a_table_that_is_gone(hosts: tuple[str, str]) -> None:
+    marks = ", ".join(f"{number} timeout 60s" for number in range(1, 4097))
+    with inside(hosts[0]):
+        fence = KernelLease(TABLE, SERVICES, fence_ms=500, arm_ms=10)
+        fence.load()
+        assert fence.arm()
+        assert fence.renew([0])
+        script = f"add element netdev {TABLE} armed {{ {marks} }}"
+        for _again in range(20):  # what load() armed has to be swept first
+            filled = subprocess.run(
+                ["nft", "-f", "-"], input=script, text=True, check=False, capture_output=True
+            )
+            if filled.returncode == 0:
+                break
+            time.sleep(0.25)
+        assert filled.returncode == 0
+        assert fence.arm()
+        assert not fence.renew([0])
+        fence.unload()
+
+
 def test_arp_is_fenced(hosts: tuple[str, str]) -> None:
     with inside(hosts[0]):
         fence = KernelLease(TABLE, SERVICES, fence_ms=1000, arm_ms=10)
