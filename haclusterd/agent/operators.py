@@ -136,7 +136,7 @@ class Operators:
             ready = f"; ready: {', '.join(line)}" if line else ""
             raise OperatorError(f"{who} to take {service}{ready}; see `haclusterctl rank --why`")
         self._history.add("A21", f"switchover of {service} ordered on {self._me}", None, service)
-        paused = await self._pause()
+        await self._pause(index)
         try:
             await self._quiesce(service)
             target = -1 if to is None else [n.id for n in self._spec.nodes].index(to)
@@ -145,8 +145,7 @@ class Operators:
                 raise OperatorError(answer.text)
             return await self._moved(service)
         finally:
-            if paused:
-                await self._resume()
+            await self._resume(index)
 
     async def _quiesce(self, service: str) -> None:
         """Let FreeSWITCH write its rows and a standby acknowledge them, both bounded."""
@@ -161,27 +160,29 @@ class Operators:
                 f"{ACKNOWLEDGED_MS} ms, so calls could be lost; see `haclusterctl sync`"
             )
 
-    async def _pause(self) -> bool:
-        """Refuse new calls if this FreeSWITCH serves nothing else."""
-        view = self._view()
-        owned = [s for s in (view.services if view else ()) if s.owner == self._me]
-        if self.switch is None or len(owned) != 1:
-            return False
-        try:
-            await self.switch.pause(True)
-        except SwitchError as error:
-            raise OperatorError(f"new calls could not be paused: {error}") from None
-        return True
-
-    async def _resume(self) -> None:
-        """Take calls again: here they stay, or FreeSWITCH stands by for the next service."""
-        if self.switch is None:
+    async def _pause(self, index: int) -> None:
+        """Refuse new calls on this service's own profiles: calls that are up go on."""
+        profiles = self._spec.services[index].profiles
+        if self.switch is None or not profiles:
             return
         try:
-            await self.switch.pause(False)
+            await self.switch.stand_by(profiles, True)
         except SwitchError as error:
-            # A FreeSWITCH that gave its only service away is killed by heart, pause and all.
-            log.info("FreeSWITCH is not resumed: %s", error)
+            await self._resume(index)  # some of them may be in standby already
+            raise OperatorError(f"new calls could not be paused: {error}") from None
+
+    async def _resume(self, index: int) -> None:
+        """Take calls again if the service stayed; if it went, its profiles stand by."""
+        service = self._spec.services[index]
+        seen = self._service(service.name)
+        here = seen.owner == self._me and seen.local_state == "owned"
+        if self.switch is None or not service.profiles or not here:
+            return
+        try:
+            await self.switch.stand_by(service.profiles, False)
+        except SwitchError as error:
+            text = f"{service.name} takes no new calls on {self._me}: {error}"
+            self._history.add("A23", text, None, service.name)
 
     async def _moved(self, service: str) -> str:
         """Wait until heart's view shows the new owner."""

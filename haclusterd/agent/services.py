@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
+from haclusterd.agent.leaving import clear_old_rows, end_calls
 from haclusterd.agent.reports import Account, Reports
 from haclusterd.agent.switch import Change, Switch, SwitchError
 from haclusterd.core.actions import EndCalls, Recover
@@ -31,8 +32,6 @@ UP_S = 1.0
 UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
-END_RETRY_S = 2.0
-END_RETRIES_MAX = 10
 GENERATION_BITS = 12
 
 
@@ -79,6 +78,7 @@ class Services:
         self._busy: dict[str, str] = {}
         self._owned: dict[str, Identity] = {}
         self._pending: dict[str, Recover] = {}  # could not be recovered, and still owned
+        self._unsure: set[str] = set()  # services whose profiles may serve here unseen
         self._generation = 0
         self._exited_us = 0  # when the FreeSWITCH before this one was seen gone
         self.view: View | None = None
@@ -89,6 +89,7 @@ class Services:
         """This node owns the service now: its calls go on here."""
         name = self._spec.services[action.service].name
         self._owned[name] = action.identity
+        self._unsure.discard(name)
         self._pending.pop(name, None)
         account = self._begin(name, action)
         if self._replication is not None:
@@ -101,6 +102,7 @@ class Services:
         """Another node owns the service: end its calls here, back to standby."""
         service = self._spec.services[action.service]
         self._owned.pop(service.name, None)
+        self._unsure.discard(service.name)
         self._pending.pop(service.name, None)
         if self.switch is not None:
             self.switch.set_fenced(service.name, True)
@@ -124,6 +126,21 @@ class Services:
                     self._resume(name, seen.epoch)
                 elif seen.epoch > known:
                     self._replication.advance(name, seen.epoch)
+        self._make_sure()
+
+    def _make_sure(self) -> None:
+        """Of services that others own by now, nothing may go on here: not a call, not a profile.
+
+        Once for each login. Not while this node owns, lapsed or reclaims: those calls are alive.
+        """
+        view = self.view
+        for service, seen in zip(self._spec.services, view.services if view else (), strict=False):
+            elsewhere = seen.owner not in ("", self._me) and seen.local_state == "standby"
+            if elsewhere and service.name in self._unsure and self.switch is not None:
+                self._unsure.discard(service.name)
+                self.switch.forget(service.name)
+                work = self._end(service.name, service.profiles)
+                self._start(service.name, "making sure that it stands by", work)
 
     def _resume(self, name: str, epoch: int) -> None:
         """The agent was restarted, the service stayed: FreeSWITCH has its calls."""
@@ -180,7 +197,12 @@ class Services:
 
     def freeswitch_connected(self) -> None:
         """ESL is logged in: nothing but the present process's rows may stay."""
-        self._start("", "clearing old rows", self._clear())
+        work = clear_old_rows(lambda: self.switch, self._history, self._me)
+        self._start("", "clearing old rows", work)
+        # No command tells whether a profile is in standby (FREESWITCH.md 4), and this process may
+        # have outlived the agent and the heart that knew.
+        self._unsure = {s.name for s in self._spec.services if s.profiles}
+        self._make_sure()
         for action in list(self._pending.values()):
             self.recover(action)  # nobody else could have them: try again
 
@@ -366,32 +388,6 @@ class Services:
 
     async def _end(self, name: str, profiles: Sequence[str]) -> None:
         switch = self.switch
-        for _ in range(END_RETRIES_MAX):
-            if switch is None:
-                return
-            if switch.up:
-                try:
-                    await switch.end_calls(profiles)
-                except SwitchError as error:
-                    log.warning("calls of %s are not ended yet: %s", name, error)
-                else:
-                    text = f"{self._me} ended its calls of {name} and stands by again"
-                    self._history.add("A9", text, None, name)
-                    return
-            await asyncio.sleep(END_RETRY_S)
-        text = f"{self._me} could not end its calls of {name}: restart FreeSWITCH here"
-        self._history.add("A11", text, None, name)
-
-    async def _clear(self) -> None:
-        """Old rows would be recovered by any `recover` (FREESWITCH.md 2.3): away with them."""
-        while (switch := self.switch) is not None and switch.up:
-            try:
-                count = await switch.clear_stale()
-            except SwitchError as error:
-                log.info("old recovery rows are not cleared yet: %s", error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            if count:
-                text = f"{self._me} cleared {count} old recovery rows"
-                self._history.add("A13", text)
-            return
+        done = switch is None or await end_calls(switch, self._history, self._me, name, profiles)
+        if not done:
+            self._unsure.add(name)  # never ready while old calls may be there

@@ -18,7 +18,14 @@ from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.health import Health, HealthProbe
-from haclusterd.freeswitch.profiles import ProfileError, ProfileState, end_calls, prepare_profiles
+from haclusterd.freeswitch.profiles import (
+    ProfileError,
+    ProfileState,
+    end_calls,
+    lift_standby,
+    prepare_profiles,
+    stand_by,
+)
 from haclusterd.freeswitch.recovery import Prepared, Recovery, RecoveryInterrupted
 
 log = logging.getLogger(__name__)
@@ -83,12 +90,15 @@ class Switch(Protocol):
         """Delete recovery rows of other processes. Raises SwitchError."""
         ...
 
-    async def end_calls(self, profiles: Sequence[str]) -> None:
-        """Hang up these profiles' calls and put them back into standby. Raises SwitchError."""
+    async def end_calls(self, profiles: Sequence[str]) -> bool:
+        """Hang up these profiles' calls and put them back into standby; True if there were calls.
+
+        Raises SwitchError.
+        """
         ...
 
-    async def pause(self, on: bool) -> None:
-        """Refuse (or take) new calls on the whole FreeSWITCH. Raises SwitchError."""
+    async def stand_by(self, profiles: Sequence[str], on: bool) -> None:
+        """Refuse (or take) new calls on these profiles; the others go on. Raises SwitchError."""
         ...
 
     def set_fenced(self, service: str, fenced: bool) -> None: ...
@@ -234,17 +244,16 @@ class LocalSwitch:
         except (EslError, CoreDbError) as error:
             raise SwitchError(str(error)) from error
 
-    async def end_calls(self, profiles: Sequence[str]) -> None:
+    async def end_calls(self, profiles: Sequence[str]) -> bool:
         try:
-            await end_calls(self._control, profiles)
+            return await end_calls(self._control, profiles)
         except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 
-    async def pause(self, on: bool) -> None:
-        line = "fsctl pause" if on else "fsctl resume"
+    async def stand_by(self, profiles: Sequence[str], on: bool) -> None:
         try:
-            await self._control.api(line)
-        except EslError as error:
+            await (stand_by if on else lift_standby)(self._control, profiles)
+        except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 
     def set_fenced(self, service: str, fenced: bool) -> None:

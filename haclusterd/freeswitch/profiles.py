@@ -184,6 +184,17 @@ def _said(reply: str) -> str:
     return "" if reply.startswith("-ERR") else reply.strip()
 
 
+async def lift_standby(esl: Esl, profiles: Sequence[str]) -> None:
+    """Take calls again after `stand_by`, where nothing is to be recovered. Raises as it does.
+
+    Only the owner of the service, whose rows are all of its own FreeSWITCH: `recover` finds none.
+    """
+    for name in [checked_name(profile) for profile in profiles]:
+        reply = await esl.api(f"sofia profile {name} recover", 5000)
+        if "Invalid" in reply or reply.startswith("-ERR"):
+            raise ProfileError(f"SIP profile {name!r} stays in standby: {reply.strip()[:200]}")
+
+
 async def stand_by(esl: Esl, profiles: Sequence[str]) -> None:
     """Put profiles back into standby: new requests get 503, calls that are up go on.
 
@@ -196,22 +207,35 @@ async def stand_by(esl: Esl, profiles: Sequence[str]) -> None:
             raise ProfileError(f"SIP profile {name!r} is not rescanned: {reply.strip()[:200]}")
 
 
-async def end_calls(esl: Esl, profiles: Sequence[str]) -> None:
+async def end_calls(esl: Esl, profiles: Sequence[str]) -> bool:
     """Put these profiles into standby and end every call of theirs, and only of theirs.
 
-    For a node whose service has a new owner while it still owns another (DESIGN 2.4). The fence
-    must be closed until this returns: FreeSWITCH says BYE for each call. A profile is never
-    stopped: that takes 10 s to be allowed and may come back without it. Raises EslError,
-    ProfileError.
+    True if there were calls. For a node whose service has a new owner (DESIGN 2.4). The fence must
+    be closed until this returns: FreeSWITCH says BYE for each call. A profile is never stopped:
+    that takes 10 s to be allowed and may come back without it; one that does not run has no calls
+    and starts as configured. Cheap to repeat. Raises EslError, ProfileError.
     """
-    await stand_by(esl, profiles)
-    for name in profiles:
+    states = await _states(esl)
+    running = [name for name in map(checked_name, profiles) if name in states]
+    await stand_by(esl, running)
+    left = await _with_calls(esl, running)
+    had_calls = bool(left)
+    for name in left:
         await esl.api(f"hupall MANAGER_REQUEST sofia_profile_name {name}", 10_000)
-    left = set(profiles)
     for _ in range(int(HANGUP_PATIENCE_S / POLL_S)):
-        states = parse_profile_states(await esl.api("sofia xmlstatus"))
-        left = {name for name in left if not states.get(name, "").endswith("(0)")}
-        if not left:
-            return
+        if not left or not (left := await _with_calls(esl, left)):
+            return had_calls
         await asyncio.sleep(POLL_S)
     raise ProfileError(f"calls of {', '.join(sorted(left))} do not end")
+
+
+async def _states(esl: Esl) -> dict[str, str]:
+    text = await esl.api("sofia xmlstatus")
+    if "<profiles" not in text:
+        raise ProfileError(f"mod_sofia does not tell its profiles: {text.strip()[:200]}")
+    return parse_profile_states(text)
+
+
+async def _with_calls(esl: Esl, profiles: Sequence[str]) -> list[str]:
+    states = await _states(esl)
+    return [name for name in profiles if not states.get(name, "").endswith("(0)")]

@@ -19,6 +19,9 @@ from tests.fixtures.agent_parts import FakeSwitch, spec, view
 
 pytestmark = pytest.mark.timeout(20)
 
+PAUSED = ("stand_by", ("east",), True)
+LIFTED = ("stand_by", ("east",), False)
+
 
 class FakeMesh:
     """Other agents: `answers` by method, or an error."""
@@ -81,13 +84,13 @@ async def test_a_switchover_pauses_waits_orders_and_watches(bench: Bench) -> Non
     text = await bench.operators.switchover("east", "fs-c")
     assert text == "east moved from fs-a to fs-c at epoch 8"
     assert bench.sent == [SwitchoverRequested(1, 0, 2)]
-    assert bench.switch.done == [("pause", True), ("pause", False)]
+    assert bench.switch.done == [PAUSED]  # elsewhere now: its profiles stay in standby
 
 
-async def test_a_freeswitch_that_serves_more_is_not_paused(bench: Bench) -> None:
+async def test_only_the_profiles_of_the_service_are_paused(bench: Bench) -> None:
     bench.view = view({"east": ("fs-a", 7), "west": ("fs-a", 2)})
     await bench.operators.switchover("east", None)
-    assert bench.switch.done == []
+    assert bench.switch.done == [PAUSED]
     assert bench.sent == [SwitchoverRequested(1, 0, -1)]
 
 
@@ -108,13 +111,13 @@ async def test_what_no_standby_has_is_not_moved_and_calls_go_on(bench: Bench) ->
     bench.mesh.acked = False
     assert "see `haclusterctl sync`" in await refused(bench.operators.switchover("east", None))
     assert bench.sent == []
-    assert bench.switch.done == [("pause", True), ("pause", False)]
+    assert bench.switch.done == [PAUSED, LIFTED]
 
 
 async def test_hearts_refusal_is_the_answer(bench: Bench) -> None:
     bench.heart = Answered(0, False, "no node is ready to take east")
     assert await refused(bench.operators.switchover("east", None)) == bench.heart.text
-    assert bench.switch.done[-1] == ("pause", False)
+    assert bench.switch.done[-1] == LIFTED
 
 
 async def test_a_silent_heart_is_not_waited_for_long(

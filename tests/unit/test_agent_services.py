@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent.history import History
@@ -200,3 +201,29 @@ async def test_reports_survive_the_agent(bench: Bench, tmp_path: Path) -> None:
     assert again.find("1").service == "east"
     with pytest.raises(KeyError, match="no report 9"):
         again.find("9")
+
+
+async def test_calls_that_outlived_their_agent_and_their_service_are_ended_once(
+    bench: Bench,
+) -> None:
+    ended = ("end_calls", ("east",))
+    bench.services.freeswitch_connected()  # before heart's first word: nothing is known
+    for state in ("owned", "lapsed", "reclaiming", "acquiring"):
+        word = view({"east": ("fs-b", 8)})
+        east = msgspec.structs.replace(word.services[0], local_state=state)
+        bench.services.observe(msgspec.structs.replace(word, services=(east, word.services[1])))
+        await bench.settle()
+    bench.services.observe(view({}))  # nobody owns it: these calls may be all there is
+    await bench.settle()
+    assert ended not in bench.switch.done
+    bench.switch.hold.clear()
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    assert bench.services.busy("east") == "making sure that it stands by"
+    bench.switch.hold.set()
+    await bench.settle()
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    await bench.settle()
+    assert bench.switch.done.count(ended) == 1
+    bench.services.freeswitch_connected()
+    await bench.settle()
+    assert bench.switch.done.count(ended) == 2

@@ -130,7 +130,7 @@ async def test_facts_name_every_fix(server: FakeEsl) -> None:
 
 
 async def test_end_calls_touches_only_its_profiles(server: FakeEsl) -> None:
-    counts = ["(3)", "(1)", "(0)"]  # hupall answers before the calls are gone
+    counts = ["(3)", "(3)", "(1)", "(0)"]  # hupall answers before the calls are gone
 
     def xmlstatus(_: str) -> str:
         state = f"RUNNING {counts.pop(0)}"
@@ -142,16 +142,22 @@ async def test_end_calls_touches_only_its_profiles(server: FakeEsl) -> None:
     esl = factory(server)(name="t")
     await esl.start()
     await esl.wait_up(1000)
-    await profiles.end_calls(esl, ["pa"])
+    assert await profiles.end_calls(esl, ["pa"])
     said = [line for line in server.received if line.startswith("api") and "status" not in line]
     assert not counts
     assert said == [
         "api sofia profile pa rescan",  # standby first: no new call slips in between
         "api hupall MANAGER_REQUEST sofia_profile_name pa",
     ]
+    counts += ["(0)"] * 2  # once more: back into standby, nothing to hang up
+    server.received.clear()
+    assert not await profiles.end_calls(esl, ["pa", "not-started-yet"])
+    assert not [line for line in server.received if "hupall" in line or "not-started" in line]
+    counts += ["(0)"]
     server.api["sofia profile pa rescan"] = "Invalid Profile [pa]"
     with pytest.raises(profiles.ProfileError, match="pa"):
         await profiles.end_calls(esl, ["pa"])
+    counts += ["(0)"] * 4
     for name in ("", "a b", "x;y", "a\nb"):
         with pytest.raises(profiles.ProfileError):
             await profiles.end_calls(esl, [name])
