@@ -6,13 +6,18 @@ knowledge; only the few commands that put a profile into and out of service are 
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import shutil
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from haclusterd.config import FreeSwitch
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.freeswitch import console
 from haclusterd.freeswitch.calls import CallSource
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
@@ -139,15 +144,19 @@ def read_password(section: FreeSwitch) -> str:
 class LocalSwitch:
     """The real one. `services` maps each SIP profile to its service."""
 
-    def __init__(self, section: FreeSwitch, services: dict[str, str], events: SwitchEvents) -> None:
+    def __init__(
+        self, section: FreeSwitch, services: dict[str, str], events: SwitchEvents, api_socket: Path
+    ) -> None:
         self._settings = EslSettings(section.esl_host, section.esl_port, read_password(section))
         self._events = events
+        self._api_socket = api_socket
+        self._console: asyncio.Task[None] | None = None
         self._control = EslConnection(
             self._settings,
             name="control",
             events=("SHUTDOWN",),
             on_event=self._on_event,
-            on_up=events.connected,
+            on_up=self._connected,
             on_down=events.disconnected,
         )
         self._probe = HealthProbe(self._connection, events.health)
@@ -166,6 +175,22 @@ class LocalSwitch:
     async def _on_event(self, item: EventItem) -> None:
         if not isinstance(item, EventsLost) and item.name == "SHUTDOWN":
             self._events.shut_down()
+
+    def _connected(self) -> None:
+        self._events.connected()
+        if self._console is not None:
+            self._console.cancel()
+        work = self._install_console()
+        self._console = asyncio.get_running_loop().create_task(work, name="ha_cluster alias")
+
+    async def _install_console(self) -> None:
+        beside = Path(sys.executable).with_name("haclusterctl")
+        program = str(beside) if beside.exists() else shutil.which("haclusterctl")
+        try:
+            if program is not None:
+                await console.install(self._control, program, str(self._api_socket))
+        except (console.ConsoleError, EslError) as error:
+            log.info("no ha_cluster in fs_cli: %s", error)
 
     @property
     def health(self) -> Health:
@@ -194,6 +219,9 @@ class LocalSwitch:
         await self._source.start()
 
     async def stop(self) -> None:
+        if self._console is not None:
+            self._console.cancel()
+            await asyncio.gather(self._console, return_exceptions=True)
         await self._source.stop()
         await self._recovery.stop()
         await self._probe.stop()

@@ -95,6 +95,11 @@ def facts_checks(found: FreeswitchFacts) -> Iterator[Check]:
         elif profile.standby is False:
             text = "profile-standby is off: a slave would answer calls"
             yield Check(name, FAILED, text, "set profile-standby to true on every node")
+        elif profile.auto_restart:
+            text = "auto-restart is on: when an address of this host comes or goes, mod_sofia"
+            text += " restarts the profile, which ends its calls"
+            fix = "set auto-restart to false in its settings and in global_settings of"
+            yield Check(name, FAILED, text, f"{fix} sofia.conf.xml, restart FreeSWITCH")
         else:
             known = profile.standby is not None and profile.track_calls is not None
             text = "running, track-calls and profile-standby set"

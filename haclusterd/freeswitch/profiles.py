@@ -36,6 +36,7 @@ class ProfileState:
     state: str  # as FreeSWITCH says it, for example "RUNNING (1)"; empty when it does not exist
     track_calls: bool | None
     standby: bool | None
+    auto_restart: bool | None = False  # its own parameter, else the global one, else FreeSWITCH's
 
     @property
     def running(self) -> bool:
@@ -129,11 +130,21 @@ def parse_profile_params(sofia_conf: str) -> dict[str, dict[str, str]]:
     }
 
 
+def _global_auto_restart(sofia_conf: str) -> str:
+    """`auto-restart` of all profiles that do not set it: FreeSWITCH's default is true."""
+    root = _parse_xml(sofia_conf)
+    for param in root.iterfind(".//global_settings/param") if root is not None else ():
+        if param.get("name") == "auto-restart":
+            return param.get("value", "")
+    return "true"
+
+
 async def profile_states(esl: Esl, profiles: Sequence[str]) -> list[ProfileState]:
     """What is known of each profile. Raises EslError."""
     states = parse_profile_states(await esl.api("sofia xmlstatus"))
     conf = await esl.api("xml_locate configuration configuration name sofia.conf", 5000)
     params = parse_profile_params(conf)
+    everywhere = _global_auto_restart(conf)
     found = []
     for name in profiles:
         own = params.get(name)
@@ -143,6 +154,7 @@ async def profile_states(esl: Esl, profiles: Sequence[str]) -> list[ProfileState
                 states.get(name, ""),
                 None if own is None else _true(own.get("track-calls")),
                 None if own is None else _true(own.get("profile-standby")),
+                None if own is None else _true(own.get("auto-restart", everywhere)),
             )
         )
     return found

@@ -199,6 +199,7 @@ def test_core_dumps_and_the_process(config: Config, host: FakeHost) -> None:
         (None, ProfileState("east", "RUNNING (0)", None, None), ["skipped", "ok"]),
         (True, ProfileState("east", "RUNNING (0)", False, True), ["ok", "failed"]),
         (True, ProfileState("east", "RUNNING (0)", True, False), ["ok", "failed"]),
+        (True, ProfileState("east", "RUNNING (0)", True, True, True), ["ok", "failed"]),
         (True, ProfileState("east", "", None, None), ["ok", "failed"]),
         (True, ProfileState("east", "FAILED", None, None), ["ok", "failed"]),
     ],

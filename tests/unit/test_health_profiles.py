@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haclusterd.freeswitch import profiles
+from haclusterd.freeswitch import console, profiles
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.health import Health, HealthProbe, parse_status
 from tests.fixtures.freeswitch.fake_esl import FakeEsl
@@ -161,4 +161,43 @@ async def test_end_calls_touches_only_its_profiles(server: FakeEsl) -> None:
     for name in ("", "a b", "x;y", "a\nb"):
         with pytest.raises(profiles.ProfileError):
             await profiles.end_calls(esl, [name])
+    await esl.stop()
+
+
+async def test_auto_restart_is_on_unless_somebody_turned_it_off(server: FakeEsl) -> None:
+    esl = factory(server)(name="t")
+    await esl.start()
+    await esl.wait_up(1000)
+    off = '<param name="auto-restart" value="false"/>'
+    everywhere = f"<configuration><global_settings>{off}</global_settings>"
+    own = SOFIA.replace('value="yes"/>', f'value="yes"/>{off}')
+    server.api["sofia xmlstatus"] = XMLSTATUS
+    for conf, expected in (
+        (SOFIA, [True, True]),
+        (own, [False, True]),
+        (SOFIA.replace('<configuration name="sofia.conf">', everywhere), [False, False]),
+    ):
+        server.api["xml_locate"] = conf
+        found = await profiles.profile_states(esl, ["pa", "bad"])
+        assert [state.auto_restart for state in found] == expected
+    await esl.stop()
+
+
+async def test_the_console_alias_is_made_anew_and_never_twice(server: FakeEsl) -> None:
+    server.api |= {"alias": "+OK\n", "complete": "+OK\n"}
+    esl = factory(server)(name="t")
+    await esl.start()
+    await esl.wait_up(1000)
+    await console.install(esl, "/opt/ha/bin/haclusterctl", "/run/ha.sock")
+    said = [line for line in server.received if line.startswith("api")]
+    assert said[:2] == [
+        "api alias add ha_cluster system /opt/ha/bin/haclusterctl --socket /run/ha.sock",
+        "api complete del ha_cluster",
+    ]
+    assert said[2] == "api complete add ha_cluster status"
+    with pytest.raises(console.ConsoleError, match="characters"):
+        await console.install(esl, "/bin/x;reboot", "/run/ha.sock")
+    server.api["alias"] = "-ERR alias Command not found!\n"
+    with pytest.raises(console.ConsoleError, match="refused"):
+        await console.install(esl, "/bin/x", "/run/ha.sock")
     await esl.stop()
