@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import msgspec
@@ -48,7 +48,6 @@ BEAT_BYTES_MAX = 1200  # passes every network in one piece
 KEY_BYTES = 32
 REPLAY_WINDOW = 256  # beats by which one link may reorder
 CANDIDATES_MAX = 4  # incarnations of a peer that are not (yet) proved current
-RETIRED_MAX = 16  # former incarnations of a peer, refused without a look at the MAC
 
 _MAGIC = b"HC"
 _VERSION = 1
@@ -67,7 +66,7 @@ class Outcome(enum.StrEnum):
     FOREIGN = "foreign"  # another cluster, or not the address the sender has on this link
     UNKNOWN_KEY = "unknown key"  # sealed with a key that this node does not have
     BAD_MAC = "bad mac"  # forged, damaged, or another key under the same id
-    REPLAY = "replay"  # seen before, too old to tell, or of a retired incarnation
+    REPLAY = "replay"  # seen before, or too old to tell
     VERSION = "version"  # another version of the wire format
     OVERSIZE = "oversize"  # more than BEAT_BYTES_MAX
     OTHER_CONFIG = "other config"  # authentic, but nodes or services are not numbered as here
@@ -148,15 +147,14 @@ class _Incarnation:
 
 
 class _Peer:
-    """The incarnations of one peer: one current, a few candidates, the retired ones' numbers."""
+    """The incarnations of one peer: the current one, and a few others with their windows."""
 
-    __slots__ = ("candidates", "current", "current_number", "retired")
+    __slots__ = ("candidates", "current", "current_number")
 
     def __init__(self) -> None:
         self.current_number = -1
         self.current: _Incarnation | None = None
         self.candidates: OrderedDict[int, _Incarnation] = OrderedDict()
-        self.retired: deque[int] = deque(maxlen=RETIRED_MAX)
 
     def find(self, number: int) -> _Incarnation | None:
         if number == self.current_number:
@@ -205,16 +203,16 @@ class Wire:
     def peer_current(self, node: int, incarnation: int) -> None:
         """The core has proved `incarnation` of `node` fresh: keep its windows for good.
 
-        The one before it is retired, and so are all other candidates: a node never goes back.
+        The one before it becomes one of the few others, its windows kept. None is refused for
+        good: a late beat of an incarnation that has just ended can still prove itself, and to
+        shut out what comes after it would make these two nodes deaf to each other for ever.
         """
         peer = self._peers[node]
         if peer.current_number == incarnation:
             return
-        if peer.current is not None:
-            peer.retired.append(peer.current_number)
         found = peer.candidates.pop(incarnation, None)
-        peer.retired.extend(peer.candidates)
-        peer.candidates.clear()
+        if peer.current is not None:
+            self._remember(peer, peer.current_number, peer.current)
         peer.current_number = incarnation
         peer.current = found or _Incarnation(self._spec.links)
 
@@ -270,8 +268,6 @@ class Wire:
         peer = self._peers[sender]
         incarnation = peer.find(number)
         if incarnation is None:
-            if number in peer.retired:
-                return Outcome.REPLAY
             cipher = self._derive(key, sender, number)
         else:
             if incarnation.windows[link].has(seq):
@@ -320,10 +316,14 @@ class Wire:
         )
 
     def _add_candidate(self, peer: _Peer, number: int) -> _Incarnation:
+        found = _Incarnation(self._spec.links)
+        self._remember(peer, number, found)
+        return found
+
+    def _remember(self, peer: _Peer, number: int, incarnation: _Incarnation) -> None:
         if len(peer.candidates) >= CANDIDATES_MAX:
             peer.candidates.popitem(last=False)
-        found = peer.candidates[number] = _Incarnation(self._spec.links)
-        return found
+        peer.candidates[number] = incarnation
 
     def _derive(self, key: ClusterKey, sender: int, incarnation: int) -> AESGCM:
         """The cipher of one boot of one node."""

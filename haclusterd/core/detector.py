@@ -8,9 +8,10 @@ replayed or delayed beat cannot have it.
 from __future__ import annotations
 
 from haclusterd.core.actions import Action, Decided, PeerCurrent
-from haclusterd.core.model import Beat, NodeIndex
+from haclusterd.core.model import Beat, Flag, NodeIndex
 from haclusterd.core.state import NEVER, SENT_TIMES_KEPT, Node, Peer, PeerLink
 
+_STARTING = int(Flag.STARTING)
 LINK_GOOD_BEATS = 5  # two-way beats before a link counts as up again (RELIABILITY 2, NIC flap)
 LOW32 = 0xFFFFFFFF
 
@@ -141,13 +142,16 @@ def _take(node: Node, peer: Peer, beat: Beat) -> None:
 
 
 def survey(node: Node, now_us: int, out: list[Action]) -> None:
-    """Links and peers that went silent; whether a majority is in two-way reach."""
+    """Links and peers that went silent; whether a majority that can vote is in two-way reach.
+
+    A node in its start hold-down does not vote: a claim that needs it could only fail.
+    """
     timing = node.spec.timing
     reach = 1
     for n, peer in enumerate(node.peers):
         if n == node.spec.me:
             continue
-        if now_us - peer.two_way_us <= timing.two_way_us:
+        if now_us - peer.two_way_us <= timing.two_way_us and not peer.flags & _STARTING:
             reach += 1
         for i, line in enumerate(peer.links):
             if line.good and now_us - line.two_way_us > timing.suspect_us + timing.heartbeat_us:

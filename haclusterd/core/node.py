@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from haclusterd.core import claimant, detector, owner, standing, voter
+from haclusterd.core import claimant, detector, owner, speech, standing, voter
 from haclusterd.core.actions import (
     Action,
     Answered,
     Decided,
     FlushSockets,
     KillFreeswitch,
-    SendBeat,
 )
 from haclusterd.core.inputs import (
     AddressesAdded,
@@ -38,9 +37,9 @@ from haclusterd.core.inputs import (
     SwitchoverRequested,
     Tick,
 )
-from haclusterd.core.model import Beat, Echo, Release, State
+from haclusterd.core.model import State
 from haclusterd.core.moves import happen
-from haclusterd.core.state import NEVER, Node, draw, flags, owns
+from haclusterd.core.state import NEVER, Node, flags, owns
 from haclusterd.core.takeover import Event
 
 RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
@@ -54,7 +53,7 @@ def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
         owner.lapse(node, now_us, out)
     _TAKE[type(event)](node, event, now_us, out)
     if node.next_beat_us <= now_us:
-        _beat(node, now_us, out)
+        speech.beat(node, now_us, out)
     return node, out
 
 
@@ -74,6 +73,7 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
         return
     if len(beat.echoes) != len(node.peers):
         return
+    silent = now_us - node.peers[beat.sender].two_way_us > node.spec.timing.two_way_us
     news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
     if news or two_way_news:
         wants_answer = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
@@ -81,17 +81,10 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
             owner.hear_votes(node, beat, now_us, out)
     else:
         wants_answer = detector.is_stranger(node, event.link, beat)
-    if wants_answer and not beat.reply and node.next_beat_us > now_us:
-        _answer(node, event.link, beat.sender, now_us, out)
-
-
-def _answer(node: Node, link: int, to: int, now_us: int, out: list[Action]) -> None:
-    """Echo a beat at once; bounded to one answer per ms and peer, whatever a peer sends."""
-    peer = node.peers[to]
-    if now_us - peer.replied_us >= 1_000:
-        peer.replied_us = now_us
-        seq = detector.remember_send(node, now_us)
-        out.append(SendBeat(_compose(node, (link,), seq, True, now_us), to))
+    # After a silence two-way contact is back within one exchange, not after two more beats.
+    regained = silent and (two_way_news or not beat.reply)
+    if (regained or (wants_answer and not beat.reply)) and node.next_beat_us > now_us:
+        speech.answer(node, event.link, beat.sender, now_us, out)
 
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
@@ -320,59 +313,6 @@ def _alien(node: Node, event: AlienAnswered, now_us: int, out: list[Action]) -> 
             text = f"{event.mac} answers for {event.address}, which {_me(node)} owns"
             out.append(Decided(now_us, "M13", text, event.service))
         node.aliens[event.address] = event.mac
-
-
-def _beat(node: Node, now_us: int, out: list[Action]) -> None:
-    """A regular beat on every link, the fence renewed just before it."""
-    owner.insist(node, now_us, out)
-    owner.renew_all(node, now_us, out)
-    node.number += 1
-    seq = detector.remember_send(node, now_us)
-    out.append(SendBeat(_compose(node, range(node.spec.links), seq, False, now_us)))
-    interval_us = node.spec.timing.heartbeat_us
-    jitter_us = interval_us // 10
-    node.next_beat_us = now_us + interval_us - jitter_us + draw(node) % (2 * jitter_us + 1)
-
-
-def _releases(node: Node) -> tuple[Release, ...]:
-    return tuple(s.release for s in node.services if s.release is not None)
-
-
-def _compose(
-    node: Node, links: Iterable[int], seq: int, reply: bool, now_us: int
-) -> tuple[Beat, ...]:
-    """One beat, as it goes out on each of `links`."""
-    mine, services, releases = flags(node, now_us), standing.entries(node), _releases(node)
-    return tuple(
-        Beat(
-            node.spec.me,
-            link,
-            node.incarnation,
-            seq,
-            node.number,
-            reply,
-            node.spec.config_hash,
-            node.rank_hash,
-            mine,
-            node.health,
-            node.load,
-            node.calls,
-            _echoes(node, link, now_us),
-            services,
-            releases,
-        )
-        for link in links
-    )
-
-
-def _echoes(node: Node, link: int, now_us: int) -> tuple[Echo | None, ...]:
-    lines = [peer.links[link] for peer in node.peers]
-    return tuple(
-        Echo(line.incarnation & 0xFFFFFFFF, line.seq, min(now_us - line.heard_us, 2**31))
-        if line.incarnation
-        else None
-        for line in lines
-    )
 
 
 def _me(node: Node) -> str:

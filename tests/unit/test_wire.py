@@ -21,7 +21,6 @@ from haclusterd.wire import (
     BEAT_BYTES_MAX,
     CANDIDATES_MAX,
     REPLAY_WINDOW,
-    RETIRED_MAX,
     ClusterKey,
     KeyRing,
     Outcome,
@@ -231,15 +230,21 @@ def test_old_incarnations_cannot_evict_the_current_window(alice: Wire, bob: Wire
     assert len(bob._peers[ALICE].candidates) == CANDIDATES_MAX
 
 
-def test_a_retired_incarnation_stays_out(alice: Wire, bob: Wire) -> None:
-    bob.peer_current(ALICE, BOOT)
+def test_a_former_incarnation_keeps_its_windows_and_shuts_nobody_out(
+    alice: Wire, bob: Wire
+) -> None:
+    """A late beat of the former life may prove itself after one of the new life was heard."""
+    old = alice.seal(beat())
+    assert isinstance(bob.open(old, 0, address(ALICE)), Beat)
     reborn = wire(ALICE, incarnation=4)
-    assert isinstance(bob.open(reborn.seal(beat(incarnation=4)), 0, address(ALICE)), Beat)
+    assert isinstance(bob.open(reborn.seal(beat(1, incarnation=4)), 0, address(ALICE)), Beat)
+    bob.peer_current(ALICE, BOOT)  # proved late
+    assert isinstance(bob.open(reborn.seal(beat(2, incarnation=4)), 0, address(ALICE)), Beat)
     bob.peer_current(ALICE, 4)
-    assert bob.open(alice.seal(beat()), 0, address(ALICE)) is Outcome.REPLAY
+    assert bob.open(old, 0, address(ALICE)) is Outcome.REPLAY
     for number in range(100, 200):
         bob.peer_current(ALICE, number)
-    assert len(bob._peers[ALICE].retired) == RETIRED_MAX
+    assert len(bob._peers[ALICE].candidates) == CANDIDATES_MAX
 
 
 def test_forged_incarnations_leave_nothing_behind(alice: Wire, bob: Wire) -> None:
