@@ -300,12 +300,15 @@ class SequencedLog:
         if position >= self.head:
             return []
         live = self.items.items
-        return [u for u, s in self.sequence.items() if s > position and u in live
-                and not live[u].dead]
+        return [
+            u for u, s in self.sequence.items() if s > position and u in live and not live[u].dead
+        ]
 
     def _full(self, item: Item) -> bool:
-        return (self.items.live >= self.limits.records
-                or self.items.bytes + len(item.blob) > self.limits.record_bytes)
+        return (
+            self.items.live >= self.limits.records
+            or self.items.bytes + len(item.blob) > self.limits.record_bytes
+        )
 
     def _trim(self) -> None:
         limits = self.limits

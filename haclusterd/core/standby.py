@@ -153,8 +153,10 @@ class StreamCopy:
         more = sum(len(e.blob) for e in entries if isinstance(e, Item))
         count = sum(isinstance(e, Item) and e.uuid not in items.items for e in entries)
         dead_room = len(items.graves)
-        if (len(items.items) - dead_room + count > self.limits.records + 1024
-                or items.bytes + more > 2 * self.limits.record_bytes):
+        if (
+            len(items.items) - dead_room + count > self.limits.records + 1024
+            or items.bytes + more > 2 * self.limits.record_bytes
+        ):
             raise LimitExceeded(f"{self.stream}: more than {self.limits.records} calls")
 
 
@@ -188,7 +190,8 @@ class ServiceCopies:
             return None
         if copy is None:
             copy = self.copies[message.stream] = StreamCopy(
-                message.stream, message.epoch, self.limits)
+                message.stream, message.epoch, self.limits
+            )
         copy.head = max(copy.head, message.head)
         copy.frozen = False
         self.freeze(message.epoch, copy)
@@ -214,8 +217,9 @@ class ServiceCopies:
 
     def supersede(self) -> None:
         """Forget what a settled stream has replaced; fold the lowest copies when there are many."""
-        settled = max((c.key for c in self.copies.values() if c.settled and c.complete),
-                      default=None)
+        settled = max(
+            (c.key for c in self.copies.values() if c.settled and c.complete), default=None
+        )
         if settled is not None:
             self.drop_below(settled)
         while len(self.copies) > COPIES_MAX:
@@ -274,7 +278,8 @@ class ServiceCopies:
         if newest.staging is not None or not newest.complete:
             return Freshness("syncing", have, max(want, have), newest.lag_ms)
         based = newest.settled or any(
-            c.complete and c.lag_ms <= lag_ms_max for c in self.copies.values() if c is not newest)
+            c.complete and c.lag_ms <= lag_ms_max for c in self.copies.values() if c is not newest
+        )
         if not based:
             return Freshness("syncing", have, want, newest.lag_ms)
         state = "in-sync" if newest.lag_ms <= lag_ms_max else "suspended"
@@ -291,5 +296,13 @@ def differing(mine: list[int], theirs: list[int]) -> frozenset[int]:
     return frozenset(n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
 
 
-__all__ = ["Freshness", "LimitExceeded", "ServiceCopies", "Settled", "StreamCopy", "StreamGap",
-           "differing", "in_buckets"]
+__all__ = [
+    "Freshness",
+    "LimitExceeded",
+    "ServiceCopies",
+    "Settled",
+    "StreamCopy",
+    "StreamGap",
+    "differing",
+    "in_buckets",
+]

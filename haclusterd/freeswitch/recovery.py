@@ -167,14 +167,13 @@ class Recovery:
         try:
             await asyncio.gather(*(esl.wait_up(CONNECT_MS) for esl in self._connections))
             ready = prepared or await self._prepare(service, epoch)
-            core_uuid = ready.core_uuid
-            verdicts = self._verdicts_of(service, epoch, core_uuid)
+            verdicts = self._verdicts_of(service, epoch, ready.core_uuid)
             usable = self._usable(service, profiles, records, verdicts)
             fresh = await self._not_tried_yet(usable, ready)
         except EslError as error:
             raise RecoveryInterrupted(str(error), [], list(records)) from error
         run = _Run(
-            service, epoch, profiles, core_uuid, Verification(usable),
+            service, epoch, profiles, ready.core_uuid, Verification(usable),
             spread([record for record in usable if record.uuid in fresh], len(self._workers)),
             progress or (lambda stage, legs: None),
         )  # fmt: skip

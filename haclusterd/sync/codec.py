@@ -102,8 +102,21 @@ class Found(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 
 Message: TypeAlias = (
-    Hello | Beat | Echo | Request | Response | Want | Found | Offer | Resume | Delta
-    | SnapshotBegin | Chunk | SnapshotEnd | Ack | Outdated
+    Hello
+    | Beat
+    | Echo
+    | Request
+    | Response
+    | Want
+    | Found
+    | Offer
+    | Resume
+    | Delta
+    | SnapshotBegin
+    | Chunk
+    | SnapshotEnd
+    | Ack
+    | Outdated
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -139,12 +152,12 @@ class FrameReader:
         at = 0
         try:
             while len(buffer) - at >= 4:
-                length = int.from_bytes(buffer[at:at + 4], "big")
+                length = int.from_bytes(buffer[at : at + 4], "big")
                 if not 0 < length <= self._bytes_max:
                     raise Malformed(f"frame of {length} bytes, at most {self._bytes_max} allowed")
                 if len(buffer) - at - 4 < length:
                     break
-                body = bytes(buffer[at + 4:at + 4 + length])
+                body = bytes(buffer[at + 4 : at + 4 + length])
                 at += 4 + length
                 yield body
         finally:

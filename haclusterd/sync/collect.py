@@ -7,10 +7,10 @@ the buckets that differ. Late answers still go into the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from haclusterd.core.replication import BUCKETS, CHUNK_BYTES, CHUNK_ITEMS, Item
-from haclusterd.core.standby import differing, in_buckets
+from haclusterd.core.replication import BUCKETS, CHUNK_BYTES, CHUNK_ITEMS, Item, ItemSet
+from haclusterd.core.standby import ServiceCopies, differing, in_buckets
 from haclusterd.sync.codec import Found, Malformed, Message, Want
 from haclusterd.sync.session import Session, Source
 
@@ -18,6 +18,22 @@ ROUNDS_MAX = 32  # open collects of this node
 ANSWERS_MAX = 8  # open answers to one peer
 
 Merge = Callable[[str, list[Item]], object]
+
+
+def known(
+    own: ItemSet | None, copies: ServiceCopies | None
+) -> tuple[list[int], Mapping[str, Item]]:
+    """All that this node knows of a service, as owner and as standby: its digest, its items."""
+    if copies is None or not copies.union():
+        own = own or ItemSet()
+        return own.marks, own.items
+    if own is None or not own.items:
+        return copies.marks(), copies.union()
+    view = ItemSet()
+    for items in (copies.union(), own.items):
+        for item in items.values():
+            view.merge(item, 0)
+    return view.marks, view.items
 
 
 class Collector:
@@ -36,8 +52,9 @@ class Collector:
             for session in [s for s in sessions if s.peer not in alive]:
                 self._answered(session, number)
 
-    async def ask(self, service: str, marks: list[int], sessions: Iterable[Session],
-                  timeout_ms: int) -> bool:
+    async def ask(
+        self, service: str, marks: list[int], sessions: Iterable[Session], timeout_ms: int
+    ) -> bool:
         """Ask all living peers; True if every one answered within the time."""
         alive = self._alive
         open_sessions = {s for s in sessions if alive is None or s.peer in alive}

@@ -102,8 +102,10 @@ class ChangeLog:
         log = SequencedLog(stream, self.limits, old.settled)
         now_ms = self._now_ms()
         for item in old.items.items.values():
-            log.append(Item(item.uuid, old.epoch, self.incarnation, item.version, item.dead,
-                            item.blob), now_ms)
+            log.append(
+                Item(item.uuid, old.epoch, self.incarnation, item.version, item.dead, item.blob),
+                now_ms,
+            )
         self.logs[service] = log
         self._replaced(service)
 
@@ -205,4 +207,6 @@ class ChangeLog:
 
 def _newer(record: CallRecord | Tombstone, waiting: CallRecord | Tombstone) -> bool:
     return (record.version, isinstance(record, Tombstone)) > (
-        waiting.version, isinstance(waiting, Tombstone))
+        waiting.version,
+        isinstance(waiting, Tombstone),
+    )

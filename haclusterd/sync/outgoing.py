@@ -65,9 +65,15 @@ class Outgoing:
 
     def safe(self, own: SequencedLog) -> int:
         """The highest position that an eligible standby holds whole; -1 where there is none."""
-        return max((cursors[own.stream].acked for session, cursors in self._cursors.items()
-                    if own.stream in cursors
-                    and (self.eligible is None or session.peer in self.eligible)), default=-1)
+        return max(
+            (
+                cursors[own.stream].acked
+                for session, cursors in self._cursors.items()
+                if own.stream in cursors
+                and (self.eligible is None or session.peer in self.eligible)
+            ),
+            default=-1,
+        )
 
     def ack_ms(self) -> tuple[int, int]:
         """Median and 99th percentile of the time from logged to acknowledged."""
@@ -103,8 +109,9 @@ class Outgoing:
             state = "syncing"
         elif lag_ms > self._lag_ms_max:
             state = "suspended"
-        return OutgoingStatus(own.stream.service, own.epoch, state, cursor.acked, own.head, lag_ms,
-                              cursor.snapshots)
+        return OutgoingStatus(
+            own.stream.service, own.epoch, state, cursor.acked, own.head, lag_ms, cursor.snapshots
+        )
 
 
 def now_ms() -> int:

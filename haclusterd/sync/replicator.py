@@ -18,7 +18,6 @@ from haclusterd.core.replication import (
     Chunk,
     Delta,
     Item,
-    ItemSet,
     Limits,
     Offer,
     OriginMessage,
@@ -30,7 +29,7 @@ from haclusterd.core.replication import (
 )
 from haclusterd.core.standby import Freshness, LimitExceeded, StreamGap
 from haclusterd.sync.codec import Beat, Found, Head, Malformed, Message, Request, Response, Want
-from haclusterd.sync.collect import Collector, answer
+from haclusterd.sync.collect import Collector, answer, known
 from haclusterd.sync.log import ChangeLog
 from haclusterd.sync.outgoing import Outgoing, now_ms
 from haclusterd.sync.rpc import Answer, Requests
@@ -54,13 +53,13 @@ class Replicator:
     the standbys say so and the streams are renewed above what they remember.
     """
 
-    def __init__(self, config: MeshConfig, incarnation: int,
-                 limits: Limits | None = None) -> None:
+    def __init__(self, config: MeshConfig, incarnation: int, limits: Limits | None = None) -> None:
         self.config, limits = config, limits or Limits()
         self.mesh = Mesh(config, self)
         self.store = StandbyStore(limits, now_ms)
         self.change_log = ChangeLog(
-            config.node, incarnation, limits, now_ms, self._logged, self._replaced)
+            config.node, incarnation, limits, now_ms, self._logged, self._replaced
+        )
         self._outgoing = Outgoing(self.change_log.logs, config.timing.lag_ms_max)
         self._collector = Collector(self.store.fetched)
         self._requests = Requests()
@@ -85,8 +84,12 @@ class Replicator:
             self._judge.cancel()
         await self.mesh.stop()
 
-    def observe(self, owners: Mapping[str, tuple[str, int]], alive: Collection[str],
-                eligible: Collection[str] | None = None) -> None:
+    def observe(
+        self,
+        owners: Mapping[str, tuple[str, int]],
+        alive: Collection[str],
+        eligible: Collection[str] | None = None,
+    ) -> None:
         """Heart's view: (owner, epoch) per service, nodes heard, nodes that could take over.
 
         A service that another node owns at a higher epoch is disowned. Copies of a dead owner's
@@ -134,8 +137,10 @@ class Replicator:
 
     def replicated(self, uuid: str, version: int) -> bool:
         """An eligible standby has acknowledged this version of an own call, or a newer one."""
-        return any(own.holds(uuid, version, self._outgoing.safe(own))
-                   for own in self.change_log.logs.values())
+        return any(
+            own.holds(uuid, version, self._outgoing.safe(own))
+            for own in self.change_log.logs.values()
+        )
 
     def at_risk(self) -> list[str]:
         """Own live calls whose newest state no eligible standby has acknowledged."""
@@ -164,8 +169,9 @@ class Replicator:
 
     # -- standby --
 
-    async def collect(self, service: str, timeout_ms: int = 20,
-                      without: Collection[str] = ()) -> list[CallRecord]:
+    async def collect(
+        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
+    ) -> list[CallRecord]:
         """What to inject: `unrecovered`, after asking the living nodes but those `without`.
 
         They have at most `timeout_ms`; the unpacking (25 us per call) comes on top.
@@ -185,7 +191,7 @@ class Replicator:
         wanted = [i for u, i in self.store.items(service).items() if not i.dead and u not in known]
         records: list[CallRecord] = []
         for at in range(0, len(wanted), UNPACK_SLICE):
-            records += self.store.unpack(wanted[at:at + UNPACK_SLICE])
+            records += self.store.unpack(wanted[at : at + UNPACK_SLICE])
             await asyncio.sleep(0)
         return records
 
@@ -200,8 +206,11 @@ class Replicator:
 
     def in_sync_services(self) -> list[str]:
         """Services of other owners that this node could take over with all their calls."""
-        return [s for s in sorted(self.store.services) if s not in self.change_log.logs
-                and self.freshness(s).state == "in-sync"]
+        return [
+            s
+            for s in sorted(self.store.services)
+            if s not in self.change_log.logs and self.freshness(s).state == "in-sync"
+        ]
 
     def on_change(self, watcher: Changed) -> None:
         """`watcher({service: freshness})` is called when the state of copies changes."""
@@ -240,8 +249,9 @@ class Replicator:
 
     def session_heads(self) -> list[Head]:
         """Where the own streams are."""
-        return [Head(own.stream, own.head, own.items.digest())
-                for own in self.change_log.logs.values()]
+        return [
+            Head(own.stream, own.head, own.items.digest()) for own in self.change_log.logs.values()
+        ]
 
     def session_message(self, session: Session, message: Message) -> None:
         """One message of an authenticated peer."""
@@ -310,12 +320,10 @@ class Replicator:
         self.store.counters["outdated"] += 1
         copies = self.store.services.get(service)
         newest = None if copies is None else copies.newest()
-        if own is not None:
-            newer = own.stream
-            session.send(Outdated(message.stream, own.epoch, newer.incarnation, newer.origin))
-        elif newest is not None:
-            session.send(Outdated(message.stream, newest.epoch, newest.stream.incarnation,
-                                  newest.stream.origin))
+        newer = own or newest
+        if newer is not None:
+            by = newer.stream
+            session.send(Outdated(message.stream, newer.epoch, by.incarnation, by.origin))
 
     def _outdated(self, message: Outdated) -> None:
         own = self.change_log.logs.get(message.stream.service)
@@ -346,19 +354,7 @@ class Replicator:
         self._progress.set()
 
     def _view(self, service: str) -> tuple[list[int], Mapping[str, Item]]:
-        """All that this node knows of a service, as owner and as standby, with its digest."""
-        own = self.change_log.items(service)
-        copies = self.store.services.get(service)
-        if copies is None or not copies.union():
-            own = own or ItemSet()
-            return own.marks, own.items
-        if own is None or not own.items:
-            return copies.marks(), copies.union()
-        view = ItemSet()
-        for items in (copies.union(), own.items):
-            for item in items.values():
-                view.merge(item, 0)
-        return view.marks, view.items
+        return known(self.change_log.items(service), self.store.services.get(service))
 
     # -- judging --
 
@@ -386,14 +382,18 @@ class Replicator:
 
     def status(self) -> SyncStatus:
         """For `haclusterctl sync`, status and metrics."""
+        peers = [n for n in self.config.links if n != self.config.node]
+        counters = self.mesh.counters + self.store.counters + self.change_log.counters
         return SyncStatus(
             self.config.node,
-            [self._outgoing.peer_status(n, self.mesh.sessions.get(n))
-             for n in self.config.links if n != self.config.node],
-            [incoming(s, c.newest(), self.freshness(s))
-             for s, c in sorted(self.store.services.items())],
+            [self._outgoing.peer_status(n, self.mesh.sessions.get(n)) for n in peers],
+            [
+                incoming(s, c.newest(), self.freshness(s))
+                for s, c in sorted(self.store.services.items())
+            ],
             self.store.counts(),
             sum(self.change_log.waiting(s) for s in self.change_log.logs),
-            len(self.at_risk()), *self._outgoing.ack_ms(),
-            dict(sorted((self.mesh.counters + self.store.counters
-                         + self.change_log.counters).items())))
+            len(self.at_risk()),
+            *self._outgoing.ack_ms(),
+            dict(sorted(counters.items())),
+        )

@@ -39,8 +39,9 @@ class Requests:
         """`await answer(peer, payload)` serves `method`; its ValueError is told to the asker."""
         self._answers[method] = answer
 
-    async def ask(self, session: Session | None, method: str, payload: bytes,
-                  timeout_ms: int) -> bytes:
+    async def ask(
+        self, session: Session | None, method: str, payload: bytes, timeout_ms: int
+    ) -> bytes:
         """Send a request and wait. Raises RequestFailed."""
         if session is None:
             raise RequestFailed("not connected to that node")

@@ -74,8 +74,16 @@ class SessionOwner(Protocol):
 class Session(asyncio.Protocol):
     """See the module. `expect` is the node that was dialled, None on the accepting side."""
 
-    def __init__(self, node: str, cluster: str, nodes: frozenset[str], expect: str | None,
-                 timing: SyncTiming, owner: SessionOwner, counters: Counter[str]) -> None:
+    def __init__(
+        self,
+        node: str,
+        cluster: str,
+        nodes: frozenset[str],
+        expect: str | None,
+        timing: SyncTiming,
+        owner: SessionOwner,
+        counters: Counter[str],
+    ) -> None:
         self.node = node
         self.cluster = cluster
         self.expect = expect
@@ -257,8 +265,12 @@ def certified_node(certificate: object, nodes: frozenset[str]) -> str:
     """The configured node that a verified certificate names (common name, or a DNS name)."""
     if not isinstance(certificate, dict):
         return ""
-    names = [value for part in certificate.get("subject", ()) for key, value in part
-             if key == "commonName"]
+    names = [
+        value
+        for part in certificate.get("subject", ())
+        for key, value in part
+        if key == "commonName"
+    ]
     names += [value for key, value in certificate.get("subjectAltName", ()) if key == "DNS"]
     return next((name for name in names if name in nodes), "")
 

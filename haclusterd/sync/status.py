@@ -42,8 +42,17 @@ def incoming(service: str, newest: StreamCopy | None, fresh: Freshness) -> Incom
     """The row of one service in the standby store."""
     if newest is None:
         return IncomingStatus(service, "", 0, False, fresh.state, fresh.have, fresh.want, 0, 0)
-    return IncomingStatus(service, newest.stream.origin, newest.epoch, newest.settled, fresh.state,
-                          fresh.have, fresh.want, newest.position, fresh.lag_ms)
+    return IncomingStatus(
+        service,
+        newest.stream.origin,
+        newest.epoch,
+        newest.settled,
+        fresh.state,
+        fresh.have,
+        fresh.want,
+        newest.position,
+        fresh.lag_ms,
+    )
 
 
 class PeerStatus(msgspec.Struct, frozen=True):

@@ -171,10 +171,16 @@ class StandbyStore:
         for service, copies in sorted(self.services.items()):
             sets = [c.items for c in copies.copies.values()] + [copies.fetched]
             newest = copies.newest()
-            rows.append(StoreCounts(
-                service, len(copies.copies), max((s.live for s in sets), default=0),
-                max((len(s.graves) for s in sets), default=0), sum(s.bytes for s in sets),
-                0 if newest is None else newest.items.digest()))
+            rows.append(
+                StoreCounts(
+                    service,
+                    len(copies.copies),
+                    max((s.live for s in sets), default=0),
+                    max((len(s.graves) for s in sets), default=0),
+                    sum(s.bytes for s in sets),
+                    0 if newest is None else newest.items.digest(),
+                )
+            )
         return rows
 
     def _copies(self, service: str) -> ServiceCopies:

@@ -70,15 +70,19 @@ def tls_context(identity: Identity, server: bool) -> ssl.SSLContext:
         context.num_tickets = 0
     for file in (identity.ca_file, identity.certificate_file, identity.key_file):
         if not file.is_file():
-            raise SyncError(f"{file} is missing: run `haclusterctl keys create` and copy the "
-                            "directory to every node")
+            raise SyncError(
+                f"{file} is missing: run `haclusterctl keys create` and copy the "
+                "directory to every node"
+            )
     try:
         context.load_verify_locations(identity.ca_file)
         context.load_cert_chain(identity.certificate_file, identity.key_file)
     except (ssl.SSLError, OSError) as error:
-        raise SyncError(f"{identity.certificate_file}: {error}: the certificate, its key and "
-                        f"{identity.ca_file.name} do not fit together; run "
-                        "`haclusterctl keys create` again") from error
+        raise SyncError(
+            f"{identity.certificate_file}: {error}: the certificate, its key and "
+            f"{identity.ca_file.name} do not fit together; run "
+            "`haclusterctl keys create` again"
+        ) from error
     return context
 
 
@@ -163,8 +167,10 @@ class Mesh:
         except OSError as error:
             listener.close()
             port = self.config.port_of(self.config.node)
-            raise SyncError(f"cannot listen on {address} port {port}: {error.strerror}; stop what "
-                            "uses it (`ss -ltnp`) or change `port` in [sync]") from error
+            raise SyncError(
+                f"cannot listen on {address} port {port}: {error.strerror}; stop what "
+                "uses it (`ss -ltnp`) or change `port` in [sync]"
+            ) from error
         return listener
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -178,8 +184,10 @@ class Mesh:
                 await asyncio.sleep(0.1)
                 continue
             address = str(source[0])
-            if (self._shaking.total() >= HANDSHAKES_MAX
-                    or self._shaking[address] >= HANDSHAKES_PER_SOURCE_MAX):
+            if (
+                self._shaking.total() >= HANDSHAKES_MAX
+                or self._shaking[address] >= HANDSHAKES_PER_SOURCE_MAX
+            ):
                 self.counters["crowded"] += 1
                 connection.close()
                 continue
@@ -195,8 +203,12 @@ class Mesh:
             self._tune(connection)
             session = self._session(None)
             await loop.connect_accepted_socket(
-                lambda: session, connection, ssl=self._server_tls,
-                ssl_handshake_timeout=limit_s, ssl_shutdown_timeout=1)
+                lambda: session,
+                connection,
+                ssl=self._server_tls,
+                ssl_handshake_timeout=limit_s,
+                ssl_shutdown_timeout=1,
+            )
             await self._until_ready(session, limit_s)
         except (TimeoutError, OSError) as error:
             self.counters["handshake"] += 1
@@ -248,8 +260,13 @@ class Mesh:
                 await loop.sock_connect(connection, target)
             session = self._session(peer)
             await loop.create_connection(
-                lambda: session, sock=connection, ssl=self._client_tls, server_hostname=peer,
-                ssl_handshake_timeout=2 * limit_s, ssl_shutdown_timeout=1)
+                lambda: session,
+                sock=connection,
+                ssl=self._client_tls,
+                server_hostname=peer,
+                ssl_handshake_timeout=2 * limit_s,
+                ssl_shutdown_timeout=1,
+            )
             if await self._until_ready(session, 2 * limit_s):
                 return session
             self.counters["refused"] += 1
@@ -275,8 +292,15 @@ class Mesh:
 
     def _session(self, expect: str | None) -> Session:
         config = self.config
-        return Session(config.node, config.cluster, self._nodes, expect, config.timing,
-                       self._owner, self.counters)
+        return Session(
+            config.node,
+            config.cluster,
+            self._nodes,
+            expect,
+            config.timing,
+            self._owner,
+            self.counters,
+        )
 
     def _tune(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -64,10 +64,10 @@ class World:
     def begin_log(self) -> None:
         """The origin's agent (re)starts: it reads its calls anew, dead ones are simply gone."""
         self.incarnation += 1
-        self.log = SequencedLog(
-            StreamId("east", "a", self.incarnation, self.epoch), LIMITS)
-        self.truth = {u: self._item(u, i.version, False)
-                      for u, i in self.truth.items() if not i.dead}
+        self.log = SequencedLog(StreamId("east", "a", self.incarnation, self.epoch), LIMITS)
+        self.truth = {
+            u: self._item(u, i.version, False) for u, i in self.truth.items() if not i.dead
+        }
         for item in self.truth.values():
             self.log.append(item, self.now_ms)
         self.log.append(Settled(), self.now_ms)
@@ -182,8 +182,15 @@ class World:
             assert fresh.state == "in-sync"
 
 
-MOVES = (["change"] * 6 + ["bury"] * 2 + ["send"] * 10 + ["down"] * 10 + ["up"] * 8
-         + ["connect"] * 3 + ["cut", "restart-origin", "restart-standby", "reclaim"])
+MOVES = (
+    ["change"] * 6
+    + ["bury"] * 2
+    + ["send"] * 10
+    + ["down"] * 10
+    + ["up"] * 8
+    + ["connect"] * 3
+    + ["cut", "restart-origin", "restart-standby", "reclaim"]
+)
 Step = tuple[str, int, str]
 
 
@@ -217,8 +224,11 @@ def run(steps: list[Step]) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 1), st.sampled_from(UUIDS)),
-                max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(MOVES), st.integers(0, 1), st.sampled_from(UUIDS)), max_size=60
+    )
+)
 def test_any_history_converges_and_keeps_what_was_acknowledged(steps: list[Step]) -> None:
     run(steps)
 
@@ -228,21 +238,30 @@ def test_long_histories_converge(seed: int) -> None:
     """Long histories, which hypothesis rarely makes; the seed of a failure is in the message."""
     for number in range(40):
         chance = random.Random(f"{seed}/{number}")
-        steps = [(chance.choice(MOVES), chance.randrange(2), chance.choice(UUIDS))
-                 for _ in range(150)]
+        steps = [
+            (chance.choice(MOVES), chance.randrange(2), chance.choice(UUIDS)) for _ in range(150)
+        ]
         try:
             run(steps)
         except Exception as error:
             raise AssertionError(f"history {seed}/{number}: {error!r}") from error
 
 
-ITEMS = st.builds(Item, st.sampled_from(UUIDS), st.integers(1, 3), st.integers(1, 2),
-                  st.integers(1, 4), st.booleans(), st.just(b"b"))
+ITEMS = st.builds(
+    Item,
+    st.sampled_from(UUIDS),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 4),
+    st.booleans(),
+    st.just(b"b"),
+)
 
 
 @given(st.lists(ITEMS, max_size=30), st.randoms(use_true_random=False))
 def test_merge_does_not_depend_on_order_or_repetition(
-    items: list[Item], chance: random.Random,
+    items: list[Item],
+    chance: random.Random,
 ) -> None:
     one, other = ItemSet(), ItemSet()
     shuffled = items + items[: len(items) // 2]
@@ -259,11 +278,17 @@ def test_merge_does_not_depend_on_order_or_repetition(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(UUIDS), st.booleans()), max_size=40),
-       st.lists(st.tuples(st.sampled_from(UUIDS), st.booleans()), max_size=40),
-       st.integers(0, 40), st.booleans())
+@given(
+    st.lists(st.tuples(st.sampled_from(UUIDS), st.booleans()), max_size=40),
+    st.lists(st.tuples(st.sampled_from(UUIDS), st.booleans()), max_size=40),
+    st.integers(0, 40),
+    st.booleans(),
+)
 def test_takeover_cut_anywhere_loses_no_inherited_call(
-    before: list[tuple[str, bool]], after: list[tuple[str, bool]], cut: int, settle: bool,
+    before: list[tuple[str, bool]],
+    after: list[tuple[str, bool]],
+    cut: int,
+    settle: bool,
 ) -> None:
     """b takes over a's service and dies after `cut` log entries: c still has every call (31)."""
     copies = ServiceCopies(LIMITS)

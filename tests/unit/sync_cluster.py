@@ -22,8 +22,9 @@ from haclusterd.sync.session import SyncTiming
 from haclusterd.sync.transport import Identity, MeshConfig
 
 NODES = ["a", "b", "c"]
-TIMING = SyncTiming(beat_ms=40, dead_ms=200, connect_ms=200, backoff_ms_min=10,
-                    backoff_ms_max=100, lag_ms_max=400)
+TIMING = SyncTiming(
+    beat_ms=40, dead_ms=200, connect_ms=200, backoff_ms_min=10, backoff_ms_max=100, lag_ms_max=400
+)
 _ports = itertools.count(20_000 + os.getpid() % 20_000)
 
 
@@ -36,7 +37,8 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(self.name, self.key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
         self.certificate = builder.sign(self.key, hashes.SHA256())
         self._write("ca.crt", self.certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -47,19 +49,31 @@ class Authority:
             subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node)])
             signed = self._builder(subject, key).sign(self.key, hashes.SHA256())
             self._write(f"{node}.crt", signed.public_bytes(serialization.Encoding.PEM))
-            self._write(f"{node}.key", key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption()))
-        return Identity(self.folder / "ca.crt", self.folder / f"{node}.crt",
-                        self.folder / f"{node}.key")
+            self._write(
+                f"{node}.key",
+                key.private_bytes(
+                    serialization.Encoding.PEM,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
+                ),
+            )
+        return Identity(
+            self.folder / "ca.crt", self.folder / f"{node}.crt", self.folder / f"{node}.key"
+        )
 
-    def _builder(self, subject: x509.Name,
-                 key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey
+    ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
-        return (x509.CertificateBuilder().subject_name(subject).issuer_name(self.name)
-                .public_key(key.public_key()).serial_number(x509.random_serial_number())
-                .not_valid_before(now - datetime.timedelta(days=1))
-                .not_valid_after(now + datetime.timedelta(days=2)))
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=2))
+        )
 
     def _write(self, name: str, content: bytes) -> None:
         (self.folder / name).write_bytes(content)
@@ -76,14 +90,22 @@ class Cluster:
         self.folder = folder
 
     def config(self, node: str) -> MeshConfig:
-        links = {n: [f"127.71.{self.port % 250}.{k}", f"127.72.{self.port % 250}.{k}"]
-                 for k, n in enumerate(NODES, 1)}
+        links = {
+            n: [f"127.71.{self.port % 250}.{k}", f"127.72.{self.port % 250}.{k}"]
+            for k, n in enumerate(NODES, 1)
+        }
         return MeshConfig("voice1", node, links, self.port, self.authority.identity(node), TIMING)
 
-    async def start(self, node: str, incarnation: int | None = None,
-                    limits: Limits | None = None, config: MeshConfig | None = None) -> Replicator:
-        one = Replicator(config or self.config(node), incarnation or next(self.incarnations),
-                         limits)
+    async def start(
+        self,
+        node: str,
+        incarnation: int | None = None,
+        limits: Limits | None = None,
+        config: MeshConfig | None = None,
+    ) -> Replicator:
+        one = Replicator(
+            config or self.config(node), incarnation or next(self.incarnations), limits
+        )
         await one.start()
         self.running[node] = one
         return one
@@ -93,8 +115,14 @@ class Cluster:
 
 
 def call(number: int, version: int = 1, service: str = "east", size: int = 600) -> CallRecord:
-    return CallRecord(service, f"uuid-{number}", version, service, "core-a",
-                      f"<v{version}>" + "<variable>x</variable>" * (size // 22))
+    return CallRecord(
+        service,
+        f"uuid-{number}",
+        version,
+        service,
+        "core-a",
+        f"<v{version}>" + "<variable>x</variable>" * (size // 22),
+    )
 
 
 async def until(true: Callable[[], object], within_s: float = 5) -> None:

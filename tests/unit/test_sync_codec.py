@@ -51,10 +51,18 @@ def test_record_that_cannot_be_sent_is_refused() -> None:
         item_of(CallRecord("east", "u", 1, "e", "c", "x" * (RECORD_BYTES_MAX + 1)), 1, 1)
 
 
-@pytest.mark.parametrize("blob", [
-    b"", b"\x00", b"\x01garbage", b"\x00\xc1", b"\x01" + zlib.compress(b"\xc1"),
-    b"\x01" + zlib.compress(b"x" * 5000)[:20],
-    b"\x01" + zlib.compress(b"\0" * (RECORD_BYTES_MAX + 1))])
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"\x00",
+        b"\x01garbage",
+        b"\x00\xc1",
+        b"\x01" + zlib.compress(b"\xc1"),
+        b"\x01" + zlib.compress(b"x" * 5000)[:20],
+        b"\x01" + zlib.compress(b"\0" * (RECORD_BYTES_MAX + 1)),
+    ],
+)
 def test_unreadable_blobs(blob: bytes) -> None:
     with pytest.raises(Malformed):
         record_of(Item("u", 1, 1, 1, False, blob))
@@ -64,11 +72,13 @@ def test_unreadable_blobs(blob: bytes) -> None:
 def test_frames_survive_any_cut(cuts: list[int]) -> None:
     messages: list[Message] = [
         Delta(STREAM, 5, 9, [Item("u", 1, 2, 3, True, b"blob"), Advanced(4), Settled()]),
-        Want(1, "east", [2**64 - 1] * 3), Found(1, [], True)]
+        Want(1, "east", [2**64 - 1] * 3),
+        Found(1, [], True),
+    ]
     sent = b"".join(frame(m) for m in messages)
     reader, got, at = FrameReader(), [], 0
     for cut in [*cuts, len(sent)]:
-        got += [decode(body) for body in reader.feed(sent[at:at + cut])]
+        got += [decode(body) for body in reader.feed(sent[at : at + cut])]
         at += cut
     assert got == messages
 
@@ -114,8 +124,7 @@ async def test_what_is_not_logged_is_counted() -> None:
     log = _log(Limits(records=2))
     log.append([_call(1)])
     log.own("east", 1, settled=False)
-    log.append([_call(1), _call(1), _call(2), _call(3),
-                _call(4, 2, "x" * (RECORD_BYTES_MAX + 1))])
+    log.append([_call(1), _call(1), _call(2), _call(3), _call(4, 2, "x" * (RECORD_BYTES_MAX + 1))])
     await asyncio.sleep(0)
     log.append([_call(2)])
     assert log.counters == {"unowned": 1, "full": 1, "oversize": 1, "stale": 1}

@@ -79,15 +79,17 @@ async def test_certificate_of_a_foreign_authority(
 ) -> None:
     cluster, b, _ = pair
     foreign = Authority(cluster.folder, "foreign").identity("a")
-    mixed = Identity(cluster.authority.folder / "ca.crt", foreign.certificate_file,
-                     foreign.key_file)
+    mixed = Identity(
+        cluster.authority.folder / "ca.crt", foreign.certificate_file, foreign.key_file
+    )
     await blocking(lambda: drain(dial(cluster, mixed)))
     await until(lambda: b.mesh.counters["handshake"] == 1)
 
 
 @pytest.mark.parametrize("node", ["stranger", "b"])
 async def test_certificate_of_no_other_configured_node(
-    pair: tuple[Cluster, Replicator, Replicator], node: str,
+    pair: tuple[Cluster, Replicator, Replicator],
+    node: str,
 ) -> None:
     cluster, b, _ = pair
     await blocking(lambda: drain(dial(cluster, cluster.authority.identity(node))))
@@ -110,7 +112,9 @@ def speeches() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.mark.parametrize(("counter", "frames"), list(speeches()))
 async def test_authenticated_nonsense(
-    pair: tuple[Cluster, Replicator, Replicator], counter: str, frames: list[bytes],
+    pair: tuple[Cluster, Replicator, Replicator],
+    counter: str,
+    frames: list[bytes],
 ) -> None:
     cluster, b, _ = pair
 
@@ -131,8 +135,10 @@ async def test_node_cannot_speak_for_another(
 
     def attack() -> None:
         with dial(cluster, cluster.authority.identity("a")) as connection:
-            connection.sendall(frame(Hello(VERSION, "voice1", "a"))
-                               + frame(Offer(StreamId("east", "c", 1, 9), 9, 5)))
+            connection.sendall(
+                frame(Hello(VERSION, "voice1", "a"))
+                + frame(Offer(StreamId("east", "c", 1, 9), 9, 5))
+            )
             drain(connection)
 
     await blocking(attack)

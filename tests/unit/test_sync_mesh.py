@@ -150,7 +150,8 @@ async def test_takeover_keeps_the_lower_epoch_until_settled(cluster: Cluster) ->
     b.append([moved, Tombstone("east", "uuid-2", 1, "lost")])
     assert await b.wait_acked("east", 3000)
     assert {r.uuid for r in await b.unrecovered("east")} == {
-        f"uuid-{n}" for n in range(10) if n not in (1, 2)}
+        f"uuid-{n}" for n in range(10) if n not in (1, 2)
+    }
     await cluster.kill("b")
     c.own("east", 3)
     inherited = {r.uuid: r for r in await c.collect("east")}
@@ -250,8 +251,9 @@ async def test_slow_reader_costs_no_memory_and_catches_up(cluster: Cluster) -> N
     session._transport.pause_reading()
     noise = os.urandom(6000).hex()
     for version in range(1, 60):
-        a.append([CallRecord("east", f"uuid-{n}", version, "east", "core", noise)
-                  for n in range(40)])
+        a.append(
+            [CallRecord("east", f"uuid-{n}", version, "east", "core", noise) for n in range(40)]
+        )
         await asyncio.sleep(0.001)
     log = a.change_log.logs["east"]
     assert len(log._kept) <= 100
@@ -294,8 +296,10 @@ async def test_second_link_is_used_when_the_first_is_dead(cluster: Cluster) -> N
     config = cluster.config("b")
     links = {n: list(addresses) for n, addresses in config.links.items()}
     second_only = {**links, "b": links["b"][1:]}
-    b = await cluster.start("b", config=MeshConfig(
-        config.cluster, "b", second_only, config.port, config.identity, TIMING))
+    b = await cluster.start(
+        "b",
+        config=MeshConfig(config.cluster, "b", second_only, config.port, config.identity, TIMING),
+    )
     a = await cluster.start("a")
     await until(lambda: "b" in a.mesh.sessions)
     assert a.mesh.sessions["b"].address == links["b"][1]
@@ -323,13 +327,22 @@ async def test_requests(cluster: Cluster) -> None:
     async def huge(peer: str, payload: bytes) -> bytes:
         return b"x" * 1_000_000
 
-    for method, served in [("echo", echo), ("refuse", refuse), ("bug", bug), ("wait", wait),
-                           ("huge", huge)]:
+    for method, served in [
+        ("echo", echo),
+        ("refuse", refuse),
+        ("bug", bug),
+        ("wait", wait),
+        ("huge", huge),
+    ]:
         b.register(method, served)
     await until(lambda: "b" in a.mesh.sessions)
     assert await a.request("b", "echo", b"hi", 1000) == b"a:hi"
-    for method, reason in [("refuse", "west is not mine"), ("bug", "see the log"),
-                           ("unknown", "unknown method"), ("huge", "too large")]:
+    for method, reason in [
+        ("refuse", "west is not mine"),
+        ("bug", "see the log"),
+        ("unknown", "unknown method"),
+        ("huge", "too large"),
+    ]:
         with pytest.raises(RequestFailed, match=reason):
             await a.request("b", method, b"", 1000)
     with pytest.raises(RequestFailed, match="no answer"):
