@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -90,7 +91,9 @@ def test_a_stun_longer_than_the_lease_fences_first(cluster: HeartCluster, owner:
     kept = cluster.holders(A) == [owner.id]
     print(f"110 ms stun: {gap_ms:.0f} ms without an answer, owner {'kept' if kept else 'replaced'}")
     assert len(cluster.holders(A)) == 1
-    assert "it stood still for 11" in owner.said()[len(said) :]
+    still = re.search(r"it stood still for (\d+) ms", owner.said()[len(said) :])
+    # The clock of the stop is the scheduler's: never shorter than the stun, longer on a busy host.
+    assert still is not None and int(still.group(1)) >= 105
     assert gap_ms < 400
 
 
