@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +65,12 @@ def _parse(path: Path) -> dict[str, Any]:
         return ConfigError((Problem(str(path), "", message, fix),))
 
     try:
-        if path.stat().st_size > FILE_BYTES_MAX:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise refused("is no regular file", "name the right file")
+        if status.st_size > FILE_BYTES_MAX:
             raise refused(f"is larger than {FILE_BYTES_MAX} bytes", "name the right file")
         content = path.read_bytes()
     except OSError as error:
@@ -75,6 +83,9 @@ def _parse(path: Path) -> dict[str, Any]:
         raise refused(f"is not UTF-8 in line {line}", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise refused(f"is not TOML: {error}", "correct that line") from None
+    except (ValueError, RecursionError):
+        # tomllib lets these through: a number of thousands of digits, brackets nested without end.
+        raise refused("is not TOML that can be read", "write plain keys and values") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ class Section:
     def named(self, name: str) -> str:
         """A required string that serves as an id."""
         found = self.text(name)
-        if found and not NAME.fullmatch(found):
+        written = self._table.get(name)
+        if isinstance(written, str) and not NAME.fullmatch(written):
             self.note(name, f'"{found}" cannot serve as a name', NAME_RULE)
         return found
 

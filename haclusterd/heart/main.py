@@ -7,8 +7,10 @@ upgrade. Exit status: 0 after a planned end, 1 refused or failed (the reason on 
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -149,6 +151,7 @@ class _Opening:
     def fresh(self, successor_command: Sequence[str]) -> Heart:
         """A heart that starts anew: fence closed, left-overs removed, hold-down ahead."""
         self._lock = take_lock(self._config)
+        refuse_beside_another(self._config)
         netlink = Netlink()
         services, devices = self._fenced(netlink)
         timing = self._spec.timing
@@ -337,6 +340,28 @@ def take_lock(config: Config) -> int:
         ) from None
     _write_pid(descriptor)
     return descriptor
+
+
+def refuse_beside_another(config: Config) -> None:
+    """Refuse to start where all heartbeat ports of this node are in use already.
+
+    Another haclusterd with another --run-dir does that: its addresses and its fence must not be
+    taken for left-overs. One busy port alone is borne: that link comes back when it is free.
+    """
+    busy = 0
+    for address in config.node.links:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((address, config.heartbeat_port))
+            except OSError as error:
+                busy += error.errno == errno.EADDRINUSE
+    if busy and busy == len(config.node.links):
+        raise HeartError(
+            f"port {config.heartbeat_port} of node {config.node.id} is in use on every link: "
+            "another haclusterd, or another program, runs here",
+            "stop it first (`ss -lunp`), or choose another port in [heartbeat]",
+        )
 
 
 def _write_pid(descriptor: int) -> None:

@@ -317,3 +317,25 @@ def test_missing_file(tmp_path: Path) -> None:
     (found,) = problems_of(tmp_path / "absent.toml")
     assert "No such file" in found.message
     assert "--config" in found.fix
+
+
+def test_empty_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "haclusterd.toml"
+    path.write_text('[cluster]\nname = ""\nkey_file = "cluster.key"\n[[service]]\nname = ""\n')
+    with pytest.raises(ConfigError) as caught:
+        load_cluster(path)
+    keys = [p.key for p in caught.value.problems if "cannot serve as a name" in p.message]
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("content", ["x = " + "9" * 5000, "x = " + "[" * 5000])
+def test_what_the_toml_reader_chokes_on_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "haclusterd.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_cluster(path)
+
+
+def test_only_regular_files_are_read() -> None:
+    with pytest.raises(ConfigError, match="no regular file"):
+        load_cluster(Path("/dev/zero"))
