@@ -14,6 +14,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from haclusterd.core.actions import Decided
 from haclusterd.core.inputs import Froze, Input, Received, Tick
@@ -33,16 +34,16 @@ def new_incarnation() -> int:
     return int.from_bytes(os.urandom(8), "big") or 1
 
 
-class Chores:
+class Chores(Protocol):
     """Things to do at set times beside the protocol. `process.Heart` has them."""
 
     def due_us(self) -> int:
         """When `run_due` is wanted next."""
-        raise NotImplementedError
+        ...
 
     def run_due(self, now_us: int) -> None:
         """Do what is due; must not wait."""
-        raise NotImplementedError
+        ...
 
 
 class Loop:
