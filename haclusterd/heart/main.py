@@ -26,13 +26,8 @@ from haclusterd.heart.addresses import ServiceAddresses
 from haclusterd.heart.agent_link import AgentLink
 from haclusterd.heart.clock import now_us
 from haclusterd.heart.errors import HeartError, refused
-from haclusterd.heart.fence import (
-    Fence,
-    FencedService,
-    KernelLease,
-    RuleFence,
-    load_fence,
-)
+from haclusterd.heart.fallback import RuleFence, load_fence
+from haclusterd.heart.fence import Fence, FencedService, KernelLease
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import ERROR, WARNING, Journal
 from haclusterd.heart.links import Links
@@ -266,9 +261,8 @@ class _Opening:
         )
         if lease.arm():
             return lease
-        rules = RuleFence(services)
-        self._complain("no kernel fence: a frozen owner may overlap for "
-                       f"{rules.overlap_bound_ms} ms; apt-get install nftables")  # fmt: skip
+        rules = RuleFence(services, timing.fence_us // 1000)
+        self._complain(f"no kernel fence (apt-get install nftables); {rules.sentence()}")
         return rules
 
     def _table(self) -> str:

@@ -26,7 +26,7 @@ _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _GROUPS = 0x1 | 0x10 | 0x100  # RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
-_FRA_SRC, _FRA_PRIORITY = 2, 6
+_FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY = 2, 3, 6
 _FR_ACT_PROHIBIT = 8
 _HEADER = struct.Struct("=IHHII")
 _RECEIVE_BYTES = 65536
@@ -172,10 +172,15 @@ class Netlink:
         return True
 
     def prohibit_source(self, address: str, priority: int, *, on: bool) -> bool:
-        """Set or clear `ip rule from ADDRESS prohibit`; False if it already was so."""
+        """Set or clear `ip rule from ADDRESS iif lo prohibit`; False if it already was so.
+
+        `iif lo` is what this host sends itself: packets from the address, wherever it lives now,
+        are received as ever.
+        """
         raw, family = _packed(address)
         body = struct.pack("=BBBBBBBBI", family, 0, len(raw) * 8, 0, 0, 0, 0, _FR_ACT_PROHIBIT, 0)
         body += _attribute(_FRA_SRC, raw) + _attribute(_FRA_PRIORITY, struct.pack("=I", priority))
+        body += _attribute(_FRA_IIFNAME, b"lo\0")
         kind, flags = (_RTM_NEWRULE, _CREATE | _EXCL) if on else (_RTM_DELRULE, 0)
         code = self._request(kind, flags, body)
         if code in (errno.EEXIST, errno.ENOENT):

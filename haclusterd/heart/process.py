@@ -208,8 +208,9 @@ class Heart(Chores):
         alarms = [AlarmView("host", text) for text in self._parts.complaints]
         alarms += [AlarmView("link_closed", text) for text in self._link_faults.values() if text]
         alarms += [AlarmView("nic", text) for text in self._addresses.faults.values()]
-        if self._executor.fence_fault:
-            alarms.append(AlarmView("fence_lost", self._executor.fence_fault))
+        for fault in (self._executor.fence_fault, self._parts.fence.fault):
+            if fault:
+                alarms.append(AlarmView("fence_lost", fault))
         return alarms
 
     # -- what the kernel tells ---------------------------------------------------------------------
@@ -365,6 +366,7 @@ class Heart(Chores):
     def _leave_to_successor(self) -> None:
         """Everything is the new heart's now: touch nothing, end the agent, go."""
         pid = self._upgrade.successor_pid
+        self._parts.fence.hand_on()
         self._parts.notifier.notify(f"MAINPID={pid}")
         self._journal.say(f"upgrade: the heart with pid {pid} has taken over")
         self._parts.agent.stop(_AGENT_STOP_S)
