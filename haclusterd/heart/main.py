@@ -39,6 +39,7 @@ from haclusterd.heart.pidfd import WatchedProcess
 from haclusterd.heart.process import Heart
 from haclusterd.heart.promised import read_promises
 from haclusterd.heart.realtime import become_realtime
+from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
 from haclusterd.heart.upgrade import HandOver, Predecessor, unpack_wire
 from haclusterd.keys import KeysError, load_cluster_key
@@ -220,6 +221,7 @@ class _Opening:
             freeswitch=FreeswitchProcess(),
             agent=self._agent,
             events=NetlinkEvents(),
+            ruleset=RulesetEvents(self._table()) if fence.mode == "nftables" else None,
             journal=self._journal,
             notifier=ServiceNotifier(),
             complaints=tuple(self._complaints),

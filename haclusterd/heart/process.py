@@ -111,6 +111,8 @@ class Heart(Chores):
     def _watch_everything(self) -> None:
         parts = self._parts
         self.loop.watch(parts.events.fileno(), self._netlink_changed)
+        if parts.ruleset is not None:
+            self.loop.watch(parts.ruleset.fileno(), self._ruleset_changed)
         self._watch_announcers()
         self._reopen_links()
         for link in range(len(parts.links)):
@@ -177,7 +179,7 @@ class Heart(Chores):
         if now_us >= self._look_at_us:
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
-            self._executor.watch_fence()
+            self._watch_fence()
             self._publish(now_us)
         elif self.loop.decided and now_us >= self._published_us + _VIEW_PAUSE_US:
             self._publish(now_us)
@@ -239,6 +241,19 @@ class Heart(Chores):
         self._addresses.address_lost(change, now_us)
         for link in self._parts.links.address_removed(change.address):
             self._journal.say(f"link {link + 1} lost its address {change.address}", WARNING)
+
+    def _ruleset_changed(self) -> None:
+        ruleset = self._parts.ruleset
+        if ruleset is not None and (not ruleset.receive() or ruleset.damaged):
+            self._watch_fence()
+
+    def _watch_fence(self) -> None:
+        """Also when it lost a part without which it lets itself be driven as ever."""
+        ruleset = self._parts.ruleset
+        if ruleset is not None and ruleset.damaged:
+            self._executor.reload_fence()
+        else:
+            self._executor.watch_fence()
 
     def _follow_fence(self, change: Link) -> None:
         """A NIC that (re)appears has no fence on it yet."""

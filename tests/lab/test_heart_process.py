@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from haclusterd.heart.nft import table_name
+from haclusterd.heart.ruleset import RulesetEvents
 from tests.lab.heart_cluster import SERVICE_IPS, HeartCluster, HeartNode, Prober, hearts
-from tests.lab.heart_net import needs_root, run
+from tests.lab.heart_net import inside, needs_root, run
 
 pytestmark = [pytest.mark.lab, needs_root]
 
@@ -132,6 +135,31 @@ def test_a_flushed_ruleset_is_loaded_again(cluster: HeartCluster, owner: HeartNo
     assert cluster.holders(A) == [owner.id]
     assert gap_ms < 200
     assert "do not `flush ruleset`" in owner.said()
+
+
+@pytest.mark.parametrize(
+    "harm", ["flush ruleset", "flush chain netdev {table} guard", "delete table netdev {table}"]
+)
+def test_harm_to_the_fence_wakes_heart(cluster: HeartCluster, owner: HeartNode, harm: str) -> None:
+    """Also harm that leaves the chain which heart drives, so that no renewal would notice."""
+    time.sleep(1.1)  # at most one load a second
+    table = table_name("hearts", owner.id)
+    before = run("ip", "netns", "exec", owner.namespace, "nft", "list", "chains")
+    with inside(owner.namespace):
+        events = RulesetEvents(table)
+        run("nft", *harm.format(table=table).split())
+        harmed = time.monotonic()
+        events.receive()
+        assert events.damaged
+        while events.damaged:
+            assert select.select([events], [], [], 5)[0], "nobody loads the fence again"
+            events.receive()
+        unfenced_ms = (time.monotonic() - harmed) * 1000
+        events.close()
+    print(f"{harm}: unfenced for {unfenced_ms:.0f} ms")
+    assert run("ip", "netns", "exec", owner.namespace, "nft", "list", "chains") == before
+    assert unfenced_ms < 900, "not by the look once a second"
+    settled(cluster)
 
 
 def test_an_address_taken_away_comes_back(cluster: HeartCluster, owner: HeartNode) -> None:
