@@ -48,6 +48,7 @@ from haclusterd.heart.nft import (
     ruleset,
     run_nft,
 )
+from haclusterd.heart.realtime import HELPER_PRIORITY, raise_priority
 
 _SO_MARK = 36  # not in the socket module before Python 3.13
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
@@ -168,6 +169,8 @@ class KernelLease:
             except OSError as error:
                 self._load_failure = str(refused("nft", error))
                 return
+            # On a busy host it would take twice as long, and nothing is fenced meanwhile.
+            raise_priority(HELPER_PRIORITY, self._loading.pid)
             if self._loading.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     self._loading.stdin.write(self._script())  # a few KB: the pipe takes it

@@ -137,6 +137,11 @@ def test_a_flushed_ruleset_is_loaded_again(cluster: HeartCluster, owner: HeartNo
     assert "do not `flush ruleset`" in owner.said()
 
 
+def damaged(events: RulesetEvents) -> bool:
+    events.receive()
+    return events.damaged
+
+
 @pytest.mark.parametrize(
     "harm", ["flush ruleset", "flush chain netdev {table} guard", "delete table netdev {table}"]
 )
@@ -149,11 +154,9 @@ def test_harm_to_the_fence_wakes_heart(cluster: HeartCluster, owner: HeartNode, 
         events = RulesetEvents(table)
         run("nft", *harm.format(table=table).split())
         harmed = time.monotonic()
-        events.receive()
-        assert events.damaged
-        while events.damaged:
+        assert damaged(events)
+        while damaged(events):
             assert select.select([events], [], [], 5)[0], "nobody loads the fence again"
-            events.receive()
         unfenced_ms = (time.monotonic() - harmed) * 1000
         events.close()
     print(f"{harm}: unfenced for {unfenced_ms:.0f} ms")
