@@ -142,6 +142,11 @@ class Heart(Chores):
 
         self.loop.watch(ours.fileno(), heard)
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether a successor goes on with everything that was this heart's."""
+        return self._upgrade.handed_over
+
     # -- the life --------------------------------------------------------------------------------
 
     def run(self) -> int:

@@ -243,12 +243,13 @@ def test_a_frozen_owner_is_replaced_and_never_speaks_again(
 
 
 def test_a_planned_stop_hands_over_first(cluster: HeartCluster, owner: HeartNode) -> None:
+    pid = owner.pid
     gap_ms = gap_during(cluster, 3.0, lambda: owner.signal(signal.SIGTERM))
     print(f"planned stop: {gap_ms:.1f} ms without an answer")
     assert gap_ms < 60
     assert not owner.has(A)
     end = time.monotonic() + 5
-    while Path(f"/proc/{owner.pid}").exists() and time.monotonic() < end:
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         if owner.process is not None:
             owner.process.poll()
         time.sleep(0.05)
