@@ -20,7 +20,7 @@ the workers short of CPU for 0.4 s, 6 of 150 armings failed while the table was 
 
 Set timeouts are whole jiffies, rounded down by the kernel, counted from the last tick: an element
 given T ms lives between T - 1 jiffy and T. So `fence_ms` and `arm_ms` are upper bounds, which is
-the side that safety needs; liveness has to allow for one jiffy less (`least_fence_ms`).
+the side that safety needs; liveness has to allow for less (`least_life_us`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from haclusterd.heart.clock import jiffy_us
 from haclusterd.heart.errors import HeartError, refused
 from haclusterd.heart.nft import (
     ARM,
@@ -64,6 +63,11 @@ class FencedService:
 
     devices: tuple[str, ...]
     addresses: tuple[str, ...]
+
+
+def least_life_us(timeout_ms: int, jiffy: int) -> int:
+    """How long an element given `timeout_ms` lives at least, with ticks of `jiffy` us."""
+    return max(timeout_ms * 1000 // jiffy - 1, 0) * jiffy
 
 
 class Fence(Protocol):
@@ -119,7 +123,6 @@ class KernelLease:
             {*devices, *(d for s in services.values() for d in s.devices)} - {"lo"}
         )
         self._fence_ms, self._arm_ms = fence_ms, arm_ms
-        self.least_fence_ms = fence_ms - -(-jiffy_us() // 1000)
         self.missing_devices: tuple[str, ...] = ()
         self._loading: subprocess.Popen[str] | None = None
         self._load_failure = ""

@@ -22,10 +22,10 @@ from haclusterd.core.state import Node, start
 from haclusterd.core.view import view
 from haclusterd.heart.addresses import ServiceAddresses
 from haclusterd.heart.agent_link import AgentLink
-from haclusterd.heart.clock import now_us
+from haclusterd.heart.clock import jiffy_us, now_us
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.fallback import RuleFence, load_fence
-from haclusterd.heart.fence import Fence, FencedService, KernelLease
+from haclusterd.heart.fence import Fence, FencedService, KernelLease, least_life_us
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import ERROR, WARNING, Journal
 from haclusterd.heart.links import Links
@@ -166,6 +166,8 @@ class _Opening:
         self._fence = fence
         if lesser:
             self._complain(lesser)
+        else:
+            self._judge_tick()
         addresses = self._service_addresses(netlink, fence)
         removed = addresses.remove_leftovers()
         if removed:
@@ -269,6 +271,17 @@ class _Opening:
         return services, {
             names[a.index] for a in netlink.addresses() if a.address in own and a.index in names
         }
+
+    def _judge_tick(self) -> None:
+        timing, jiffy = self._spec.timing, jiffy_us()
+        life_us = least_life_us(timing.fence_us // 1000, jiffy)
+        if life_us <= timing.heartbeat_us:
+            self._complain(
+                f"this kernel counts in ticks of {jiffy / 1000:g} ms, so a fence_ms of "
+                f"{timing.fence_us // 1000} may end after {life_us / 1000:g} ms, before the next "
+                f"beat ({timing.heartbeat_us / 1000:g} ms): addresses fall silent for some "
+                "milliseconds again and again; use preset lan, or a kernel with CONFIG_HZ=1000"
+            )
 
     def _standing_fence(self, services: dict[int, FencedService], devices: set[str]) -> Fence:
         """The fence that the predecessor loaded, driven by this process from now on."""

@@ -159,6 +159,11 @@ class Netlink:
         if ":" in address:
             body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
         code = self._request(_RTM_NEWADDR, _CREATE | _REPLACE, body)
+        if code == errno.EACCES and ":" in address:
+            raise HeartError(
+                f"adding {address}/{prefix}: IPv6 is disabled on its NIC",
+                "set net.ipv6.conf.DEV.disable_ipv6 to 0 by sysctl",
+            )
         if code:
             raise refused(f"adding {address}/{prefix}", OSError(code, ""))
 
@@ -206,6 +211,21 @@ class Netlink:
             for item in found
             if isinstance(item, Address) and (not index or item.index == index)
         ]
+
+    def answers_for(self, index: int, address: str) -> bool:
+        """Whether an IPv6 address is there and neither tentative nor found to be a duplicate.
+
+        Raises HeartError.
+        """
+        raw, family = _packed(address)
+        body = struct.pack("=BBBBi", family, 0, 0, 0, index) + _attribute(_IFA_ADDRESS, raw)
+        self._send(_RTM_GETADDR, 0, body)
+        for _attempt in range(8):
+            datagram = self._receive()
+            if _HEADER.unpack_from(datagram)[3] == self._sequence:
+                found = [_parse(kind, content) for kind, content in _messages(datagram)]
+                return any(isinstance(a, Address) and a.usable for a in found)
+        raise HeartError("the kernel did not answer an rtnetlink request")
 
     def _address_body(self, index: int, address: str, prefix: int) -> bytes:
         raw, family = _packed(address)

@@ -185,6 +185,8 @@ class Heart(Chores):
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
             self._watch_fence()
+            self._addresses.listen_again()
+            self._watch_announcers()
             self._publish(now_us)
         elif self.loop.decided and now_us >= self._published_us + _VIEW_PAUSE_US:
             self._publish(now_us)
@@ -274,8 +276,12 @@ class Heart(Chores):
             self.loop.feed(CarrierChanged(k, up), self.loop.last_us)
 
     def _heard_alien(self, nic: str) -> None:
-        for alien in self._addresses.receive(nic):
+        for alien in self._addresses.receive(nic, self.loop.last_us):
             self.loop.feed(alien, self.loop.last_us)
+        if self._addresses.flooded(nic):
+            for descriptor, flooded in self._addresses.sockets():
+                if flooded == nic:
+                    self.loop.unwatch(descriptor)
 
     # -- the agent ---------------------------------------------------------------------------------
 

@@ -125,13 +125,16 @@ def test_a_set_that_takes_no_element_is_not_a_table_that_is_gone(hosts: tuple[st
         fence.unload()
 
 
-def test_arp_is_fenced(hosts: tuple[str, str]) -> None:
+@pytest.mark.parametrize("address", [V4, V6])
+def test_the_kernel_answers_neighbours_only_while_open(
+    hosts: tuple[str, str], address: str
+) -> None:
     with inside(hosts[0]):
         fence = KernelLease(TABLE, SERVICES, fence_ms=1000, arm_ms=10)
         fence.load()
-    ping = ["ip", "netns", "exec", hosts[1], "ping", "-c1", "-W1", V4]
+    ping = ["ip", "netns", "exec", hosts[1], "ping", "-c1", "-W1", address]
     assert subprocess.run(ping, capture_output=True, check=False).returncode
-    assert "lladdr" not in run("ip", "-n", hosts[1], "neigh", "show", "to", V4)
+    assert "lladdr" not in run("ip", "-n", hosts[1], "neigh", "show", "to", address)
     assert fence.arm()
     assert fence.renew([0])
     run("ip", "-n", hosts[1], "neigh", "flush", "all")
