@@ -25,6 +25,7 @@ from haclusterd.heart.watchdog import PROHIBIT_PRIORITY, Page, silence
 
 _LIFETIME_BOUND_MS = 1100  # address with valid_lft 1 after the last renewal, measured
 _START_AGAIN_US = 1_000_000
+_ASSERT_EVERY_US = 1_000_000
 _STARTS_WITHIN_US = 3_000_000  # a Python that starts on a busy host
 _TURNS_WITHIN_US = 500_000
 _ENDS_WITHIN_S = 1.0
@@ -34,7 +35,8 @@ class RuleFence:
     """Rules and addresses set and cleared by heart, with a watchdog beside it.
 
     A pause between `arm` and `renew` shortens what is renewed, because the time until which a
-    service may speak counts from `arm`.
+    service may speak counts from `arm`. Renewing an open service is a write into the page: netlink
+    may have to wait for whoever changes a NIC.
     """
 
     mode: Mode = "iprule"
@@ -54,6 +56,8 @@ class RuleFence:
         self._life_fd = -1
         self._started_us = 0
         self._armed_us = 0
+        self._asserted_us = 0
+        self._open: dict[int, int] = {}  # service -> what the page said of its silencing
         self.fault = ""
 
     @property
@@ -70,13 +74,15 @@ class RuleFence:
         """Start closed. Raises HeartError without CAP_NET_ADMIN."""
         for ips in self._ips.values():
             silence(self._netlink, ips)
-        self._start_watchdog(now_us())
+        self._asserted_us = now_us()
+        self._start_watchdog(self._asserted_us)
 
     def adopt(self, opened: Collection[int]) -> None:
         """Take over the rules of a predecessor, which left these services open."""
         self.arm()
         for k in opened:
             self._page.allow(k, self._armed_us + self._fence_us)
+            self._open[k] = 0
 
     def hand_on(self) -> None:
         """A successor looks after the rules from now on, with a watchdog of its own."""
@@ -96,18 +102,31 @@ class RuleFence:
     def arm(self) -> bool:
         self._armed_us = now_us()
         self._look_after_watchdog()
+        if self._armed_us - self._asserted_us >= _ASSERT_EVERY_US:
+            self._asserted_us = self._armed_us
+            self._assert_closed()
         return True
+
+    def _assert_closed(self) -> None:
+        """Somebody may have flushed the rules of a service that is closed."""
+        with contextlib.suppress(HeartError):
+            for k in self._ips.keys() - self._open:
+                for ip in self._ips[k]:
+                    self._netlink.prohibit_source(ip, PROHIBIT_PRIORITY, on=True)
 
     def renew(self, indices: Collection[int]) -> bool:
         """Allow these services to speak for `fence_ms` from the last `arm`.
 
-        The rules are lifted each time: the watchdog may have set them during a short stall.
+        The rules are lifted at the opening, and where the watchdog set them during a short stall.
         """
         until_us = self._armed_us + self._fence_us
         try:
             for k in indices:
                 self._page.allow(k, until_us)
-                self._lift(self._ips[k])
+                silenced_us = self._page.silenced_us(k)
+                if self._open.get(k) != silenced_us:
+                    self._lift(self._ips[k])
+                    self._open[k] = silenced_us
         except HeartError:
             return False
         if now_us() < until_us:
@@ -118,6 +137,7 @@ class RuleFence:
     def close(self, indices: Collection[int]) -> bool:
         """Silence these services. True: the kernel confirmed it."""
         for k in indices:
+            self._open.pop(k, None)
             try:
                 silence(self._netlink, self._ips[k])
             except HeartError:
@@ -149,6 +169,7 @@ class RuleFence:
         if process is None or process.poll() is not None:
             self.fault = "the watchdog of the fallback fence does not run and is started again"
             if at_us - self._started_us >= _START_AGAIN_US:
+                self._open.clear()  # it may have ended between setting rules and saying so
                 self._end_watchdog()
                 self._start_watchdog(at_us)
             return

@@ -28,13 +28,14 @@ _AGAIN_US = 10_000  # a heart that stood still in the middle of opening may open
 
 
 class Page:
-    """The shared page: the watchdog's last turn, then per service until when it may speak.
+    """The shared page: the watchdog's last turn, then per service until when it may speak and when
+    the watchdog has silenced it.
 
-    Times in us of BOOTTIME, 0 for a service that is closed. Each word has one writer.
+    Times in us of BOOTTIME; 0 for never, and for a service that is closed. One writer a word.
     """
 
     def __init__(self, descriptor: int, services: int) -> None:
-        size = 8 * (1 + services)
+        size = 8 * (1 + 2 * services)
         if os.fstat(descriptor).st_size < size:
             os.ftruncate(descriptor, size)
         self._words = memoryview(mmap.mmap(descriptor, size)).cast("Q")
@@ -48,10 +49,16 @@ class Page:
         self._words[0] = at_us
 
     def until_us(self, k: int) -> int:
-        return self._words[1 + k]
+        return self._words[1 + 2 * k]
 
     def allow(self, k: int, until_us: int) -> None:
-        self._words[1 + k] = until_us
+        self._words[1 + 2 * k] = until_us
+
+    def silenced_us(self, k: int) -> int:
+        return self._words[2 + 2 * k]
+
+    def silenced(self, k: int, at_us: int) -> None:
+        self._words[2 + 2 * k] = at_us
 
 
 def silence(netlink: Netlink, ips: Collection[str]) -> list[str]:
@@ -92,6 +99,7 @@ class Watchdog:
                 wait_us = min(wait_us, until_us - at_us)
                 continue
             self._silence(k, until_us, "has ended" if heart_gone else "stands still")
+            self._page.silenced(k, at_us)
             wait_us = min(wait_us, _AGAIN_US)
         return wait_us
 

@@ -121,19 +121,18 @@ def last_output_ms(
     with inside(namespace):
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         wire.bind(("eth0", 3))
+        wire.settimeout(0.02)
     last: dict[str, float] = {}
-    stopped, end = 0.0, time.monotonic() + 0.1
+    began, stopped = time.monotonic(), 0.0
     try:
-        while (now := time.monotonic()) < end:
-            wire.settimeout(max(end - now, 0.001))
+        while not stopped or time.monotonic() < stopped + 0.3:
+            if not stopped and time.monotonic() > began + 0.05:
+                os.kill(holder.pid, signal.SIGSTOP)
+                stopped = time.monotonic()
             try:
                 frame = wire.recv(2000)
             except TimeoutError:
-                break
-            finally:
-                if not stopped and now > end - 0.05:
-                    os.kill(holder.pid, signal.SIGSTOP)
-                    stopped, end = time.monotonic(), time.monotonic() + 0.3
+                continue
             kind = int.from_bytes(frame[12:14], "big")
             if frame[6:12] != mac:
                 continue

@@ -127,6 +127,43 @@ def test_a_pause_between_arm_and_renew_opens_nothing(hosts: tuple[str, str]) -> 
         fence.unload()
 
 
+def test_a_short_stall_is_mended_by_the_next_renewal(
+    hosts: tuple[str, str], ears: tuple[Ear, Ear]
+) -> None:
+    with inside(hosts[0]):
+        fence = RuleFence(SERVICES, fence_ms=50)
+        fence.load()
+        watchdog_ran(fence)
+        fence.arm()
+        assert fence.renew([0])
+        add_addresses(V6)
+        six = sender(V6)
+        assert fence.arm()
+        time.sleep(0.15)
+        with pytest.raises(OSError, match="denied"):
+            ears[1].hears(six)
+        assert present(hosts[0]) == set()
+        fence.arm()
+        assert fence.renew([0])
+        add_addresses(V6)
+        fence.arm()
+        assert fence.renew([0])
+        ears[1].hears(six)  # is not refused
+        fence.unload()
+
+
+def test_flushed_rules_of_a_closed_service_come_back(hosts: tuple[str, str]) -> None:
+    with inside(hosts[0]):
+        fence = RuleFence(SERVICES, fence_ms=50)
+        fence.load()
+        for address, family in ((V4, "-4"), (V6, "-6"), (OTHER, "-4")):
+            run("ip", family, "rule", "del", "from", address, "priority", "71")
+        time.sleep(1.05)
+        fence.arm()
+        assert (run("ip", "rule") + run("ip", "-6", "rule")).count("prohibit") == 3
+        fence.unload()
+
+
 def test_a_dead_watchdog_is_said_and_started_again(hosts: tuple[str, str]) -> None:
     with inside(hosts[0]):
         fence = RuleFence(SERVICES, fence_ms=50)

@@ -125,6 +125,21 @@ def test_a_set_that_takes_no_element_is_not_a_table_that_is_gone(hosts: tuple[st
         fence.unload()
 
 
+def test_a_service_of_ipv6_only(hosts: tuple[str, str], ears: tuple[Ear, Ear]) -> None:
+    with inside(hosts[0]):
+        fence = KernelLease(TABLE, {0: FencedService(("eth0",), (V6,))}, fence_ms=2000, arm_ms=10)
+        fence.load()
+        six, four = sender(V6), sender(V4)
+        assert not ears[1].hears(six)
+        assert hear_once_resolved(ears[0], four), "it is no service's"
+        assert fence.arm()
+        assert fence.renew([0])
+        assert hear_once_resolved(ears[1], six)
+        assert fence.close([0])
+        assert not ears[1].hears(six)
+        fence.unload()
+
+
 @pytest.mark.parametrize("address", [V4, V6])
 def test_the_kernel_answers_neighbours_only_while_open(
     hosts: tuple[str, str], address: str

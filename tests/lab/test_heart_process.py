@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from haclusterd.heart.announce import Announcer
 from haclusterd.heart.nft import table_name
 from haclusterd.heart.ruleset import RulesetEvents
 from tests.lab.heart_cluster import SERVICE_IPS, HeartCluster, HeartNode, Prober, hearts
@@ -144,6 +145,24 @@ def next_change(events: RulesetEvents) -> float:
         assert select.select([events], [], [], 5)[0], "nobody loads the fence again"
         events.receive(limit=1)
     return time.monotonic()
+
+
+def test_a_flood_of_false_announcements_is_a_few_lines(
+    cluster: HeartCluster, owner: HeartNode
+) -> None:
+    said = owner.said()
+    with inside(cluster.switch):
+        rivals = [Announcer("br2", bytes([2, 0, 0, 0, 9, n]), [A]) for n in range(8)]
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        for rival in rivals:
+            rival.announce(A)
+        time.sleep(0.002)
+    lines = re.findall(r"02:00:00:00:09:\S+ answers for", owner.said()[len(said) :])
+    assert 1 <= len(lines) <= 5
+    for rival in rivals:
+        rival.close()
+    assert cluster.holders(A) == [owner.id]
 
 
 @pytest.mark.parametrize(
