@@ -79,10 +79,10 @@ class RuleFence:
 
     def adopt(self, opened: Collection[int]) -> None:
         """Take over the rules of a predecessor, which left these services open."""
+        self._asserted_us = now_us()  # what is open is known for sure at the first renewals
         self.arm()
         for k in opened:
             self._page.allow(k, self._armed_us + self._fence_us)
-            self._open[k] = 0
 
     def hand_on(self) -> None:
         """A successor looks after the rules from now on, with a watchdog of its own."""
