@@ -56,7 +56,7 @@ class RuleFence:
         self._life_fd = -1
         self._started_us = 0
         self._armed_us = 0
-        self._asserted_us = 0
+        self._asserted_us = now_us()
         self._open: dict[int, int] = {}  # service -> what the page said of its silencing
         self.fault = ""
 
@@ -74,12 +74,14 @@ class RuleFence:
         """Start closed. Raises HeartError without CAP_NET_ADMIN."""
         for ips in self._ips.values():
             silence(self._netlink, ips)
-        self._asserted_us = now_us()
-        self._start_watchdog(self._asserted_us)
+        self._start_watchdog(now_us())
 
     def adopt(self, opened: Collection[int]) -> None:
-        """Take over the rules of a predecessor, which left these services open."""
-        self._asserted_us = now_us()  # what is open is known for sure at the first renewals
+        """Take over the rules of a predecessor, which left these services open and is gone.
+
+        Not before: should this process be given up, its watchdog would silence them.
+        """
+        self._asserted_us = now_us()  # which are open is known for sure at the first renewals
         self.arm()
         for k in opened:
             self._page.allow(k, self._armed_us + self._fence_us)
@@ -136,14 +138,16 @@ class RuleFence:
 
     def close(self, indices: Collection[int]) -> bool:
         """Silence these services. True: the kernel confirmed it."""
+        failures = 0
         for k in indices:
             self._open.pop(k, None)
             try:
                 silence(self._netlink, self._ips[k])
             except HeartError:
-                return False
-            self._page.allow(k, 0)
-        return True
+                failures += 1
+            else:
+                self._page.allow(k, 0)
+        return failures == 0
 
     def _lift(self, ips: Collection[str]) -> None:
         for ip in ips:
@@ -169,7 +173,8 @@ class RuleFence:
         if process is None or process.poll() is not None:
             self.fault = "the watchdog of the fallback fence does not run and is started again"
             if at_us - self._started_us >= _START_AGAIN_US:
-                self._open.clear()  # it may have ended between setting rules and saying so
+                # It may have ended between setting rules and saying so.
+                self._open = dict.fromkeys(self._open, -1)
                 self._end_watchdog()
                 self._start_watchdog(at_us)
             return

@@ -204,11 +204,11 @@ class _Opening:
             node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,
             sockets=dict(zip(state.links, descriptors, strict=False)),
         )  # fmt: skip
-        if isinstance(fence, RuleFence):
-            fence.adopt(state.held)
         for k in state.held:
             addresses.keep(k, True, now_us())
         predecessor.take()
+        if isinstance(fence, RuleFence):
+            fence.adopt(state.held)
         lock.write_pid()
         self._agent.take_up(state.recovering)
         heart.go_on(_gone(state), state.freeswitch)
@@ -292,6 +292,7 @@ class _Opening:
         if lease.arm():
             return lease
         rules = RuleFence(services, timing.fence_us // 1000)
+        rules.arm()  # starts its watchdog, which takes longer than a hand-over may
         self._complain(f"no kernel fence (apt-get install nftables); {rules.sentence()}")
         return rules
 
@@ -335,7 +336,6 @@ class _Opening:
 
     def abandon(self) -> None:
         """After a fault of this program: close the fence, take the addresses off, end the agent."""
-        self.unlock()
         services = range(len(self._spec.services))
         if self._fence is not None:
             self._fence.close(services)
@@ -343,6 +343,7 @@ class _Opening:
             for k in services:
                 self._addresses.remove(k)
         self._agent.stop(1.0)
+        self.unlock()
 
 
 def _gone(state: HandOver) -> Callable[[], bool]:

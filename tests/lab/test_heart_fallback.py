@@ -152,6 +152,37 @@ def test_a_short_stall_is_mended_by_the_next_renewal(
         fence.unload()
 
 
+_SUCCESSOR = """
+import time
+from haclusterd.heart.fallback import RuleFence
+from haclusterd.heart.fence import FencedService
+fence = RuleFence({{0: FencedService(("eth0",), ({v4!r}, {v6!r}))}}, 50)
+fence.arm()
+while not fence.watchdog_turned_us:
+    time.sleep(0.01)
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_successor_that_is_given_up_silences_nothing(hosts: tuple[str, str]) -> None:
+    with inside(hosts[0]):
+        fence = RuleFence(SERVICES, fence_ms=20_000)
+        fence.load()
+        fence.arm()
+        assert fence.renew([0])
+        add_addresses(V4, V6)
+        successor = python_in(hosts[0], _SUCCESSOR.format(v4=V4, v6=V6))
+        assert successor.stdout is not None
+        successor.stdout.readline()
+        successor.kill()
+        successor.wait()
+        time.sleep(0.2)
+        assert present(hosts[0]) == {V4, V6}
+        assert (run("ip", "rule") + run("ip", "-6", "rule")).count("prohibit") == 1
+        fence.unload()
+
+
 def test_flushed_rules_of_a_closed_service_come_back(hosts: tuple[str, str]) -> None:
     with inside(hosts[0]):
         fence = RuleFence(SERVICES, fence_ms=50)
