@@ -48,6 +48,11 @@ class Timing(msgspec.Struct, frozen=True):
         return self.heartbeat_us + min(5_000, self.heartbeat_us)
 
     @property
+    def gather_us(self) -> int:
+        """How long the answers to owners' beats of one round may be gathered into one."""
+        return min(1_000, self.heartbeat_us // 25)
+
+    @property
     def hold_down_us(self) -> int:
         """After a start: neither echo, grant nor claim (DESIGN 6, Grant)."""
         return self.dead_us + self.lease_us

@@ -14,6 +14,8 @@ from haclusterd.core.ranking import why
 from haclusterd.core.standing import facts, lost_services
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 
+ALIEN_ALARM_US = 60_000_000  # an alien that was not heard for so long is no alarm any more
+
 
 class LinkView(msgspec.Struct, frozen=True):
     """One link to a node; `rtt_us` 0 and `loss_permille` 0 where not measured yet."""
@@ -221,8 +223,9 @@ def _alarms(
         alarms.append(AlarmView("config_odd", text))
     if node.rank_differs_us != NEVER and now_us - node.rank_differs_us > RANK_DIFFERS_US:
         alarms.append(AlarmView("rank_mismatch", "nodes disagree about the order of the slaves"))
-    for address, mac in node.aliens.items():
-        alarms.append(AlarmView("alien_address", f"{mac} answers for {address}"))
+    for address, alien in node.aliens.items():
+        if now_us - alien.heard_us < ALIEN_ALARM_US:
+            alarms.append(AlarmView("alien_address", f"{alien.mac} answers for {address}"))
     return alarms
 
 

@@ -9,6 +9,7 @@ import pytest
 from haclusterd.core.model import Identity
 from tests.sim.drills import AIM, DRILLS, aimed_swarm, hunt
 from tests.sim.swarm import KINDS
+from tests.sim.two_losses import lose_two
 from tests.sim.world import World
 
 AIMED_SEEDS_MAX = 60
@@ -30,6 +31,14 @@ def test_same_seed_same_trace(seed: int) -> None:
         world.run(0.3)
     assert first.trace == second.trace != other.trace
     assert first.history == second.history != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_eg25_each_slave_takes_exactly_one_of_two_lost_masters(seed: int) -> None:
+    result = lose_two(seed)
+    assert result.good, result
+    assert max(result.served_ms) < 190
 
 
 def test_seeds_differ_in_what_they_are_about() -> None:
