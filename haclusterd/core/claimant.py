@@ -6,7 +6,7 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 from __future__ import annotations
 
 from haclusterd.core.actions import Action
-from haclusterd.core.model import NOBODY, State
+from haclusterd.core.model import NOBODY, NOBODY_NODE, State
 from haclusterd.core.moves import happen
 from haclusterd.core.ranking import service_order
 from haclusterd.core.standing import refresh
@@ -136,8 +136,9 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
     if node.spec.me not in line or node.leaving or node.maintenance:
         return FAR
     place = _place(node, k, service, line, now_us)
+    silent = service.release is None and service.promise.node not in (node.spec.me, NOBODY_NODE)
     base_us = max(
-        service.lost_us,
+        service.lost_us + (timing.grace_us if silent else 0),
         service.paced_until_us,
         node.majority_since_us + 2 * timing.heartbeat_us,
         service.lapsed_heard_us + 2 * timing.dead_us,
