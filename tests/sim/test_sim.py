@@ -54,7 +54,7 @@ def test_seeds_differ_in_what_they_are_about() -> None:
 def test_drill_is_caught(name: str) -> None:
     """Without this guard the aimed world breaks an invariant within few seeds."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        _, seeds, violation, _ = pool.apply(hunt, ((name, AIMED_SEEDS_MAX, 1.0), True))
+        _, seeds, violation, _ = pool.apply(hunt, ((name, AIMED_SEEDS_MAX, 1.0, True),))
     assert seeds > 0, f"{name}: not caught in {AIMED_SEEDS_MAX} aimed seeds"
     assert violation
 
