@@ -127,10 +127,12 @@ class Http:
         return Page(200, _HTML, body.encode())
 
     def _metrics(self) -> Page:
-        at_risk = len(self._source.at_risk())
-        reports = self._source.reports.all()
-        return Page(200, _METRICS, metrics.render(self._status(), reports, self._source.counters(),
-                                                  at_risk))  # fmt: skip
+        source = self._source
+        body = metrics.render(
+            self._status(), source.view(), source.reports.all(), source.counters(),
+            len(source.at_risk()),
+        )  # fmt: skip
+        return Page(200, _METRICS, body)
 
     def _is_ready(self) -> Page:
         reason = self._source.not_ready()
