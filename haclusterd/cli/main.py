@@ -167,7 +167,9 @@ def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
     config = add("config", "the configuration file")
     config.add_argument("action", choices=("check",), help="check: all that is wrong with it")
     keys = add("keys", "key material of the cluster")
-    keys.add_argument("action", choices=("create",), help="create: all the config needs, once")
+    keys.add_argument(
+        "action", choices=("create",), help="create: what the config needs and is not there yet"
+    )
     commands.add_parser("lab", help="clusters in network namespaces: lab run, lab demo, lab down")
 
 

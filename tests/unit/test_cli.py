@@ -17,6 +17,7 @@ import pytest
 from haclusterd.cli import tables
 from haclusterd.cli.main import main
 from haclusterd.cli.show import Table, plain, show, style_of
+from haclusterd.config import load_cluster
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -263,8 +264,21 @@ def test_keys_are_created_once(config: Path, capsys: Printed) -> None:
     written = [Path(p) for p in json.loads(capsys.readouterr().out)["written"]]
     assert {p.name for p in written} >= {"cluster.key", "ca.crt", "fs-a.key", "fs-c.crt"}
     assert all(p.stat().st_mode & 0o777 == 0o600 for p in written)
-    assert main(["keys", "create", "--config", str(config)]) == 1
-    assert "refusing to overwrite" in capsys.readouterr().err
+    assert main(["keys", "create", "--config", str(config)]) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_a_node_more_is_told_what_to_copy(config: Path, capsys: Printed) -> None:
+    main(["keys", "create", "--config", str(config)])
+    assert "copy " in capsys.readouterr().out
+    more = '[[node]]\nid = "fs-z"\nlinks = ["10.99.7.9"]\n[[service]]'
+    links = len(load_cluster(config).nodes[0].links)
+    more = more.replace('["10.99.7.9"]', json.dumps([f"10.9{k}.7.9" for k in range(links)]))
+    config.write_text(config.read_text().replace("[[service]]", more, 1))
+    assert main(["keys", "create", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "copy to fs-z, into the same folder: cluster.key, ca.crt, fs-z.crt, fs-z.key" in told
+    assert f"the same {config.name} as fs-z" in told
 
 
 def test_the_socket_is_found_by_the_configuration(config: Path, capsys: Printed) -> None:
