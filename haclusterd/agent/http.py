@@ -19,6 +19,7 @@ from haclusterd.agent import metrics, page
 from haclusterd.agent.commands import Source
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import Status
+from haclusterd.core.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Http:
             if path.startswith("/services/"):
                 return self._service(path.removeprefix("/services/"))
         except OperatorError as error:
-            return Page(503, _TEXT, f"{error}\n".encode())
+            return _said(503, str(error))
         known = " ".join([*self._routes, "/services/NAME"])
         return Page(404, _TEXT, f"there is: {known}\n".encode())
 
@@ -136,7 +137,7 @@ class Http:
 
     def _is_ready(self) -> Page:
         reason = self._source.not_ready()
-        return Page(503, _TEXT, f"{reason}\n".encode()) if reason else Page(200, _TEXT, b"ready\n")
+        return _said(503, reason) if reason else _said(200, "ready")
 
     def _role(self) -> tuple[str, int | None]:
         status = self._status()
@@ -225,6 +226,11 @@ class Http:
             writer.write(connection.send(h11.Data(data=answer.body)) or b"")
         writer.write(connection.send(h11.EndOfMessage()) or b"")
         await asyncio.wait_for(writer.drain(), WRITE_S)
+
+
+def _said(code: int, text: str) -> Page:
+    """One line; reasons hold words of FreeSWITCH and peers, and curl shows them on a terminal."""
+    return Page(code, _TEXT, f"{printable(text)}\n".encode())
 
 
 def _json(value: object) -> Page:

@@ -65,8 +65,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def complain(text: str) -> None:
     """A reason on stderr, one line each."""
-    for line in text.splitlines():
-        print(f"haclusterctl: {line}", file=sys.stderr)
+    from haclusterd.core.text import printable
+
+    for line in text.split("\n"):
+        print(f"haclusterctl: {printable(line)}", file=sys.stderr)
 
 
 def socket_path(arguments: argparse.Namespace) -> Path:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.config import identity, rules, sections
-from haclusterd.config.model import NODE_PLACEHOLDER, Config, ConfigError, FreeSwitch, Problem
+from haclusterd.config.model import (
+    NODE_PLACEHOLDER,
+    SOCKET_NAME,
+    Config,
+    ConfigError,
+    FreeSwitch,
+    Problem,
+)
 from haclusterd.config.presets import PRESETS, to_timing
 from haclusterd.config.reading import Problems, Section, shown, suggestion
 from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
@@ -42,6 +49,8 @@ def load(
     else:
         local = identity.local_addresses() if local_addresses is None else local_addresses
         me = identity.own_node(config.nodes, local, problems)
+    if run_dir is not None:
+        rules.check_socket("--run-dir", run_dir.absolute() / SOCKET_NAME, (), problems)
     problems.raise_if_any()
     return config.bound_to(me, run_dir)
 
@@ -122,7 +131,14 @@ class _Reader:
 
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
-        rules.check_ports(heartbeat_port, sync_port, api.http_port, problems)
+        rules.check_socket("api.socket", api.socket, nodes, problems)
+        rules.check_ports(
+            heartbeat=heartbeat_port,
+            sync=sync_port,
+            http=api.http_port,
+            esl=freeswitch.esl_port if freeswitch is not None else 0,
+            problems=problems,
+        )
         rules.check_beat_size(len(nodes), len(texts), problems)
         quorum = rules.resolve_quorum(cluster.quorum, nodes, problems)
         config = Config(

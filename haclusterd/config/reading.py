@@ -136,7 +136,17 @@ class Section:
                 f"write it as {_example(kind)}",
             )
             return default
+        self._refuse_unprintable(name, found)
         return found
+
+    def _refuse_unprintable(self, name: str, found: object) -> None:
+        """Nothing here is ever meant to hold a line break, an escape or a direction mark."""
+        for text in found if isinstance(found, list) else [found]:
+            if isinstance(text, str) and not text.isprintable():
+                bad = next(char for char in text if not char.isprintable())
+                message = f"holds the unprintable character U+{ord(bad):04X}"
+                self.note(name, message, "write it again by hand, without what cannot be seen")
+                return
 
 
 def _example(kind: type) -> str:

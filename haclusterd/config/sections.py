@@ -18,7 +18,11 @@ from haclusterd.core.model import AddressSpec, NodeSpec
 
 Document = dict[str, Any]
 
-_NIC = re.compile(r"[^\s/:]{1,15}")
+ADDRESSES_MAX = PROFILES_MAX = 64  # of one service
+PREFIX_MIN = {4: 8, 6: 16}  # a shorter one would route much of the internet to the NIC
+# The kernel takes nearly everything; what it takes and nobody uses would need quoting elsewhere.
+_NIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@+-]{1,15}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
@@ -40,7 +44,7 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
     times = {}
     for stem in KEYS:
         key = f"{stem}_ms"
-        times[key] = section.integer(key, PRESETS[preset][key], 1, MS_MAX)
+        times[key] = section.integer(key, PRESETS[preset][key], 1, MS_MAX[key])
     section.finish()
     for key, message, fix in broken_rules(times):
         section.note(key, message, fix)
@@ -49,6 +53,9 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
 
 def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
     host = section.text("esl_host", "127.0.0.1")
+    if not _is_host(host):
+        fix = 'write the address mod_event_socket listens on, for example "127.0.0.1"'
+        section.note("esl_host", f'"{host}" is no address and no host name', fix)
     port = section.integer("esl_port", 8021, 0, 65535)
     password, password_path = read_path(section, "esl_password_file", base, "esl.password")
     db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
@@ -74,7 +81,8 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     if http:
         host, _, digits = http.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not (host and digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536):
+        good = digits.isascii() and digits.isdigit() and len(digits) < 6
+        if not (_is_host(host) and good and 0 < int(digits) < 65536):
             section.note(
                 "http",
                 f'"{http}" is not ADDRESS:PORT',
@@ -84,6 +92,16 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
         else:
             port = int(digits)
     return Api(socket, host, port), {"socket": written, "http": http}
+
+
+def _is_host(text: str) -> bool:
+    if _HOST.fullmatch(text):
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_node(section: Section) -> tuple[NodeSpec, Document]:
@@ -111,10 +129,28 @@ def _read_link(section: Section, text: str) -> str:
         fix = "write one plain IPv4 or IPv6 address per heartbeat NIC"
         section.note("links", f'"{text}" is not an IP address', fix)
         return text
-    if address.is_unspecified or address.is_multicast or "%" in text or address.is_link_local:
+    if reason := _unfit(address):
         fix = "use an address that belongs to this NIC of this node alone"
-        section.note("links", f'"{text}" cannot serve as a link address', fix)
+        section.note("links", f'"{text}" cannot serve as a link address: {reason}', fix)
     return str(address)
+
+
+def _unfit(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Why no other host could use this address, or nothing."""
+    if address.is_loopback:
+        return "it is a loopback address, which never leaves the host"
+    if address.is_unspecified:
+        return "it stands for no address"
+    if address.is_multicast:
+        return "it is a multicast address"
+    if address.is_link_local:
+        return "it is link-local, and means another host on every NIC"
+    if isinstance(address, ipaddress.IPv4Address):
+        return "it is reserved" if address.is_reserved else ""
+    if address.scope_id is not None:
+        return "it has a scope, which is another one on every host"
+    mapped = address.ipv4_mapped
+    return f"write it as {mapped}" if mapped is not None else ""
 
 
 class ServiceText:
@@ -129,6 +165,12 @@ class ServiceText:
             if (address := _read_address(section, text)) is not None
         )
         self.profiles = tuple(section.texts("profiles", []))
+        for key, found, most in (
+            ("addresses", self.addresses, ADDRESSES_MAX),
+            ("profiles", self.profiles, PROFILES_MAX),
+        ):
+            if len(found) > most:
+                section.note(key, f"{len(found)} are too many", f"use at most {most} per service")
         for profile in self.profiles:
             if not NAME.fullmatch(profile):
                 section.note("profiles", f'"{profile}" cannot serve as a name', NAME_RULE)
@@ -162,6 +204,7 @@ def _read_address(section: Section, text: str) -> AddressSpec | None:
         section.note("addresses", f'"{text}": the length is not a number of bits', fix)
         return None
     if not _NIC.fullmatch(words[2]):
+        fix = "write it as `ip link` shows it: at most 15 letters, digits, and any of . _ @ + -"
         section.note("addresses", f'"{text}": "{words[2]}" cannot be the name of a NIC', fix)
         return None
     _refuse_unusable(section, interface)
@@ -173,8 +216,10 @@ def _refuse_unusable(
 ) -> None:
     ip, network = interface.ip, interface.network
     kind = ""
-    if ip.is_unspecified or ip.is_multicast or ip.is_loopback or ip.is_link_local:
-        kind = "an address that no client can reach"
+    if reason := _unfit(ip):
+        kind = f"an address that no client can reach: {reason}"
+    elif network.prefixlen < PREFIX_MIN[ip.version]:
+        kind = f"too wide: a length below {PREFIX_MIN[ip.version]} routes half the world to the NIC"
     elif network.prefixlen < ip.max_prefixlen - 1:
         if ip == network.network_address:
             kind = f"the address of the network {network} itself"

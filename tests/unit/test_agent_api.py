@@ -272,12 +272,12 @@ async def test_before_hearts_first_word_everything_but_live_is_503(
 
 
 async def test_bodies_and_headers(http: Http, source: FakeSource) -> None:
-    source.history.add("T101", "<b>claims</b>")
+    source.history.add("T101", "<b>claims</b>\x1b[2J\u202e")
     code, headers, body = await path_of(http, "/")
     assert code == 200
     assert "default-src 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
-    assert b"&lt;b&gt;claims&lt;/b&gt;" in body
+    assert rb"&lt;b&gt;claims&lt;/b&gt;\x1b[2J\u202e" in body
     assert b"x&lt;script&gt;" in body
     assert b"<script" not in body
     assert json.loads((await path_of(http, "/status"))[2])["node"] == "fs-a"

@@ -15,7 +15,7 @@ import pytest
 
 from haclusterd.agent.files import write_atomically
 from haclusterd.agent.history import FOLLOWER_QUEUE, FOLLOWERS_MAX, History, TooMany
-from haclusterd.agent.logs import REPEATS_MAX, RateLimit
+from haclusterd.agent.logs import REPEATS_MAX, JournalFormat, RateLimit
 from haclusterd.agent.pid import read_process
 from haclusterd.agent.reports import FILE_BYTES_MAX, Reports
 from haclusterd.agent.starting import Starter
@@ -188,3 +188,14 @@ async def test_what_was_shut_down_on_purpose_stays_down(tmp_path: Path) -> None:
     await asyncio.sleep(0.5)
     assert not (tmp_path / "mark").exists()
     await starter.stop()
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_others_wrote_is_shown_in_the_log_as_it_is(journal: bool) -> None:
+    record = logging.LogRecord(
+        "a", logging.WARNING, "", 1, "ESL: %s", ("no\x1b[2J\u202e\nx",), None
+    )
+    text = JournalFormat(journal).format(record)
+    assert r"no\x1b[2J\u202e" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert ("\n" in text) is not journal

@@ -340,3 +340,19 @@ def test_a_terminal_gets_the_same_words_and_no_markup_of_others(
     show(tables.status(found), out)
     assert "[red]not markup[/red]" in out.getvalue()
     assert "203.0.113.10/24 dev eth0" in out.getvalue()
+
+
+def test_words_of_others_never_command_the_terminal(
+    daemon: FakeDaemon, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caller ids, reasons, versions: an escape is shown as its number, a line break makes none."""
+    evil = "\x1b]0;x\x07\x9b2J\u202eslave\nfs-z  master"
+    report = json.loads(json.dumps(REPORT))
+    report["calls"]["verdicts"][-1]["reason"] = report["cause"] = evil
+    monkeypatch.setitem(ANSWERS, "report", report)
+    assert main(["report"]) == 0
+    shown = capsys.readouterr().out
+    assert r"\x1b]0;x\x07\x9b2J\u202eslave\x0afs-z  master" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert main(["--socket", f"/tmp/{evil}", "status"]) == 3
+    assert all(line.isprintable() for line in capsys.readouterr().err.split("\n"))
