@@ -27,7 +27,7 @@ from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 
 FILE_BYTES_MAX = 1 << 20
 
-_SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
+SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
 
 
 def load(
@@ -61,12 +61,17 @@ def load_cluster(path: Path | str) -> Config:
     document = _parse(path)
     problems = Problems(str(path))
     for name in document:
-        if name not in _SECTIONS:
-            near = suggestion(name, _SECTIONS)
-            problems.note(name, f"unknown section{near}", f"known: {', '.join(_SECTIONS)}")
-    config = _Reader(path, document, problems).read()
+        if name not in SECTIONS:
+            near = suggestion(name, SECTIONS)
+            problems.note(name, f"unknown section{near}", f"known: {', '.join(SECTIONS)}")
+    config = read_document(path, document, problems)
     problems.raise_if_any()
     return config
+
+
+def read_document(path: Path, document: Mapping[str, Any], problems: Problems) -> Config:
+    """What the file at `path` means; stand-ins where `problems` were noted."""
+    return _Reader(path, document, problems).read()
 
 
 def _parse(path: Path) -> dict[str, Any]:

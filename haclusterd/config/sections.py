@@ -28,7 +28,7 @@ _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 def read_path(section: Section, name: str, base: Path, default: str) -> tuple[str, Path]:
     """(as written, as used): relative paths are relative to the folder of the file."""
-    written = section.text(name, default)
+    written = section.text(name, default, "a path")
     for found in _PLACEHOLDER.findall(written):
         if found != NODE_PLACEHOLDER:
             section.note(
@@ -52,7 +52,7 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
 
 
 def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
-    host = section.text("esl_host", "127.0.0.1")
+    host = section.text("esl_host", "127.0.0.1", "an address or host name")
     if not _is_host(host):
         fix = 'write the address mod_event_socket listens on, for example "127.0.0.1"'
         section.note("esl_host", f'"{host}" is no address and no host name', fix)
@@ -60,7 +60,7 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
     password, password_path = read_path(section, "esl_password_file", base, "esl.password")
     db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
     pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
-    command = section.texts("start_command", [])
+    command = section.texts("start_command", [], "a command and its words")
     section.finish()
     found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command))
     return found, {
@@ -75,7 +75,7 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
 
 def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     written, socket = read_path(section, "socket", base, "/run/haclusterd/haclusterd.sock")
-    http = section.text("http", "127.0.0.1:7802")
+    http = section.text("http", "127.0.0.1:7802", 'ADDRESS:PORT, or ""')
     section.finish()
     host, port = "", 0
     if http:
@@ -106,7 +106,9 @@ def _is_host(text: str) -> bool:
 
 def read_node(section: Section) -> tuple[NodeSpec, Document]:
     node_id = section.named("id")
-    links = tuple(_read_link(section, text) for text in section.texts("links"))
+    links = tuple(
+        _read_link(section, text) for text in section.texts("links", allowed="IP addresses")
+    )
     priority = section.integer("priority", 100, 0, 65535)
     capacity = section.integer("capacity", 1000, 1, 1_000_000)
     witness = section.flag("witness", False)
@@ -161,10 +163,10 @@ class ServiceText:
         self.name = section.named("name")
         self.addresses = tuple(
             address
-            for text in section.texts("addresses")
+            for text in section.texts("addresses", allowed='"IP/LENGTH dev NIC"')
             if (address := _read_address(section, text)) is not None
         )
-        self.profiles = tuple(section.texts("profiles", []))
+        self.profiles = tuple(section.texts("profiles", [], "names"))
         for key, found, most in (
             ("addresses", self.addresses, ADDRESSES_MAX),
             ("profiles", self.profiles, PROFILES_MAX),
@@ -174,7 +176,7 @@ class ServiceText:
         for profile in self.profiles:
             if not NAME.fullmatch(profile):
                 section.note("profiles", f'"{profile}" cannot serve as a name', NAME_RULE)
-        self.preferred = section.text("preferred", "")
+        self.preferred = section.text("preferred", "", "the id of a node")
         self.priority = section.integer("priority", 10, 0, 65535)
         section.finish()
 
