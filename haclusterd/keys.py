@@ -222,12 +222,12 @@ def _without_certificate(config: Config, present: Sequence[Path]) -> list[NodeSp
             )
     for node in config.nodes:
         pair = paths(config, node.id)
-        missing = [p for p in (pair.certificate, pair.private_key) if p not in present]
-        if len(missing) == 1:
-            other = (set(_pair(pair)) - set(missing)).pop()
+        missing = [path for path in _pair(pair) if path not in present]
+        there = [path.name for path in _pair(pair) if path in present]
+        if missing and there:
             problems.append(
-                f"{missing[0]}: is missing, and is refused to overwrite {other.name}. Fix: copy it "
-                f"from where it was created; or move {other.name} away to get a new pair"
+                f"{missing[0]}: is missing beside {there[0]}, which is not overwritten. Fix: copy "
+                f"it from where it was created; or move {there[0]} away to get a new pair"
             )
         elif missing:
             added.append(node)

@@ -21,7 +21,7 @@ def _down(life: FreeswitchLife, switch: Switch | None) -> str:
     """No process: is it to be started, or is it the pid file that is wrong? ESL may know more."""
     text = f"FreeSWITCH does not run on this node (no process of it in {life.pid_file}): "
     if life.starter.attempts and not life.starter.problem:
-        text += f"start_command was run {life.starter.attempts} times, it has to come up"
+        text += f"start_command was run (attempt {life.starter.attempts}), it has to come up"
     else:
         text += "start it, or correct pid_file in [freeswitch]"
     return f"{text}; ESL: {switch.problem}" if switch is not None and switch.problem else text

