@@ -8,6 +8,7 @@ bounded; every response closes its connection.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -234,4 +235,7 @@ def _said(code: int, text: str) -> Page:
 
 
 def _json(value: object) -> Page:
-    return Page(200, _JSON, msgspec.json.encode(value) + b"\n")
+    text = msgspec.json.encode(value).decode()
+    if not text.isprintable():
+        text = json.dumps(json.loads(text))  # all but ASCII as numbers: curl shows it, too
+    return Page(200, _JSON, f"{text}\n".encode())

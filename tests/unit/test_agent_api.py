@@ -281,6 +281,9 @@ async def test_bodies_and_headers(http: Http, source: FakeSource) -> None:
     assert b"x&lt;script&gt;" in body
     assert b"<script" not in body
     assert json.loads((await path_of(http, "/status"))[2])["node"] == "fs-a"
+    raw = (await path_of(http, "/history"))[2].decode().rstrip("\n")
+    assert raw.isprintable()
+    assert json.loads(raw)[-1]["text"] == "<b>claims</b>\x1b[2J\u202e"
     metrics = (await path_of(http, "/metrics"))[2].decode()
     assert 'haclusterd_node_role{node="fs-a",role="master"} 1.0' in metrics
     assert 'haclusterd_events_total{event="decisions"} 4.0' in metrics
