@@ -16,8 +16,8 @@ The key is derived per key-ring key, sender and incarnation, so that a counter t
 after a boot meets another key; the nonce is (link, seq). The whole cluster id and the header are
 authenticated. One `seal` per link serves all peers.
 
-Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`, and counts either. Nothing but
-a counter changes before the MAC is verified.
+Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`. Nothing but a counter changes
+before the MAC is verified.
 """
 
 from __future__ import annotations
@@ -105,6 +105,14 @@ class KeyRing:
             raise ValueError("two keys of the ring have the same id")
 
 
+class Heard(msgspec.Struct):
+    """Datagrams from a peer's address on one link; `outcome`: of the last unreadable one."""
+
+    readable: int = 0
+    unreadable: int = 0
+    outcome: Outcome = _OK
+
+
 class Window(msgspec.Struct):
     """Which seqs one link has brought: `seen` bit i stands for `newest - i`."""
 
@@ -166,10 +174,10 @@ class Wire:
     """Seals this node's beats and opens its peers'. One per heart; no I/O, no clock."""
 
     def __init__(self, spec: ClusterSpec, ring: KeyRing, incarnation: int) -> None:
-        self.counters: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self.counters = tuple(dict.fromkeys(Outcome, 0) for _ in range(spec.links))
+        self.heard = tuple(tuple(Heard() for _ in spec.nodes) for _ in range(spec.links))
         self._spec = spec
-        self._nodes = len(spec.nodes)
-        self._services = len(spec.services)
+        self._nodes, self._services = len(spec.nodes), len(spec.services)
         name = spec.name.encode()
         self._cluster_id = hashlib.sha256(_CONTEXT + b"\0" + name).digest()
         self._tag = self._cluster_id[:4]
@@ -241,11 +249,20 @@ class Wire:
     def open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
         """The beat in `datagram`, or why there is none; counted either way.
 
-        `link` is the local link that it came in on, `source` the address that it came from, in
-        the kernel's canonical text and without a scope.
+        `link` is the local link, `source` the sender's address as the kernel writes it, unscoped.
         """
         result = self._open(datagram, link, source)
-        self.counters[_OK if isinstance(result, Beat) else result] += 1
+        if isinstance(result, Beat):
+            self.counters[link][_OK] += 1
+            self.heard[link][result.sender].readable += 1
+            return result
+        self.counters[link][result] += 1
+        sender = self._senders[link].get(source)
+        # A replay is neither: it does not say what whoever has that address now could say.
+        if sender is not None and result is not Outcome.REPLAY:
+            heard = self.heard[link][sender]
+            heard.unreadable += 1
+            heard.outcome = result
         return result
 
     def _open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:

@@ -35,6 +35,7 @@ from haclusterd.heart.loop import Chores, Loop
 from haclusterd.heart.netlink import Address, Link
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.sdnotify import watchdog_interval_ms
+from haclusterd.heart.tallies import Tallies
 from haclusterd.heart.upgrade_run import Upgrade
 
 _LOOK_EVERY_US = 1_000_000
@@ -74,6 +75,9 @@ class Heart(Chores):
         )
         self.loop = Loop(node, executor, self, last_us=last_us)
         self._executor = executor
+        self._tallies = Tallies(
+            node.spec, parts.wire, parts.links, parts.journal.say, self.loop.last_us
+        )
         self._upgrade = Upgrade(self.loop, parts, successor_command, lock)
         self._running = True
         self._look_at_us = 0
@@ -178,6 +182,7 @@ class Heart(Chores):
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
             self._executor.watch_fence()
+            self._tallies.look(now_us)
             self._publish(now_us)
         elif self.loop.decided and now_us >= self._published_us + _VIEW_PAUSE_US:
             self._publish(now_us)
@@ -201,12 +206,18 @@ class Heart(Chores):
         self.loop.decided = False
         self._published_us = now_us
         shown = view(self.loop.node, now_us)
-        shown = msgspec.structs.replace(shown, alarms=(*shown.alarms, *self._alarms()))
+        shown = msgspec.structs.replace(
+            shown,
+            alarms=(*shown.alarms, *self._alarms()),
+            link_tallies=self._tallies.of_links(),
+            peer_tallies=self._tallies.of_peers(),
+        )
         self._agent.send(Published(_encode(shown)))
 
     def _alarms(self) -> list[AlarmView]:
         alarms = [AlarmView("host", text) for text in self._parts.complaints]
         alarms += [AlarmView("link_closed", text) for text in self._link_faults.values() if text]
+        alarms += self._tallies.alarms()
         alarms += [AlarmView("nic", text) for text in self._addresses.faults.values()]
         if self._executor.fence_fault:
             alarms.append(AlarmView("fence_lost", self._executor.fence_fault))
