@@ -174,17 +174,15 @@ class Wire:
     """Seals this node's beats and opens its peers'. One per heart; no I/O, no clock."""
 
     def __init__(self, spec: ClusterSpec, ring: KeyRing, incarnation: int) -> None:
-        self.counters = tuple(dict.fromkeys(Outcome, 0) for _ in range(spec.links))
+        self._refused = tuple(dict.fromkeys(Outcome, 0) for _ in range(spec.links))
         self.heard = tuple(tuple(Heard() for _ in spec.nodes) for _ in range(spec.links))
         self._spec = spec
         self._nodes, self._services = len(spec.nodes), len(spec.services)
         name = spec.name.encode()
         self._cluster_id = hashlib.sha256(_CONTEXT + b"\0" + name).digest()
         self._tag = self._cluster_id[:4]
-        self._senders: tuple[dict[str, int], ...] = tuple(
-            {node.links[link]: index for index, node in enumerate(spec.nodes) if index != spec.me}
-            for link in range(spec.links)
-        )
+        others = [(index, node) for index, node in enumerate(spec.nodes) if index != spec.me]
+        self._senders = tuple({n.links[x]: i for i, n in others} for x in range(spec.links))
         self._peers = tuple(_Peer() for _ in spec.nodes)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Beat).decode
@@ -253,10 +251,9 @@ class Wire:
         """
         result = self._open(datagram, link, source)
         if isinstance(result, Beat):
-            self.counters[link][_OK] += 1
             self.heard[link][result.sender].readable += 1
             return result
-        self.counters[link][result] += 1
+        self._refused[link][result] += 1
         sender = self._senders[link].get(source)
         # A replay is neither: it does not say what whoever has that address now could say.
         if sender is not None and result is not Outcome.REPLAY:
@@ -264,6 +261,12 @@ class Wire:
             heard.unreadable += 1
             heard.outcome = result
         return result
+
+    @property
+    def counters(self) -> tuple[dict[Outcome, int], ...]:
+        """By link: what became of its datagrams. Put together here, off the hot path."""
+        opened = (sum(heard.readable for heard in heards) for heards in self.heard)
+        return tuple({**r, _OK: n} for r, n in zip(self._refused, opened, strict=True))
 
     def _open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
         size = len(datagram)
@@ -352,7 +355,7 @@ class Wire:
         return AESGCM(derived.derive(key.secret))
 
     def export_state(self) -> WireState:
-        """For the process that takes over in an upgrade, which goes on as the same incarnation."""
+        """For the process that goes on as the same incarnation after an upgrade."""
         peers = tuple(
             None if peer.current is None else (peer.current_number, peer.current.windows)
             for peer in self._peers
@@ -360,10 +363,7 @@ class Wire:
         return WireState(tuple(self._sealed), peers)
 
     def import_state(self, state: WireState) -> None:
-        """Go on where another process of this incarnation stopped.
-
-        ValueError if the state is of a cluster with other numbers of nodes or links.
-        """
+        """Go on where another process of this incarnation stopped, or ValueError: other shape."""
         shapes = {len(windows) for _, windows in filter(None, state.peers)} | {len(state.sealed)}
         if len(state.peers) != self._nodes or shapes != {self._spec.links}:
             raise ValueError("the wire state is of another configuration")
