@@ -20,6 +20,7 @@ from haclusterd.agent.answers import Answers
 from haclusterd.agent.api import Api, ApiError
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
+from haclusterd.agent.files import boot_id, write_atomically
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
@@ -29,9 +30,8 @@ from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.standing import Facts, judge
-from haclusterd.agent.state_file import NAME as STATE_NAME
-from haclusterd.agent.state_file import encode, write_atomically
 from haclusterd.config import Config, cluster_spec
+from haclusterd.core import promises
 from haclusterd.core.actions import (
     Answered,
     Decided,
@@ -272,10 +272,8 @@ class Agent:
     async def _write_promises(self) -> None:
         while (message := self._promises) is not None:
             self._promises = None
-            path = self.config.state_dir / STATE_NAME
-            content = encode(
-                self.spec.name, self.me, self.spec.nodes, self.spec.services, message.promises
-            )
+            path = self.config.state_dir / promises.FILE_NAME
+            content = promises.encode(self.spec, boot_id(), message.promises)
             try:
                 await asyncio.to_thread(_write, path, content)
                 self.problems.pop("state", None)

@@ -39,7 +39,7 @@ class FreeswitchLife:
         exited: Callable[[], None],
     ) -> None:
         self._exited = exited
-        self._section = section
+        self.pid_file = section.pid_file
         self._services = services
         self._history = history
         self._send = send
@@ -93,7 +93,7 @@ class FreeswitchLife:
     # -- watching --
 
     def _find_process(self) -> None:
-        process = read_process(self._section.pid_file)
+        process = read_process(self.pid_file)
         if process == self.process:
             return
         self.process = process
@@ -104,7 +104,7 @@ class FreeswitchLife:
         self._changed()
 
     def _is_up(self) -> bool:
-        return read_process(self._section.pid_file) is not None
+        return read_process(self.pid_file) is not None
 
     def _tell(self, text: str) -> None:
         self._history.add("A15", text)

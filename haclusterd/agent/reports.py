@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.agent.clock import now_us, wall_text
+from haclusterd.agent.files import write_atomically
 from haclusterd.agent.schema import Calls, Moment, Report, Verdict
-from haclusterd.agent.state_file import write_atomically
 from haclusterd.core.actions import Recover
 from haclusterd.core.records import CallVerdict
 

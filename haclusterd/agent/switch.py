@@ -141,6 +141,13 @@ def read_password(section: FreeSwitch) -> str:
     return lines[0].strip()
 
 
+def _core_db_said(problem: str) -> None:
+    if problem:
+        log.warning("core.db: %s", problem)
+    else:
+        log.info("core.db can be used again")
+
+
 class LocalSwitch:
     """The real one. `services` maps each SIP profile to its service."""
 
@@ -167,6 +174,7 @@ class LocalSwitch:
             events.changed,
             esl_factory=self._connection,
             on_reset=events.reset,
+            on_problem=_core_db_said,
         )
 
     def _connection(self, **wanted: object) -> Esl:

@@ -12,10 +12,10 @@ from haclusterd.core.model import Beat, Identity, NodeIndex, ServiceIndex
 
 
 class SendBeat(msgspec.Struct, frozen=True, tag=True, gc=False):
-    """Send `beats` (one per link: the copy with that `link`), to one node, or to all (-1)."""
+    """Send `beats` (one per link: the copy with that `link`) to these nodes, or to all (none)."""
 
     beats: tuple[Beat, ...]
-    to: NodeIndex = -1
+    to: tuple[NodeIndex, ...] = ()
 
 
 class RenewFence(msgspec.Struct, frozen=True, tag=True, gc=False):

@@ -6,14 +6,12 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 from __future__ import annotations
 
 from haclusterd.core.actions import Action
-from haclusterd.core.model import NOBODY, State
+from haclusterd.core.model import NOBODY, NOBODY_NODE, State
 from haclusterd.core.moves import happen
 from haclusterd.core.ranking import service_order
 from haclusterd.core.standing import refresh
-from haclusterd.core.state import NEVER, Node, Service, holding_down
+from haclusterd.core.state import FAR, NEVER, Node, Service, holding_down
 from haclusterd.core.takeover import Event
-
-FAR = 1 << 62
 
 
 def pursue(node: Node, now_us: int, out: list[Action]) -> int:
@@ -91,7 +89,7 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
         return _lost_since(node, service)
     if holding_down(node, now_us) or not _may_claim(node, service) or _is_held(node, k, now_us):
         return FAR
-    due_us = _due(node, k, service)
+    due_us = _due(node, k, service, now_us)
     if due_us > now_us:
         return due_us
     service.from_node = service.promise.node
@@ -127,7 +125,7 @@ def odd_config(node: Node) -> bool:
     return differing * 2 > len(others)
 
 
-def _due(node: Node, k: int, service: Service) -> int:
+def _due(node: Node, k: int, service: Service, now_us: int) -> int:
     """The time of this node's turn: rank x delay after the loss, behind whoever goes first."""
     timing = node.spec.timing
     if service.state is State.LAPSED:
@@ -137,9 +135,10 @@ def _due(node: Node, k: int, service: Service) -> int:
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance:
         return FAR
-    place = _place(node, service, line)
+    place = _place(node, k, service, line, now_us)
+    silent = service.release is None and service.promise.node not in (node.spec.me, NOBODY_NODE)
     base_us = max(
-        service.lost_us,
+        service.lost_us + (timing.grace_us if silent else 0),
         service.paced_until_us,
         node.majority_since_us + 2 * timing.heartbeat_us,
         service.lapsed_heard_us + 2 * timing.dead_us,
@@ -153,18 +152,33 @@ def _due(node: Node, k: int, service: Service) -> int:
     return due_us
 
 
-def _place(node: Node, service: Service, line: tuple[int, ...]) -> int:
-    """0 for whoever claims at once: the release's target, else the first in the ranking."""
+def _place(node: Node, k: int, service: Service, line: tuple[int, ...], now_us: int) -> int:
+    """0 for whoever claims at once: the release's target, else the first in the ranking.
+
+    A target that has gone for another service meanwhile has no precedence: two masters that
+    release within a ms name the same slave.
+    """
     me = node.spec.me
     place = line.index(me)
     release = service.release
     if release is None or release.identity != service.promise:
+        return place
+    if _went_elsewhere(node, k, release.to, now_us):
         return place
     if release.to == me:
         return 0
     if release.identity.node == me:
         return len(node.spec.nodes)  # it has just given the service away: last
     return max(1, place + (0 if release.to in line[:place] else 1))
+
+
+def _went_elsewhere(node: Node, k: int, n: int, now_us: int) -> bool:
+    """Node `n` claimed or took another service than `k` just now."""
+    return any(
+        s.promise.node == n and now_us - s.promised_us <= node.spec.timing.dead_us
+        for j, s in enumerate(node.services)
+        if j != k
+    )
 
 
 def _cause(node: Node, service: Service, now_us: int) -> str:

@@ -48,6 +48,20 @@ class Timing(msgspec.Struct, frozen=True):
         return self.heartbeat_us + min(5_000, self.heartbeat_us)
 
     @property
+    def grace_us(self) -> int:
+        """How much longer than `dead_us` a slave waits before it claims for silence alone.
+
+        An owner that is back after a stun of 120 ms (`lan`) was silent for up to 151 ms: a beat
+        before it, and its first words after it. To keep it is worth 10 ms to everybody else.
+        """
+        return self.heartbeat_us * 2 // 5
+
+    @property
+    def gather_us(self) -> int:
+        """How long the answers to owners' beats of one round may be gathered into one."""
+        return min(1_000, self.heartbeat_us // 25)
+
+    @property
     def hold_down_us(self) -> int:
         """After a start: neither echo, grant nor claim (DESIGN 6, Grant)."""
         return self.dead_us + self.lease_us

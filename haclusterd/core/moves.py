@@ -86,6 +86,7 @@ def promise(node: Node, service: Service, identity: Identity, now_us: int) -> No
     """Stand by `identity`; the silence timer starts anew (DESIGN 6, Grant)."""
     node.rank_dirty = True
     service.promise = identity
+    service.promised_us = now_us
     service.highest = max(service.highest, identity.epoch)
     service.silence_us = now_us
     service.lease_seq = -1
@@ -159,6 +160,7 @@ def _close_fence(node: Node, k: int, service: Service, now_us: int, out: list[Ac
 
 def _add_addresses(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     service.addresses = True
+    service.acquiring_us = now_us
     out.append(AddAddresses(k))
 
 

@@ -39,11 +39,13 @@ from haclusterd.core.inputs import (
 )
 from haclusterd.core.model import State
 from haclusterd.core.moves import happen
-from haclusterd.core.state import NEVER, Node, flags, owns
+from haclusterd.core.state import NEVER, Alien, Node, flags, owns
 from haclusterd.core.takeover import Event
+from haclusterd.core.voter import Answer
 
 RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
 ALIENS_KEPT = 64
+ALIEN_SAID_EVERY_US = 10_000_000
 
 
 def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
@@ -54,16 +56,30 @@ def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
     _TAKE[type(event)](node, event, now_us, out)
     if node.next_beat_us <= now_us:
         speech.beat(node, now_us, out)
+    elif node.answer_us <= now_us:
+        speech.answer_gathered(node, now_us, out)
     return node, out
 
 
 def next_deadline_us(node: Node) -> int:
     """When `Tick` is wanted next, at the latest."""
-    deadline_us = min(node.next_beat_us, node.wake_us)
+    deadline_us = min(node.next_beat_us, node.answer_us, node.wake_us)
     for service in node.services:
         if owns(service) and service.lease_until_us < deadline_us and node.spec.needed > 1:
             deadline_us = service.lease_until_us
     return deadline_us
+
+
+def is_calm(node: Node) -> bool:
+    """Nothing is on the move, so that a beat may lie in its socket for `gather_us`."""
+    return node.majority and all(
+        (s.state is State.STANDBY or s.state is State.OWNED)
+        and s.claim is None
+        and s.deferred is None
+        and s.release is None
+        and s.lost_us == NEVER
+        for s in node.services
+    )
 
 
 def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> None:
@@ -76,15 +92,21 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
     silent = now_us - node.peers[beat.sender].two_way_us > node.spec.timing.two_way_us
     news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
     if news or two_way_news:
-        wants_answer = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
+        wanted = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
         if news:
             owner.hear_votes(node, beat, now_us, out)
     else:
-        wants_answer = detector.is_stranger(node, event.link, beat)
+        wanted = Answer.NOW if detector.is_stranger(node, event.link, beat) else Answer.NONE
+    if two_way_news and not beat.reply:
+        speech.keep_step(node, beat.sender, now_us)
     # After a silence two-way contact is back within one exchange, not after two more beats.
     regained = silent and (two_way_news or not beat.reply)
-    if (regained or (wants_answer and not beat.reply)) and node.next_beat_us > now_us:
+    if node.next_beat_us <= now_us:
+        return  # the beat is the answer
+    if regained or (wanted is Answer.NOW and not beat.reply):
         speech.answer(node, event.link, beat.sender, now_us, out)
+    elif wanted is Answer.SOON and not beat.reply:
+        speech.answer_soon(node, event.link, beat.sender, now_us)
 
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
@@ -96,6 +118,7 @@ def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
         standing.refresh(node, now_us)
     _watch_rank(node, now_us)
     _leave_dead_freeswitch(node, now_us, out)
+    _end_endless_acquiring(node, now_us, out)
     node.wake_us = claimant.pursue(node, now_us, out)
 
 
@@ -106,6 +129,8 @@ def _refresh_ready(node: Node, now_us: int) -> None:
             node.rank_dirty = True
     if node.ranked_flags != flags(node, now_us):
         node.rank_dirty = True  # the hold-down ended: the others rank this node from now on
+    if node.ranked_doomed and node.ranked_doomed != standing.doomed_services(node, now_us):
+        node.rank_dirty = True
 
 
 def _watch_rank(node: Node, now_us: int) -> None:
@@ -129,6 +154,15 @@ def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
             give_up(node, k, "its FreeSWITCH is gone", now_us, out)
         elif not service.carrier:
             give_up(node, k, "its NIC has no carrier", now_us, out)
+
+
+def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
+    """Addresses that neither come up nor fail are a failure: the next in line shall have it."""
+    limit_us = 2 * node.spec.timing.dead_us
+    for k, service in enumerate(node.services):
+        if service.state is State.ACQUIRING and now_us - service.acquiring_us > limit_us:
+            reason = f"its addresses were not up after {limit_us // 1000} ms"
+            _addresses_added(node, AddressesAdded(k, False, reason), now_us, out)
 
 
 def give_up(node: Node, k: int, cause: str, now_us: int, out: list[Action], to: int = -1) -> bool:
@@ -308,11 +342,17 @@ def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Act
 
 
 def _alien(node: Node, event: AlienAnswered, now_us: int, out: list[Action]) -> None:
-    if len(node.aliens) < ALIENS_KEPT or event.address in node.aliens:
-        if node.aliens.get(event.address) != event.mac:
-            text = f"{event.mac} answers for {event.address}, which {_me(node)} owns"
-            out.append(Decided(now_us, "M13", text, event.service))
-        node.aliens[event.address] = event.mac
+    """Said at most every ten seconds for an address, however many MACs take turns."""
+    alien = node.aliens.get(event.address)
+    if alien is None:
+        if len(node.aliens) >= ALIENS_KEPT:
+            return
+        alien = node.aliens[event.address] = Alien(event.mac, now_us, NEVER)
+    alien.mac, alien.heard_us = event.mac, now_us
+    if now_us - alien.said_us >= ALIEN_SAID_EVERY_US:
+        alien.said_us = now_us
+        text = f"{event.mac} answers for {event.address}, which {_me(node)} owns"
+        out.append(Decided(now_us, "M13", text, event.service))
 
 
 def _me(node: Node) -> str:

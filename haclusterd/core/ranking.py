@@ -98,8 +98,14 @@ def _line(
     k: ServiceIndex,
     added: dict[NodeIndex, int],
 ) -> list[NodeIndex]:
-    """Candidates for service `k`: its lapsed owner, free slaves in order, then busy nodes."""
-    lapsed, free, occupied = [], [], []
+    """Candidates for service `k`: its lapsed owner, free slaves in order, then busy nodes.
+
+    A slave too small for the service's calls comes last: some of the calls are more than none.
+    """
+    lapsed: list[NodeIndex] = []
+    free: list[NodeIndex] = []
+    occupied: list[NodeIndex] = []
+    small: list[NodeIndex] = []
     for n in nodes:
         entry = facts[n].services[k]
         if entry.state in (State.LAPSED, State.RECLAIMING):
@@ -107,13 +113,13 @@ def _line(
         elif entry.state in (State.ACQUIRING, State.OWNED, State.RELEASING) or not entry.ready:
             continue
         elif n not in taken:
-            free.append(n)
+            (free if _fits(spec, facts, n, k, added[n]) else small).append(n)
         elif _fits(spec, facts, n, k, added[n]):
             occupied.append(n)
     if spec.last_resort is LastResort.NONE:
         occupied = []
     occupied.sort(key=lambda n: (facts[n].load, facts[n].calls + added[n], spec.nodes[n].id))
-    return lapsed + free + occupied
+    return lapsed + free + occupied + small
 
 
 def _calls_of(facts: tuple[Facts, ...], k: ServiceIndex) -> int:

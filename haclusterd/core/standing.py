@@ -5,7 +5,7 @@ Connects the node's state with the pure order of `core.ranking`.
 
 from __future__ import annotations
 
-from haclusterd.core.model import ServiceEntry, State
+from haclusterd.core.model import NOBODY_NODE, ServiceEntry, State
 from haclusterd.core.ranking import Facts, rank
 from haclusterd.core.state import NEVER, Node, Service, flags
 
@@ -64,9 +64,31 @@ def _under_way(node: Node, k: int, service: Service) -> bool:
     )
 
 
+def doomed_services(node: Node, now_us: int) -> frozenset[int]:
+    """Services to be handed out together: those lost, and beside them those about to be.
+
+    Two masters that die within some ms are noticed one after the other, on each node in another
+    order perhaps. Who is suspect when the first of them counts as lost is handed out with it, or
+    two slaves would go for the same service and a master for the other (EG25).
+    """
+    lost = lost_services(node)
+    if not lost:
+        return lost
+    suspect_us = now_us - node.spec.timing.suspect_us
+    return lost | {
+        k
+        for k, s in enumerate(node.services)
+        if s.promise.node not in (NOBODY_NODE, node.spec.me)
+        and s.silence_us <= suspect_us
+        and s.claim is None
+        and not _under_way(node, k, s)
+    }
+
+
 def refresh(node: Node, now_us: int) -> None:
     node.rank_dirty = False
     node.ranked_flags = flags(node, now_us)
-    ranking = rank(node.spec, facts(node, now_us), lost_services(node))
+    node.ranked_doomed = doomed_services(node, now_us)
+    ranking = rank(node.spec, facts(node, now_us), node.ranked_doomed)
     node.slaves, node.successors = ranking.slaves, ranking.successors
     node.rank_hash = ranking.hash

@@ -17,10 +17,12 @@ from haclusterd.core.model import (
     NodeIndex,
     Release,
     ServiceEntry,
+    ServiceIndex,
     State,
 )
 
 NEVER = -(10**15)  # a time so long ago that every deadline from it has passed
+FAR = 1 << 62  # a time that does not come
 SENT_TIMES_KEPT = 512  # own sends remembered: 3 heartbeats of regular beats and replies to spare
 
 
@@ -51,6 +53,7 @@ class Peer(msgspec.Struct):
     alive: bool = False
     alive_since_us: int = NEVER
     replied_us: int = NEVER
+    answer_on: int = -1  # the link on which a gathered answer is due to it, -1 for none
     config_hash: int = 0
     rank_hash: int = 0
     flags: int = 0
@@ -78,12 +81,21 @@ class Deferred(msgspec.Struct):
     due_us: int
 
 
+class Alien(msgspec.Struct):
+    """Somebody else who answers for a service address of this node."""
+
+    mac: str
+    heard_us: int
+    said_us: int
+
+
 class Service(msgspec.Struct):
     """One service as this node stands to it."""
 
     voter_sent_us: list[int]  # by node: send time of my newest beat that it echoed with a lease
     state: State = State.STANDBY
     promise: Identity = NOBODY
+    promised_us: int = NEVER  # when the promise was given
     silence_us: int = NEVER  # when the promised owner was last heard two-way
     lease_seq: int = -1
     owner_seen: bool = False  # a live owner was heard since this node started
@@ -96,6 +108,7 @@ class Service(msgspec.Struct):
     fence_closed: bool = True
     addresses: bool = False
     carrier: bool = True
+    acquiring_us: int = NEVER  # when the addresses were last asked to come
     stop_asked_us: int = NEVER  # when fence or addresses were last asked to go
     holding: bool = False  # FreeSWITCH here carries this service's calls
     # as claimant
@@ -131,12 +144,15 @@ class Node(msgspec.Struct):
     seq: int = 0
     number: int = 0
     sent_us: dict[int, int] = {}
+    beat_us: int = NEVER  # when the newest regular beat was sent
     next_beat_us: int = 0
+    answer_us: int = FAR  # when the gathered answers go out
     wake_us: int = 0
     majority: bool = False
     majority_since_us: int = NEVER
     rank_dirty: bool = True
     ranked_flags: int = 0  # one's own, that the ranking was made with
+    ranked_doomed: frozenset[ServiceIndex] = frozenset()  # that it was made with
     slaves: tuple[NodeIndex, ...] = ()
     successors: tuple[tuple[NodeIndex, ...], ...] = ()
     rank_hash: int = 0
@@ -150,7 +166,7 @@ class Node(msgspec.Struct):
     health: int = 0
     load: int = 0
     calls: int = 0
-    aliens: dict[str, str] = {}  # service address -> MAC of somebody else who answered for it
+    aliens: dict[str, Alien] = {}  # by service address
 
 
 def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:

@@ -14,6 +14,8 @@ from haclusterd.core.ranking import why
 from haclusterd.core.standing import facts, lost_services
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 
+ALIEN_ALARM_US = 60_000_000  # an alien that was not heard for so long is no alarm any more
+
 
 class LinkView(msgspec.Struct, frozen=True):
     """One link to a node; `rtt_us` 0 and `loss_permille` 0 where not measured yet."""
@@ -59,6 +61,27 @@ class AlarmView(msgspec.Struct, frozen=True):
     text: str
 
 
+class LinkTally(msgspec.Struct, frozen=True):
+    """What one own link met since heart started: datagrams by outcome, and its socket's lot."""
+
+    address: str
+    received: dict[str, int]
+    socket: dict[str, int]
+
+
+class PeerTally(msgspec.Struct, frozen=True):
+    """What came from a peer's address; `unreadable_now`: why nothing of it can be read, or empty.
+
+    `node` and `address` are those of the configuration: an address is no proof of the sender.
+    """
+
+    node: str
+    address: str
+    readable: int
+    unreadable: int
+    unreadable_now: str
+
+
 class View(msgspec.Struct, frozen=True):
     """A node's whole word on the cluster at `at_us`."""
 
@@ -75,6 +98,8 @@ class View(msgspec.Struct, frozen=True):
     services: tuple[ServiceView, ...]
     alarms: tuple[AlarmView, ...]
     why: tuple[str, ...]
+    link_tallies: tuple[LinkTally, ...] = ()  # heart's, not the core's: added when published
+    peer_tallies: tuple[PeerTally, ...] = ()
 
 
 def view(node: Node, now_us: int) -> View:
@@ -221,8 +246,9 @@ def _alarms(
         alarms.append(AlarmView("config_odd", text))
     if node.rank_differs_us != NEVER and now_us - node.rank_differs_us > RANK_DIFFERS_US:
         alarms.append(AlarmView("rank_mismatch", "nodes disagree about the order of the slaves"))
-    for address, mac in node.aliens.items():
-        alarms.append(AlarmView("alien_address", f"{mac} answers for {address}"))
+    for address, alien in node.aliens.items():
+        if now_us - alien.heard_us < ALIEN_ALARM_US:
+            alarms.append(AlarmView("alien_address", f"{alien.mac} answers for {address}"))
     return alarms
 
 

@@ -7,11 +7,22 @@ echo given to it, and every lease echo restarts that clock.
 
 from __future__ import annotations
 
+import enum
+
 from haclusterd.core.actions import Action, Decided
 from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
 from haclusterd.core.moves import happen, persist, promise
 from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
 from haclusterd.core.takeover import Event
+
+
+class Answer(enum.IntEnum):
+    """How soon a peer wants to know that its beat was heard."""
+
+    NONE = 0  # the next regular beat tells
+    SOON = 1  # an owner: within the round
+    NOW = 2  # somebody whose right hangs on it
+
 
 _HOLDERS = (State.ACQUIRING, State.OWNED)
 _CLAIMANTS = (State.CLAIMING, State.RECLAIMING)
@@ -19,12 +30,12 @@ _CLAIMANTS = (State.CLAIMING, State.RECLAIMING)
 
 def hear_entries(
     node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
-) -> bool:
-    """Take in what a peer says of every service. True: it wants an answer at once."""
+) -> Answer:
+    """Take in what a peer says of every service; how soon it wants an answer."""
     if news:
         for release in beat.releases:
             hear_release(node, release, now_us, out)
-    answer = False
+    answer = Answer.NONE
     hold_down = holding_down(node, now_us)
     for k, entry in enumerate(beat.services):
         service = node.services[k]
@@ -35,7 +46,7 @@ def hear_entries(
             service.highest = epoch
         if entry.promise.node == beat.sender:
             fresh = two_way and not hold_down
-            answer = _hear_own(node, k, service, entry, beat, fresh, now_us, out) or answer
+            answer = max(answer, _hear_own(node, k, service, entry, beat, fresh, now_us, out))
         if two_way and entry.held > service.identity.epoch:
             _hear_of_successor(node, k, service, entry, beat.sender, now_us, out)
     return answer
@@ -50,24 +61,24 @@ def _hear_own(
     fresh: bool,
     now_us: int,
     out: list[Action],
-) -> bool:
-    """The sender promises itself: it owns, claims, or did own. True: it wants an answer."""
+) -> Answer:
+    """The sender promises itself: it owns, claims, or did own."""
     state = entry.state
     if state in _HOLDERS:
         service.owner_seen = True
         if fresh:
             _hear_owner(node, k, service, entry, beat, now_us, out)
-        return True
+        return Answer.SOON if state == State.OWNED else Answer.NOW
     if state in _CLAIMANTS:
         known = entry.promise == service.promise
         if fresh:
             hear_claim(node, k, service, entry.promise, beat, now_us, out)
-        return known
+        return Answer.NOW if known else Answer.NONE
     if state == State.LAPSED and entry.promise == service.promise:
         if fresh and service.lapsed_heard_us == NEVER:
             service.lapsed_heard_us = now_us
-        return True
-    return False
+        return Answer.NOW
+    return Answer.NONE
 
 
 def _hear_owner(

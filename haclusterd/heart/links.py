@@ -128,12 +128,12 @@ class Links:
             self.drop(position)
         return gone
 
-    def send(self, link: int, data: bytes, to: int = -1) -> int:
-        """Send one datagram to node `to`, or to all peers (-1); how many the kernel took."""
+    def send(self, link: int, data: bytes, to: Sequence[int] = ()) -> int:
+        """Send one datagram to the nodes `to`, or to all peers (none); how many the kernel took."""
         entry = self._links[link]
         if entry.socket is None:
             return 0
-        peers = entry.peers if to < 0 else (entry.peers[to],)
+        peers = [entry.peers[n] for n in to] if to else entry.peers
         taken = 0
         for peer in peers:
             if peer is None:

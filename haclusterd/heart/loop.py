@@ -2,13 +2,15 @@
 
 Rules kept here (DESIGN 3, 6; RELIABILITY 3.3):
 the clock is read after each receive; `Tick`, which may conclude silence, comes only when the
-heartbeat sockets are empty; work per turn is bounded; and every reading of the clock is compared
-with the one before, so that a stop of this process is noticed wherever it happened: then fence
-first, flush, and only then listen again.
+heartbeat sockets are empty; work per turn is bounded; while nothing is on the move, the beats of
+one round are taken in together, because a wake costs more than a beat; and every reading of the
+clock is compared with the one before, so that a stop of this process is noticed wherever it
+happened: then fence first, flush, and only then listen again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -19,7 +21,7 @@ from typing import Protocol
 from haclusterd.core.actions import Decided
 from haclusterd.core.inputs import Froze, Input, Received, Tick
 from haclusterd.core.model import Beat
-from haclusterd.core.node import next_deadline_us, step
+from haclusterd.core.node import is_calm, next_deadline_us, step
 from haclusterd.core.state import Node
 from haclusterd.heart.clock import now_us
 from haclusterd.heart.executor import Executor
@@ -27,6 +29,7 @@ from haclusterd.heart.executor import Executor
 DATAGRAMS_PER_TURN = 128  # per link
 _INPUTS_PER_TURN_MAX = 1000
 _COLLECT_EVERY_US = 10_000_000
+_TIMEOUT_STEP_US = 1_000  # epoll's: what is shorter would be rounded up
 
 
 def new_incarnation() -> int:
@@ -66,6 +69,10 @@ class Loop:
         self._chores = chores
         self._clock = clock
         self._epoll = select.epoll()
+        self._others = select.epoll()  # all but the links
+        gather_us = node.spec.timing.gather_us
+        self._gather_us = gather_us if gather_us >= _TIMEOUT_STEP_US else 0
+        self._gather_until_us = 0
         self._handlers: dict[int, Callable[[], None]] = {}
         self._link_of: dict[int, int] = {}
         self._last_us = last_us or clock()
@@ -79,6 +86,7 @@ class Loop:
         """Call `handler` in each turn in which `descriptor` is readable."""
         self._register(descriptor)
         self._handlers[descriptor] = handler
+        _add(self._others, descriptor)
 
     def watch_link(self, link: int) -> None:
         """Receive beats from a heartbeat link that was (re)opened."""
@@ -91,10 +99,7 @@ class Loop:
         # A descriptor that was closed left epoll by itself, and its number may be in use again.
         self._handlers.pop(descriptor, None)
         self._link_of.pop(descriptor, None)
-        try:
-            self._epoll.register(descriptor, select.EPOLLIN)
-        except FileExistsError:
-            self._epoll.modify(descriptor, select.EPOLLIN)
+        _add(self._epoll, descriptor)
 
     def unwatch(self, descriptor: int) -> None:
         """Forget a descriptor, open or closed; -1 is none."""
@@ -102,22 +107,21 @@ class Loop:
             return
         self._handlers.pop(descriptor, None)
         self._link_of.pop(descriptor, None)
-        try:
-            self._epoll.unregister(descriptor)
-        except OSError:
-            return  # closed already: the kernel has forgotten it, too
+        for polled in (self._epoll, self._others):
+            with contextlib.suppress(OSError):  # closed already: the kernel has forgotten it, too
+                polled.unregister(descriptor)
 
     def turn(self) -> None:
         """One turn: at most until the next deadline."""
         chores_us = self._chores.due_us()
-        wait_us = min(next_deadline_us(self.node), chores_us) - self._clock()
-        ready = self._epoll.poll(max(0.0, wait_us / 1_000_000), 64)
+        ready = self._wait(min(next_deadline_us(self.node), chores_us))
         self.now()
-        drained, other = True, False
+        drained, other, heard = True, False, False
         for descriptor, _mask in ready:
             link = self._link_of.get(descriptor)
             if link is not None:
                 drained = self._receive(link) and drained
+                heard = True
                 continue
             handler = self._handlers.get(descriptor)
             if handler is not None:
@@ -132,9 +136,20 @@ class Loop:
         # Only what else happened in this turn can have brought a chore forward.
         if now >= chores_us or ((other or self.decided) and now >= self._chores.due_us()):
             self._chores.run_due(now)
+        if heard and is_calm(self.node):
+            self._gather_until_us = now + self._gather_us
         if now - self._collected_us > _COLLECT_EVERY_US:
             self._collected_us = now
             gc.collect(1)  # what is young only: the rest was frozen at the start
+
+    def _wait(self, deadline_us: int) -> list[tuple[int, int]]:
+        """What is ready, at the deadline at the latest; beats only once they were gathered."""
+        now = self._clock()
+        gather_us = min(self._gather_until_us, deadline_us) - now
+        if gather_us > 0:
+            self._others.poll(gather_us / 1_000_000, 1)
+            now = self._clock()
+        return self._epoll.poll(max(0.0, (deadline_us - now) / 1_000_000), 64)
 
     def _receive(self, link: int) -> bool:
         """Take in what one link holds, up to the limit; True if it is empty now."""
@@ -192,3 +207,11 @@ class Loop:
 
     def close(self) -> None:
         self._epoll.close()
+        self._others.close()
+
+
+def _add(polled: select.epoll, descriptor: int) -> None:
+    try:
+        polled.register(descriptor, select.EPOLLIN)
+    except FileExistsError:
+        polled.modify(descriptor, select.EPOLLIN)

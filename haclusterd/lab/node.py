@@ -66,8 +66,9 @@ class LabNode:
         arguments = [str(ECHO_PORT), str(self.plan.number), str(pid_file)]
         self._spawn(["-m", "haclusterd.lab.echo", *arguments], self.directory / "echo.log")
 
-    def start_haclusterd(self) -> None:
-        arguments = ["--config", str(self._config), "--node", self.id]
+    def start_haclusterd(self, config: Path | None = None) -> None:
+        """`config`: another file (and other keys beside it) than the rest of the cluster has."""
+        arguments = ["--config", str(config or self._config), "--node", self.id]
         arguments += ["--run-dir", str(self.run_dir)]
         self._daemon = self._spawn(["-m", "haclusterd", *arguments], self.log)
 

@@ -170,6 +170,18 @@ def test_last_resort_respects_capacity(view: View) -> None:
 
 
 @given(views())
+def test_a_slave_too_small_for_the_calls_goes_last(view: View) -> None:
+    """S6, M18: only where nobody else is left, for then it can have some of the calls."""
+    spec, facts, _ = view
+    for k, line in enumerate(rank(spec, facts, frozenset()).successors):
+        calls = max((f.services[k].calls for f in facts if f.services), default=0)
+        small = [
+            facts[n].calls + calls > spec.nodes[n].capacity for n in line if not lapsed(facts, n, k)
+        ]
+        assert small == sorted(small)
+
+
+@given(views())
 def test_no_slave_is_first_twice_while_another_is_free(view: View) -> None:
     """EG25: no double takeover, and nobody idle while a lost service could be served."""
     spec, facts, lost = view

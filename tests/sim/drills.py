@@ -1,6 +1,7 @@
 """Mutation drills: take one guard away and see that the simulator notices.
 
-`python -m tests.sim.drills` runs every drill; exit 0 if each was caught within `--seeds` seeds.
+`python -m tests.sim.drills` runs every drill in worlds aimed at its guard; exit 0 if each was
+caught within `--seeds` seeds. `--ordinary` plays the swarm's own worlds instead, which takes long.
 A drill that nothing catches means a useless guard or a blind simulator: find out which.
 """
 
@@ -192,9 +193,12 @@ def aimed_swarm(name: str, seed: int) -> Swarm:
     )
 
 
-def hunt(job: tuple[str, int, float], aimed: bool = False) -> tuple[str, int, str, float]:
-    """Run a drill until it is caught: (name, seeds needed or -1, first violation, seconds)."""
-    name, seeds, minutes = job
+def hunt(job: tuple[str, int, float, bool]) -> tuple[str, int, str, float]:
+    """Run a drill until it is caught: (name, seeds needed or -1, first violation, seconds).
+
+    `job`: name, seeds, minutes of each, and whether the worlds are aimed.
+    """
+    name, seeds, minutes, aimed = job
     DRILLS[name]()  # patches this process, which plays nothing else
     began = time.monotonic()
     for seed in range(seeds):
@@ -209,12 +213,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.drills", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--ordinary", action="store_true")
     parser.add_argument("--only", choices=list(DRILLS), action="append")
     options = parser.parse_args()
     names = options.only or list(DRILLS)
     missed = 0
     with multiprocessing.Pool(maxtasksperchild=1) as pool:
-        jobs = [(name, options.seeds, options.minutes) for name in names]
+        jobs = [(name, options.seeds, options.minutes, not options.ordinary) for name in names]
         for name, seeds, violation, spent_s in pool.imap_unordered(hunt, jobs, chunksize=1):
             if seeds < 0:
                 missed += 1

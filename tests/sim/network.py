@@ -44,7 +44,7 @@ class Network:
         if self.wires:
             self.wires[host] = Wire(self.hosts[host].spec, RING, 0)
 
-    def send(self, source: int, to: int, beat: Beat) -> None:
+    def send(self, source: int, to: tuple[int, ...], beat: Beat) -> None:
         data: Beat | bytes = beat
         if self.wires:
             wire = self.wires[source]
@@ -52,10 +52,7 @@ class Network:
                 wire.set_incarnation(beat.incarnation)
             data = wire.seal(beat)
         link = beat.link
-        if to >= 0:
-            self._one(source, to, link, data)
-            return
-        for destination in range(self.swarm.nodes):
+        for destination in to or range(self.swarm.nodes):
             if destination != source:
                 self._one(source, destination, link, data)
 

@@ -9,6 +9,7 @@ import pytest
 from haclusterd.core.model import Identity
 from tests.sim.drills import AIM, DRILLS, aimed_swarm, hunt
 from tests.sim.swarm import KINDS
+from tests.sim.two_losses import lose_two
 from tests.sim.world import World
 
 AIMED_SEEDS_MAX = 60
@@ -32,6 +33,14 @@ def test_same_seed_same_trace(seed: int) -> None:
     assert first.history == second.history != []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_eg25_each_slave_takes_exactly_one_of_two_lost_masters(seed: int) -> None:
+    result = lose_two(seed)
+    assert result.good, result
+    assert max(result.served_ms) < 190
+
+
 def test_seeds_differ_in_what_they_are_about() -> None:
     swarms = [World(seed).swarm for seed in range(200)]
     assert {kind for swarm in swarms for kind in swarm.kinds} == set(KINDS)
@@ -45,7 +54,7 @@ def test_seeds_differ_in_what_they_are_about() -> None:
 def test_drill_is_caught(name: str) -> None:
     """Without this guard the aimed world breaks an invariant within few seeds."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        _, seeds, violation, _ = pool.apply(hunt, ((name, AIMED_SEEDS_MAX, 1.0), True))
+        _, seeds, violation, _ = pool.apply(hunt, ((name, AIMED_SEEDS_MAX, 1.0, True),))
     assert seeds > 0, f"{name}: not caught in {AIMED_SEEDS_MAX} aimed seeds"
     assert violation
 

@@ -130,7 +130,7 @@ class Bench:
             health=100,
             load=0,
             calls=0,
-            echoes=tuple(echo if n == ME else None for n in range(len(self.spec.nodes))),
+            echoes=tuple(echo if n == self.spec.me else None for n in range(len(self.spec.nodes))),
             services=(*entries, *(none,) * (len(self.spec.services) - len(entries))),
             releases=releases,
         )
@@ -140,6 +140,10 @@ class Bench:
         """A beat of `sender` arrives; the node has sent something recent for it to echo."""
         self.ensure_recent_send()
         return self.give(inp.Received(0, self.beat(sender, *entries, **changes)))
+
+    def hear_on(self, link: int, beat: Beat) -> list[act.Action]:
+        """`beat` arrives on `link`."""
+        return self.give(inp.Received(link, beat))
 
     def ensure_recent_send(self) -> None:
         if self.now_us - self.node.sent_us.get(self.node.seq, -(10**15)) > 20_000:

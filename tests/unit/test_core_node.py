@@ -12,7 +12,7 @@ from haclusterd.core.actions import Answered, Decided, KillFreeswitch, Recover, 
 from haclusterd.core.model import NOBODY, Flag, Identity, Release, State
 from haclusterd.core.node import ALIENS_KEPT, next_deadline_us, step, stopped
 from haclusterd.core.state import Node
-from haclusterd.core.view import view
+from haclusterd.core.view import ALIEN_ALARM_US, view
 from tests.scenarios.player import Player
 from tests.sim import host as sim_host
 from tests.unit.core_bench import STANDBY, Bench, entry, kinds, spec_of
@@ -134,6 +134,33 @@ def test_aliens_are_an_alarm_said_once_and_bounded() -> None:
         bench.give(inp.AlienAnswered(0, f"203.0.113.{n}", "02:00:00:00:00:01"))
     assert len(bench.node.aliens) == ALIENS_KEPT
     assert "alien_address" in {a.name for a in view(bench.node, bench.now_us).alarms}
+
+
+def test_aliens_that_take_turns_are_said_at_most_every_ten_seconds_and_forgotten() -> None:
+    """RELIABILITY 38, S13: alternating MACs do not fill the log; silence ends the alarm."""
+    bench = owner_bench()
+    for n in range(200):
+        bench.give(inp.AlienAnswered(0, "203.0.113.1", f"02:00:00:00:00:0{n % 2}"))
+        bench.pass_ms(100, tick=False)
+    assert bench.rows.count("M13") == 2
+    assert "alien_address" in {a.name for a in view(bench.node, bench.now_us).alarms}
+    later_us = bench.now_us + ALIEN_ALARM_US
+    assert "alien_address" not in {a.name for a in view(bench.node, later_us).alarms}
+
+
+def test_acquiring_that_never_ends_is_given_up_to_the_next_in_line() -> None:
+    """RELIABILITY 32: the result of adding the addresses does not come."""
+    bench = Bench().after_hold_down()
+    bench.obeys = False
+    bench.keep_hearing(125, (1, STANDBY))
+    claim = bench.service.promise
+    bench.hear(1, entry(claim))
+    assert bench.stands_in(State.ACQUIRING)
+    for _ in range(32):
+        bench.hear(1, entry(claim, lease_seq=bench.node.seq))
+        bench.pass_ms(10)
+    assert "T303" in bench.rows
+    assert "not up after 300 ms" in next(s.text for s in bench.said if s.row == "T303")
 
 
 odd_entries = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, cast
@@ -300,3 +301,40 @@ def test_beats_go_out_at_their_time(world: World) -> None:
     gaps = [b - a for a, b in pairwise(sent)]
     assert 7 <= len(sent) <= 10
     assert max(gaps) <= 1.1 * TIMING.heartbeat_us + 1000
+
+
+def hear_something(world: World, monkeypatch: pytest.MonkeyPatch, calm: bool) -> int:
+    """One turn in which a link has beats; until when the next ones are left to gather (us)."""
+    read, write = os.pipe()
+    world.loop._register(read)
+    world.loop._link_of[read] = 0
+    monkeypatch.setattr(world.loop, "_receive", lambda _link: bool(os.read(read, 1)))
+    monkeypatch.setattr("haclusterd.heart.loop.is_calm", lambda _node: calm)
+    os.write(write, b"beat")
+    world.loop.turn()
+    return world.loop._gather_until_us - world.clock.us
+
+
+def test_beats_of_a_calm_round_are_gathered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hear_something(world, monkeypatch, calm=True) == TIMING.gather_us
+    world.loop._gather_until_us = world.clock.us + 100_000
+    began = time.monotonic()
+    assert world.loop._wait(world.clock.us + 10_000_000) != []
+    assert time.monotonic() - began >= 0.099
+
+
+def test_beats_are_never_kept_waiting_while_something_moves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hear_something(world, monkeypatch, calm=False) < 0
+
+
+def test_gathering_ends_at_once_for_any_other_news(world: World) -> None:
+    """FreeSWITCH's pidfd, the agent, a signal: nothing of it waits for beats."""
+    read, write = os.pipe()
+    world.loop.watch(read, lambda: None)
+    world.loop._gather_until_us = world.clock.us + 10_000_000
+    os.write(write, b"news")
+    began = time.monotonic()
+    assert [descriptor for descriptor, _mask in world.loop._wait(world.clock.us + 10**8)] == [read]
+    assert time.monotonic() - began < 5

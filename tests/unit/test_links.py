@@ -28,7 +28,7 @@ def opened(port: int, me: int, nodes: list[list[str]] = NODES) -> Links:
 def test_send_to_all_and_to_one(port: int) -> None:
     a, b, c = (opened(port, me) for me in range(3))
     assert a.send(0, b"all") == 2
-    assert a.send(1, b"one", to=2) == 1
+    assert a.send(1, b"one", to=(2,)) == 1
     assert b.receive(10) == [(0, b"all", "127.0.71.1")]
     assert c.receive(10) == [(0, b"all", "127.0.71.1"), (1, b"one", "127.0.72.1")]
     assert a.counters(0).sent == 2
@@ -45,8 +45,8 @@ def test_strangers_and_oversized_datagrams_only_count(port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as crossed:
         crossed.bind(("127.0.72.2", 0))
         crossed.sendto(b"who", ("127.0.71.1", port))
-    b.send(0, bytes(DATAGRAM_BYTES_MAX + 1), to=0)
-    b.send(0, bytes(DATAGRAM_BYTES_MAX), to=0)
+    b.send(0, bytes(DATAGRAM_BYTES_MAX + 1), to=(0,))
+    b.send(0, bytes(DATAGRAM_BYTES_MAX), to=(0,))
     assert [len(data) for _link, data, _node in a.receive(10)] == [DATAGRAM_BYTES_MAX]
     counters = a.counters(0)
     assert (counters.alien_sources, counters.oversized, counters.received) == (2, 1, 1)
@@ -57,7 +57,7 @@ def test_strangers_and_oversized_datagrams_only_count(port: int) -> None:
 def test_receive_is_bounded_and_flush_empties(port: int) -> None:
     a, b = opened(port, 0), opened(port, 1)
     for number in range(20):
-        b.send(0, bytes([number]), to=0)
+        b.send(0, bytes([number]), to=(0,))
     assert [data[0] for _l, data, _n in a.receive(5)] == [0, 1, 2, 3, 4]
     assert a.flush() == 15
     assert a.receive(5) == []
@@ -114,6 +114,6 @@ def test_ipv6_peers() -> None:
         probe.bind(("::1", 0))
         port = probe.getsockname()[1]
     a = opened(port, 0, nodes)
-    assert a.send(0, b"six", to=1) == 1  # both are ::1: it comes back to us
+    assert a.send(0, b"six", to=(1,)) == 1  # both are ::1: it comes back to us
     assert a.receive(2) == [(0, b"six", "::1")]
     a.close()
