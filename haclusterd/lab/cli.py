@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--calls", type=int, default=0, help="calls on every master (0)")
     run.add_argument("--fault", choices=FAULTS, help="what happens to the first master")
     run.add_argument("--preset", default="lan", choices=("lan", "fast", "wan"))
+    run.add_argument(
+        "--no-nftables", action="store_true", help="nodes without nf_tables: the fallback fence"
+    )
     run.add_argument("--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator")
     run.add_argument("--address-only", action="store_true", help="no FreeSWITCH at all")
     run.add_argument("--repeat", type=int, default=1, help="that many runs, each from scratch")
@@ -80,6 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
         nics=arguments.nics,
         preset=arguments.preset,
         freeswitch=_backend(arguments),
+        kernel_fence=not arguments.no_nftables,
     )
     results: list[dict[str, Any]] = []
     good = True

@@ -47,6 +47,10 @@ class LabNode:
             self.switch = Switch(topology.plan, self.directory, self.namespace, prefix)
         self._topology = topology
         self._config = config
+        self._environment = python_environment()
+        if not topology.plan.kernel_fence:
+            folder = _refusing_nft(self.directory)
+            self._environment["PATH"] = f"{folder}:{self._environment.get('PATH', os.defpath)}"
         self._children: list[subprocess.Popen[bytes]] = []
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -143,12 +147,23 @@ class LabNode:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=python_environment(),
+                env=self._environment,
                 cwd=self.directory,
                 start_new_session=True,
             )
         self._children.append(child)
         return child
+
+
+def _refusing_nft(directory: Path) -> Path:
+    """A folder with an `nft` that says what it says on a kernel without egress hooks."""
+    folder = directory / "no-nft"
+    folder.mkdir()
+    program = folder / "nft"
+    refusal = "Error: Could not process rule: Operation not supported"
+    program.write_text(f"#!/bin/sh\necho '{refusal}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    return folder
 
 
 def _words(pid: int) -> list[str]:

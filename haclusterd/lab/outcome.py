@@ -19,6 +19,8 @@ class Outcome:
     outage_ms: float
     exit_visible_ms: float | None
     holders: int
+    overlap_end_ms: float  # after the fault, when two of them last spoke at once; 0 if never
+    overlap_bound_ms: int  # until when the fence in use admits to that
     late_ms: float  # the prober's own worst lateness: an outage of that size means nothing
     verdicts: list[CallVerdict] = field(default_factory=list)  # calls of the services lost
     foreign: list[CallVerdict] = field(default_factory=list)
@@ -52,7 +54,7 @@ class Outcome:
             f"{v.lost or f'{v.reinvites} re-INVITE(s)'}"
             for v in self.touched
         ]
-        if self.holders > 1:
+        if self.holders > 1 and self.overlap_end_ms > self.overlap_bound_ms:
             found.append(f"{self.holders} nodes held an address at once")
         return found
 
@@ -92,6 +94,8 @@ class Outcome:
             words.append(f"{total - len(self.lost)}/{total} calls up")
             words.append(f"media gap p50 {gap['p50']} max {gap['max']} ms")
         words.append(f"holders {self.holders}")
+        if self.holders > 1:
+            words.append(f"until {self.overlap_end_ms:.0f} ms, bound {self.overlap_bound_ms} ms")
         if self.late_ms > 5:
             words.append(f"(disturbed: the prober itself was {self.late_ms:.0f} ms late)")
         return ", ".join(words)

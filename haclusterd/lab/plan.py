@@ -52,7 +52,8 @@ class LabPlan:
     `freeswitch`: "none" (addresses only), "process" (only a process is watched: `esl_port = 0`),
     "emulator", or "real". Two nodes get a witness, because two votes survive no loss. What only a
     real FreeSWITCH knows: `bridge_target`, HOST:PORT of the telephone that extension 41xx calls,
-    and `rtp_ports`, the first and last port of its media.
+    and `rtp_ports`, the first and last port of its media. Without `kernel_fence` the nodes find an
+    `nft` that refuses, as on a kernel without egress hooks.
     """
 
     masters: int = 1
@@ -65,6 +66,7 @@ class LabPlan:
     bridge_target: str = ""
     rtp_ports: tuple[int, int] = (16384, 32768)
     timing: dict[str, int] = field(default_factory=dict)
+    kernel_fence: bool = True
 
     def __post_init__(self) -> None:
         if self.masters < 1 or self.slaves < 0 or self.masters + self.slaves < 2:

@@ -33,6 +33,7 @@ _CALM_S = 0.5
 _MEDIA_S = 20.0
 _LAST_FRAMES_S = 0.1  # the observer gets frames in blocks
 _OVERLAPS_MAX = 10
+_FALLBACK_BOUND_MS = 1100  # what status says of a node without nf_tables
 
 Say = Callable[[str], None]
 Live = Callable[[Laboratory, list[Injection]], None]
@@ -169,7 +170,12 @@ def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
     verdicts = judge(after.calls, phase.seen.streams, phase.fault_ns, phase.until_ns)
     mine = {lab.plan.service(name).ip for name in phase.victims}
     spans = _spans(phase.seen)
-    complaints = phase.complaints + _overlap_texts(lab, spans, phase.fault_ns)
+    bound_ms = 0 if lab.plan.kernel_fence else _FALLBACK_BOUND_MS
+    pairs = overlaps(spans)
+    end_ms = max((_end_ms(one, other, phase.fault_ns) for one, other in pairs), default=0.0)
+    complaints = list(phase.complaints)
+    if end_ms > bound_ms:
+        complaints += _overlap_texts(lab, pairs, phase.fault_ns)
     if phase.seen.dropped:
         complaints.append("the observer missed frames: nothing can be said about holders")
     visible = [i.exit_visible_ms for i in phase.injections if i.exit_visible_ms is not None]
@@ -181,6 +187,8 @@ def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
         outage_ms=max(phase.probed[ip]["longest_ms"] for ip in mine),
         exit_visible_ms=max(visible, default=None),
         holders=holders_max(spans),
+        overlap_end_ms=end_ms,
+        overlap_bound_ms=bound_ms,
         late_ms=max(record["late_ms"] for record in phase.probed.values()),
         verdicts=[v for v in verdicts if v.service_ip in mine],
         foreign=[v for v in verdicts if v.service_ip not in mine],
@@ -240,7 +248,12 @@ def _spans(seen: Observation) -> list[Span]:
     ]
 
 
-def _overlap_texts(lab: Laboratory, spans: list[Span], fault_ns: int) -> list[str]:
+def _end_ms(one: Span, other: Span, fault_ns: int) -> float:
+    """When the two last spoke at once; never 0, also where that was before the fault."""
+    return max((min(one.last_ns, other.last_ns) - fault_ns) / 1e6, 0.1)
+
+
+def _overlap_texts(lab: Laboratory, pairs: list[tuple[Span, Span]], fault_ns: int) -> list[str]:
     names = {mac_bytes(node.mac): node.id for node in lab.plan.nodes}
 
     def told(span: Span) -> str:
@@ -250,7 +263,7 @@ def _overlap_texts(lab: Laboratory, spans: list[Span], fault_ns: int) -> list[st
 
     return [
         f"{ipaddress.ip_address(one.address)}: {told(other)}, while {told(one)}"
-        for one, other in overlaps(spans)[:_OVERLAPS_MAX]
+        for one, other in pairs[:_OVERLAPS_MAX]
     ]
 
 

@@ -24,9 +24,13 @@ pytestmark = [
 MOVED_MS = 500.0
 
 
-def strike(fault: str, freeswitch: str = "none", nics: int = 2) -> Outcome:
-    plan = LabPlan(masters=1, slaves=2, nics=nics, freeswitch=freeswitch)
+def strike(
+    fault: str, freeswitch: str = "none", nics: int = 2, *, kernel_fence: bool = True
+) -> Outcome:
+    plan = LabPlan(masters=1, slaves=2, nics=nics, freeswitch=freeswitch, kernel_fence=kernel_fence)
     with ready_cluster(plan, None, print) as lab:
+        for node in lab.nodes.values():
+            assert ("overlap_bound_ms" in str(node.status())) is not kernel_fence
         outcome = measure(lab, fault, print)
     print(outcome.line())
     assert outcome.problems == []
@@ -39,6 +43,19 @@ def test_a_lost_owner_is_replaced_once(fault: str) -> None:
     outcome = strike(fault)
     assert outcome.owners == {"east1": "fs-b"}
     assert outcome.outage_ms < MOVED_MS
+
+
+@pytest.mark.parametrize("fault", ["freeze-heart", "links"])
+def test_without_nf_tables_the_watchdog_leaves_one_holder(fault: str) -> None:
+    outcome = strike(fault, kernel_fence=False)
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.outage_ms < MOVED_MS
+
+
+def test_without_nf_tables_an_upgrade_moves_nothing() -> None:
+    outcome = strike("upgrade", kernel_fence=False)
+    assert not outcome.moved
+    assert outcome.outage_ms < 60
 
 
 def test_the_death_of_the_watched_process_moves_the_address_at_once() -> None:

@@ -63,6 +63,7 @@ class FakeFence:
 
     mode: Mode = "nftables"
     overlap_bound_ms = 0
+    fault = ""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.calls = clock, []  # type: tuple[Clock, list[str]]
@@ -77,6 +78,9 @@ class FakeFence:
 
     def unload(self) -> None:
         self.calls.append("unload")
+
+    def hand_on(self) -> None:
+        self.calls.append("hand on")
 
     def begin_load(self) -> None:
         self.calls.append("load")
