@@ -54,7 +54,7 @@ _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _OTHER_HOST = b"\x02" + b"\0" * 5  # no NIC's address: a frame that passes the chain dies on lo
 
 Mode = Literal["nftables", "iprule"]
-Frame = tuple[bytes, int]  # a whole Ethernet frame and its ethertype
+Frame = bytes  # a whole Ethernet frame
 
 
 @dataclass(frozen=True)
@@ -246,9 +246,9 @@ class KernelLease:
         return passed == 0
 
     def _consumed(self, frame: Frame) -> bool:
-        data, protocol = frame
         try:
-            self._socket.sendto(data, ("lo", protocol))
+            # Bound to `lo`: to name it in each call would ask the kernel for its index each time.
+            self._socket.send(frame)
         except OSError as error:
             # The egress chain dropped it: that is what it does with the frames it has obeyed.
             return error.errno == errno.ENOBUFS
@@ -256,7 +256,7 @@ class KernelLease:
 
 
 def _frame(source: str, operation: int) -> Frame:
-    """A crafted frame for `lo` that names `source` and an operation, and its ethertype."""
+    """A crafted frame for `lo` that names `source` and an operation."""
     if ":" in source:
         header = struct.pack(
             "!IHBB16s16s",
@@ -283,7 +283,7 @@ def _frame(source: str, operation: int) -> Frame:
             bytes([127, 0, 0, operation]),
         )
         protocol = _ETH_P_IP
-    return _OTHER_HOST + _OTHER_HOST + struct.pack("!H", protocol) + header, protocol
+    return _OTHER_HOST + _OTHER_HOST + struct.pack("!H", protocol) + header
 
 
 def _frames(service: FencedService, operation: int) -> list[Frame]:

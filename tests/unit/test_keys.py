@@ -7,6 +7,7 @@ import shutil
 import signal
 import ssl
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,8 @@ def test_ctrl_c_waits_for_the_whole_and_then_takes_it_back(
 
     def struck(source: Path, target: Path) -> None:
         place(source, target)
-        os.kill(os.getpid(), signal.SIGINT)
+        # To this thread: others, left over from other tests, have it unblocked.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         seen.append(len(names_in(tmp_path)))
 
     monkeypatch.setattr(keys, "_place", struck)
