@@ -82,6 +82,29 @@ async def test_hang_and_return(server: FakeEsl) -> None:
     await probe.stop()
 
 
+async def test_a_stall_of_the_agent_is_no_hang_of_freeswitch(server: FakeEsl) -> None:
+    server.api["status"] = lambda _: STATUS
+    changes: list[Health] = []
+    probe = HealthProbe(factory(server), changes.append, interval_ms=20)
+    await probe.start()
+    await until(lambda: probe.health.state == "up")
+    for _ in range(8):
+        server.api["status"] = lambda _: None  # is slow just while the agent has no CPU
+        await asyncio.sleep(0.005)
+        time.sleep(0.05)
+    server.api["status"] = lambda _: STATUS
+    server.send_all(b"Content-Type: api/response\nContent-Length: 1\n\nU")
+    await until(lambda: probe.health.misses == 0)
+    assert [health.state for health in changes] == ["up"]
+    server.api["status"] = lambda _: None
+    end = time.monotonic() + 5
+    while probe.health.state != "hung":  # an agent that is always late finds out all the same
+        assert time.monotonic() < end, "a hang is never seen"
+        await asyncio.sleep(0)
+        time.sleep(0.035)
+    await probe.stop()
+
+
 async def test_eof_is_down_and_a_frozen_greeting_after_it_is_hung(server: FakeEsl) -> None:
     probe = HealthProbe(factory(server), interval_ms=20)
     await probe.start()
