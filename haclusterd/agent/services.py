@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
 from haclusterd.agent.leaving import clear_old_rows, end_calls
-from haclusterd.agent.reports import Account, Reports
+from haclusterd.agent.reports import Account, Reports, sentence
 from haclusterd.agent.switch import Change, Switch, SwitchError
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.core.view import View
-from haclusterd.freeswitch.recovery import Prepared
+from haclusterd.freeswitch.recovery import Rest
 
 log = logging.getLogger(__name__)
 
 COLLECT_MS = 20
+HEAD_LEGS = 4  # on their way to the phones while the others are still asked and read
 RETRIES_MAX = 3
 RETRY_S = 0.5
 UP_S = 1.0
@@ -46,6 +48,7 @@ class Replication(Protocol):
     async def collect(
         self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
     ) -> list[CallRecord]: ...
+    def quietest(self, service: str, count: int) -> list[CallRecord]: ...
     async def unrecovered(self, service: str) -> list[CallRecord]: ...
     def own_records(self, service: str) -> list[CallRecord]: ...
     def owned(self) -> dict[str, int]: ...
@@ -261,12 +264,9 @@ class Services:
             if self._replication is not None and self.switch is not None and spec.profiles:
                 epoch = action.identity.epoch
                 dead = (account.origin,) if account.silent and account.origin else ()
-                records, prepared = await asyncio.gather(
-                    self._replication.collect(spec.name, COLLECT_MS, dead),
-                    self.switch.prepare(spec.name, self._attempt_id(epoch)),
-                )
-                account.moment("collected")
-                verdicts = await self._inject(spec.name, epoch, records, account, prepared)
+                head = self._replication.quietest(spec.name, HEAD_LEGS)
+                rest = partial(self._collect, spec.name, dead, head, account)
+                verdicts = await self._inject(spec.name, epoch, head, account, rest)
         except SwitchError as error:
             reason = str(error)
         except asyncio.CancelledError:
@@ -280,6 +280,19 @@ class Services:
             self._history.add("A5", text, None, spec.name, action.identity.epoch)
             return
         await self._settle(spec.name, verdicts)
+
+    async def _collect(
+        self, name: str, dead: Collection[str], head: Sequence[CallRecord], account: Account
+    ) -> list[CallRecord]:
+        """All inherited calls, those of `head` as they are there."""
+        if self._replication is None:
+            return []
+        found = await self._replication.collect(name, COLLECT_MS, dead)
+        account.moment("collected")
+        known = {record.uuid for record in head}
+        records = [*head, *(record for record in found if record.uuid not in known)]
+        account.replicated = len(records)
+        return records
 
     async def _in_place(self, name: str, epoch: int, records: Sequence[CallRecord]) -> None:
         index = [s.name for s in self._spec.services].index(name)
@@ -307,29 +320,31 @@ class Services:
         epoch: int,
         records: Sequence[CallRecord],
         account: Account,
-        prepared: Prepared | None = None,
+        rest: Rest | None = None,
     ) -> list[CallVerdict]:
         """Recover with a few retries, because FreeSWITCH may just be coming up."""
         switch = self.switch
         if switch is None:
             return []
-        account.replicated = len(records)
+        account.replicated = max(account.replicated, len(records))
         profiles = next(s.profiles for s in self._spec.services if s.name == name)
-        outage = asyncio.get_running_loop().time() - (now_us() - account.fault_us) / 1e6
+        loop = asyncio.get_running_loop()
+        outage = loop.time() - (now_us() - account.fault_us) / 1e6
         attempt_id = self._attempt_id(epoch)
 
-        def progress(stage: str, legs: int) -> None:
+        def progress(stage: str, legs: int, at: float) -> None:
             if stage != "verified":
-                account.moment(stage)
+                account.moment(stage, now_us() - round((loop.time() - at) * 1e6))
 
         for attempt in range(RETRIES_MAX):
             await self._until_up(switch)
             try:
                 return await switch.recover(
-                    name, profiles, records, progress, attempt_id, outage, prepared
+                    name, profiles, records, progress, attempt_id, outage, rest
                 )
             except SwitchError as error:
-                prepared = None
+                if rest is not None:
+                    records, rest = await rest(), None
                 if attempt == RETRIES_MAX - 1:
                     raise
                 log.warning("recovery of %s is tried again: %s", name, error)
@@ -348,16 +363,7 @@ class Services:
         account.judge(verdicts)
         account.moment("recovered")
         report = self._reports.finish(account)
-        calls = report.calls
-        moved = f"{report.service} moved from {report.from_ or 'nobody'} to {report.to}"
-        if report.from_ == report.to:
-            moved = f"{report.service} stayed on {report.to}"
-        if report.outage_ms is not None:
-            moved += f" in {round(report.outage_ms)} ms"
-        text = f"{moved}: {calls.recovered} of {calls.replicated} call legs recovered"
-        if calls.partial or calls.lost:
-            text += f", {calls.partial} partly, {calls.lost} lost"
-        self._history.add("A7", text, None, report.service, report.epoch)
+        self._history.add("A7", sentence(report), None, report.service, report.epoch)
         content = self._reports.encode()
         saver = asyncio.get_running_loop().create_task(
             asyncio.to_thread(self._reports.save, content), name="save reports"

@@ -31,12 +31,12 @@ from haclusterd.freeswitch.profiles import (
     prepare_profiles,
     stand_by,
 )
-from haclusterd.freeswitch.recovery import Prepared, Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.proving import Progress
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
 
 log = logging.getLogger(__name__)
 
 Change = CallRecord | Tombstone
-Progress = Callable[[str, int], None]
 
 PASSWORD_BYTES_MAX = 4096
 
@@ -70,10 +70,6 @@ class Switch(Protocol):
         """State of these SIP profiles; those that do not run are started. Raises SwitchError."""
         ...
 
-    async def prepare(self, service: str, epoch: int) -> Prepared | None:
-        """What `recover` begins with, done ahead; None where that does not work now."""
-        ...
-
     async def recover(
         self,
         service: str,
@@ -82,9 +78,9 @@ class Switch(Protocol):
         progress: Progress,
         epoch: int,
         outage_began: float | None,
-        prepared: Prepared | None = None,
+        rest: Rest | None = None,
     ) -> list[CallVerdict]:
-        """A verdict for each record. Raises SwitchError."""
+        """A verdict for each record; see Recovery.recover. Raises SwitchError."""
         ...
 
     async def snapshot(self) -> list[CallRecord]:
@@ -233,13 +229,6 @@ class LocalSwitch:
         except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 
-    async def prepare(self, service: str, epoch: int) -> Prepared | None:
-        try:
-            return await self._recovery.prepare(service, epoch)
-        except (CoreDbError, EslError) as error:
-            log.info("the recovery of %s is not prepared: %s", service, error)
-            return None  # `recover` meets the same, and says so
-
     async def recover(
         self,
         service: str,
@@ -248,12 +237,12 @@ class LocalSwitch:
         progress: Progress,
         epoch: int,
         outage_began: float | None,
-        prepared: Prepared | None = None,
+        rest: Rest | None = None,
     ) -> list[CallVerdict]:
         try:
             return await self._recovery.recover(
                 service, profiles, records, progress,
-                epoch=epoch, outage_began=outage_began, prepared=prepared,
+                epoch=epoch, outage_began=outage_began, rest=rest,
             )  # fmt: skip
         except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:
             raise SwitchError(str(error)) from error
