@@ -29,6 +29,12 @@ def read_process(pid_file: Path) -> Process | None:
     return running(int(text))
 
 
+def pid_of(pid_file: Path) -> int:
+    """The pid of `read_process`, 0 if there is none."""
+    process = read_process(pid_file)
+    return 0 if process is None else process.pid
+
+
 def running(pid: int) -> Process | None:
     """The process with this pid unless it is gone or a zombie."""
     try:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from haclusterd.agent.pid import pid_of
 from haclusterd.config import FreeSwitch
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch import console
 from haclusterd.freeswitch.calls import CallSource
 from haclusterd.freeswitch.changelog import CoreDbError
+from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.health import Health, HealthProbe
@@ -155,7 +157,8 @@ class LocalSwitch:
             on_up=self._connected,
             on_down=events.disconnected,
         )
-        self._probe = HealthProbe(self._connection, events.health)
+        cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
+        self._probe = HealthProbe(self._connection, events.health, cpu_wait=cpu_wait)
         self._recovery = Recovery(self._connection, section.core_db)
         self._source = CallSource(
             section.core_db,
