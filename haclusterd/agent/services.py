@@ -95,11 +95,12 @@ class Services:
         self._unsure.discard(name)
         self._pending.pop(name, None)
         account = self._begin(name, action)
+        # Its turn comes after this, but before that of the news to all peers that `own` sends.
+        self._start(name, "recovering its calls", self._recover(action, account))
         if self._replication is not None:
             self._replication.own(name, action.identity.epoch, settled=False)
         if self.switch is not None:
             self.switch.set_fenced(name, False)
-        self._start(name, "recovering its calls", self._recover(action, account))
 
     def end_calls(self, action: EndCalls) -> None:
         """Another node owns the service: end its calls here, back to standby."""

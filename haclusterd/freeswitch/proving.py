@@ -29,7 +29,7 @@ Progress = Callable[[str, int, float], None]
 made the first channel and sends), first_answer (the first proof), verified, recovered (the end)."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One `recover` under way. `streams` are the lists that are recovered side by side."""
 

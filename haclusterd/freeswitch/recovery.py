@@ -122,12 +122,12 @@ class Recovery:
         if not profiles:
             raise ValueError(f"service {service!r} has no SIP profiles to recover calls on")
         run = Run(service, epoch, profiles, "", progress or (lambda stage, legs, at: None))
-        self._running.append(run)
         known, verdicts, lift = list(records), dict[str, CallVerdict](), None
         try:
             if self.problem:
                 await asyncio.gather(*(esl.wait_up(CONNECT_MS) for esl in self._connections))
             run.core_uuid = await self.core_uuid()
+            self._running.append(run)
             verdicts = self._verdicts_of(service, epoch, run.core_uuid)
             if rest is not None:
                 lift = await self._begin(run, known, verdicts)
@@ -140,7 +140,8 @@ class Recovery:
             unverified = [record for record in known if record.uuid not in gone]
             raise RecoveryInterrupted(str(error), lost, unverified) from error
         finally:
-            self._running.remove(run)
+            if run in self._running:
+                self._running.remove(run)
             if lift is not None:
                 lift.cancel()
                 await asyncio.gather(lift, return_exceptions=True)
