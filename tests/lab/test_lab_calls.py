@@ -131,7 +131,7 @@ def test_with_no_slave_ready_the_calls_are_recovered_in_place() -> None:
         assert [m for m in moments if m != "first_reinvite"] == [
             "dead", "freeswitch_up", "injected", "first_answer", "recovered",
         ]  # fmt: skip
-        assert numbers(lab, "fs-a") == CALLS
+        lab.wait(lambda: numbers(lab, "fs-a") == CALLS, 2, "FreeSWITCH to show them")
         assert lab.holder(lab.plan.services[0].ip) == "fs-a"
         assert lab.end_calls() == {"east1.1": True}
 
