@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from heapq import nsmallest
+from typing import Protocol
 
 from haclusterd.config import Config
-from haclusterd.core.records import CallRecord
+from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import Item
 from haclusterd.core.view import View
 from haclusterd.keys import paths
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.transport import Identity, MeshConfig
+
+
+class Replication(Protocol):
+    """What `services` needs of it; tests put a stand-in behind it."""
+
+    def own(self, service: str, epoch: int, settled: bool = False) -> None: ...
+    def advance(self, service: str, epoch: int) -> None: ...
+    def settle(self, service: str) -> None: ...
+    def disown(self, service: str) -> None: ...
+    def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
+    async def collect(
+        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
+    ) -> list[CallRecord]: ...
+    def quietest(self, service: str, count: int) -> list[CallRecord]: ...
+    async def unrecovered(self, service: str) -> list[CallRecord]: ...
+    def own_records(self, service: str) -> list[CallRecord]: ...
+    def owned(self) -> dict[str, int]: ...
 
 
 class AgentReplicator(Replicator):

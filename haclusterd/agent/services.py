@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
 from haclusterd.agent.leaving import clear_old_rows, end_calls
+from haclusterd.agent.replication import Replication
 from haclusterd.agent.reports import Account, Reports, sentence
 from haclusterd.agent.switch import Change, Switch, SwitchError
 from haclusterd.core.actions import EndCalls, Recover
@@ -35,23 +36,6 @@ UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
 GENERATION_BITS = 12
-
-
-class Replication(Protocol):
-    """What is needed of `sync.replicator.Replicator` here."""
-
-    def own(self, service: str, epoch: int, settled: bool = False) -> None: ...
-    def advance(self, service: str, epoch: int) -> None: ...
-    def settle(self, service: str) -> None: ...
-    def disown(self, service: str) -> None: ...
-    def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
-    async def collect(
-        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
-    ) -> list[CallRecord]: ...
-    def quietest(self, service: str, count: int) -> list[CallRecord]: ...
-    async def unrecovered(self, service: str) -> list[CallRecord]: ...
-    def own_records(self, service: str) -> list[CallRecord]: ...
-    def owned(self) -> dict[str, int]: ...
 
 
 class Services:
@@ -81,6 +65,7 @@ class Services:
         self._busy: dict[str, str] = {}
         self._owned: dict[str, Identity] = {}
         self._pending: dict[str, Recover] = {}  # could not be recovered, and still owned
+        self._recovering: dict[str, Recover] = {}  # not every inherited call has its verdict
         self._unsure: set[str] = set()  # services whose profiles may serve here unseen
         self._generation = 0
         self._exited_us = 0  # when the FreeSWITCH before this one was seen gone
@@ -88,15 +73,19 @@ class Services:
 
     # -- what heart says --
 
-    def recover(self, action: Recover) -> None:
-        """This node owns the service now: its calls go on here."""
+    def recover(self, action: Recover, again: Sequence[CallRecord] = ()) -> None:
+        """This node owns the service now: its calls go on here.
+
+        `again`: calls that were here already, in a FreeSWITCH that died before all had a verdict.
+        """
         name = self._spec.services[action.service].name
         self._owned[name] = action.identity
         self._unsure.discard(name)
         self._pending.pop(name, None)
         account = self._begin(name, action)
         # Its turn comes after this, but before that of the news to all peers that `own` sends.
-        self._start(name, "recovering its calls", self._recover(action, account))
+        self._recovering[name] = action
+        self._start(name, "recovering its calls", self._recover(action, account, again))
         if self._replication is not None:
             self._replication.own(name, action.identity.epoch, settled=False)
         if self.switch is not None:
@@ -108,6 +97,7 @@ class Services:
         self._owned.pop(service.name, None)
         self._unsure.discard(service.name)
         self._pending.pop(service.name, None)
+        self._recovering.pop(service.name, None)
         if self.switch is not None:
             self.switch.set_fenced(service.name, True)
             self.switch.forget(service.name)
@@ -188,9 +178,11 @@ class Services:
         if self._replication is None:
             return
         for name, epoch in self._replication.owned().items():
-            if name in self._pending:
-                continue  # is recovered as a whole
             records = self._replication.own_records(name)
+            action = self._pending.get(name) or self._recovering.get(name)
+            if action is not None:
+                self.recover(action, records)
+                continue
             text = f"FreeSWITCH on {self._me} came back: {len(records)} legs of {name} in place"
             self._history.add("A3", text, None, name, epoch)
             self._start(name, "recovering in place", self._in_place(name, epoch, records))
@@ -258,15 +250,17 @@ class Services:
                 return silent, heard_us if heard_us > 0 else 0
         return False, 0
 
-    async def _recover(self, action: Recover, account: Account) -> None:
+    async def _recover(
+        self, action: Recover, account: Account, again: Sequence[CallRecord]
+    ) -> None:
         spec = self._spec.services[action.service]
         reason, verdicts = "", list[CallVerdict]()
         try:
             if self._replication is not None and self.switch is not None and spec.profiles:
                 epoch = action.identity.epoch
                 dead = (account.origin,) if account.silent and account.origin else ()
-                head = self._replication.quietest(spec.name, HEAD_LEGS)
-                rest = partial(self._collect, spec.name, dead, head, account)
+                head = [] if again else self._replication.quietest(spec.name, HEAD_LEGS)
+                rest = partial(self._collect, spec.name, dead, again or head, account)
                 verdicts = await self._inject(spec.name, epoch, head, account, rest)
         except SwitchError as error:
             reason = str(error)
@@ -277,15 +271,17 @@ class Services:
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
         if reason:
             self._pending[spec.name] = action
+            self._recovering.pop(spec.name, None)
             text = f"{self._me} cannot recover {spec.name}: {reason}"
             self._history.add("A5", text, None, spec.name, action.identity.epoch)
             return
-        await self._settle(spec.name, verdicts)
+        await self._settle(spec.name, verdicts, again)
+        self._recovering.pop(spec.name, None)
 
     async def _collect(
         self, name: str, dead: Collection[str], head: Sequence[CallRecord], account: Account
     ) -> list[CallRecord]:
-        """All inherited calls, those of `head` as they are there."""
+        """All inherited calls and those of `head`, as they are there."""
         if self._replication is None:
             return []
         found = await self._replication.collect(name, COLLECT_MS, dead)
@@ -372,12 +368,14 @@ class Services:
         self._savers.add(saver)
         saver.add_done_callback(self._savers.discard)
 
-    async def _settle(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
+    async def _settle(
+        self, name: str, verdicts: Sequence[CallVerdict], again: Sequence[CallRecord]
+    ) -> None:
         """Log what became of every inherited call, then let standbys forget the old owner's log."""
         if self._replication is None:
             return
-        inherited = await self._replication.unrecovered(name)
-        self._bury(name, verdicts, {record.uuid: record.version for record in inherited})
+        mine = [*again, *await self._replication.unrecovered(name)]
+        self._bury(name, verdicts, {record.uuid: record.version for record in mine})
         loop = asyncio.get_running_loop()
         until = loop.time() + SETTLE_S
         while loop.time() < until and await self._replication.unrecovered(name):
