@@ -16,8 +16,8 @@ from .cpu_wait import CpuWait
 from .esl import Esl, EslFactory
 from .esl_errors import EslError
 
-# A FreeSWITCH that is killed for a hang takes live calls with it, so what a host short of CPU does
-# to it is no evidence: seen with 600 ms of patience, on a machine where everything waited.
+# A FreeSWITCH that is killed for a hang takes live calls with it, so an interval in which it, or
+# the agent, stood in line for a CPU is no evidence: at load 8 of 2 CPUs that would end calls.
 INTERVAL_MS = 100
 MISSES_UNTIL_HUNG = 3
 UNPROVED_MAX = 30  # intervals in a row that are no evidence because there was no CPU
