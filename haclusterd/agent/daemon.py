@@ -75,6 +75,8 @@ class Agent:
         self.peers: Peers | None = None
         self.problems: dict[str, str] = {}  # what does not run, by part
         self._view: View | None = None
+        self._packed_view = b""
+        self._view_taken: asyncio.Handle | None = None
         self._orphaned_us: dict[str, int] = {}
         self._report: LocalReport | None = None
         self._reported_us = 0
@@ -228,17 +230,27 @@ class Agent:
     def _take(self, message: ToAgent) -> None:
         match message:
             case Published():
-                self._published(message.view)
+                self._packed_view = message.view
+                if self._view_taken is None:  # soon, and only the newest: orders come first
+                    self._view_taken = asyncio.get_running_loop().call_soon(self._take_view)
             case Decided():
                 self._decided(message)
             case Recover():
+                self._take_view()  # what heart saw before tells when the fault was
                 self.services.recover(message)
             case EndCalls():
+                self._take_view()
                 self.services.end_calls(message)
             case Persist():
                 self._persist(message)
             case Answered():
                 self.operators.answered(message)
+
+    def _take_view(self) -> None:
+        if self._view_taken is not None:
+            self._view_taken.cancel()
+            self._view_taken = None
+            self._published(self._packed_view)
 
     def _published(self, packed: bytes) -> None:
         try:

@@ -151,7 +151,13 @@ class Calls(msgspec.Struct, frozen=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """`at_ms` counts from the fault as the new owner can date it."""
+    """`at_ms` counts from the fault as the new owner can date it.
+
+    address_up: the addresses are on the NIC. announced: the agent hears of it, right after the
+    announcement. first_reinvite: FreeSWITCH made the first channel, and sends, by its own stamp
+    (1 ms coarse); missing where no event told. first_answer: the first phone had answered when it
+    was asked.
+    """
 
     at_ms: float
     event: str

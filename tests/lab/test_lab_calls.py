@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -15,6 +16,7 @@ from haclusterd.lab import netns
 from haclusterd.lab.demo import is_slave
 from haclusterd.lab.faults import MOVING
 from haclusterd.lab.laboratory import Laboratory
+from haclusterd.lab.node import LabNode
 from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import bring_calls, conclude, endure, measure, ready_cluster
@@ -108,3 +110,32 @@ def test_the_same_calls_go_from_a_to_b_to_c_and_nothing_moves_back() -> None:
     assert outcomes[1].owners["east1"] in ("fs-a", "fs-c")
     for outcome in outcomes:
         assert {verdict.reinvites for verdict in outcome.verdicts} == {1}
+
+
+def test_with_no_slave_ready_the_calls_are_recovered_in_place() -> None:
+    with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
+        bring_calls(lab, {"east1": CALLS}, print)
+        owner = lab.nodes["fs-a"]
+        for node in ("fs-b", "fs-c"):
+            assert lab.nodes[node].ctl("maintenance", "on").returncode == 0
+            lab.wait(lambda id_=node: lab.role(id_) == "maintenance", 5, f"{node} in maintenance")
+        assert owner.switch is not None
+        killed = owner.switch.pid
+        assert killed is not None
+        owner.send([killed], signal.SIGKILL)
+        lab.wait(lambda: came_back(owner), 30, "the calls to be recovered in place")
+        report = owner.api("report", which="last")
+        assert (report["from"], report["to"]) == ("fs-a", "fs-a")
+        assert (report["calls"]["replicated"], report["calls"]["recovered"]) == (CALLS, CALLS)
+        moments = [moment["event"] for moment in report["timeline"]]
+        assert [m for m in moments if m != "first_reinvite"] == [
+            "dead", "freeswitch_up", "injected", "first_answer", "recovered",
+        ]  # fmt: skip
+        lab.wait(lambda: numbers(lab, "fs-a") == CALLS, 2, "FreeSWITCH to show them")
+        assert lab.holder(lab.plan.services[0].ip) == "fs-a"
+        assert lab.end_calls() == {"east1.1": True}
+
+
+def came_back(node: LabNode) -> bool:
+    report = node.api("report", which="last")
+    return bool(report["done"] and report["cause"] == "FreeSWITCH came back")

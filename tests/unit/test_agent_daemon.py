@@ -169,7 +169,11 @@ def test_a_life_with_heart(heart: Heart) -> None:
     assert heart.ask("history")["result"][0]["text"] == "fs-a won east"
     report_json = heart.ask("report", which="last")["result"]
     assert (report_json["from"], report_json["to"], report_json["epoch"]) == ("fs-b", "fs-a", 7)
-    stored = json.loads((heart.run_dir / "state.json").read_text())
+    state = heart.run_dir / "state.json"  # is written when there is time
+    while not state.exists():
+        assert heart.process.poll() is None
+        time.sleep(0.01)
+    stored = json.loads(state.read_text())
     assert [(p["service"], p["epoch"], p["node"], p["nonce"]) for p in stored["promises"]] == [
         ("east", 7, "fs-a", 99)
     ]

@@ -16,7 +16,7 @@ import pytest
 from haclusterd.agent.files import write_atomically
 from haclusterd.agent.history import FOLLOWER_QUEUE, FOLLOWERS_MAX, History, TooMany
 from haclusterd.agent.logs import REPEATS_MAX, JournalFormat, RateLimit
-from haclusterd.agent.pid import read_process
+from haclusterd.agent.pid import ExitWatch, Process, read_process, running
 from haclusterd.agent.reports import FILE_BYTES_MAX, Reports
 from haclusterd.agent.starting import Starter
 from haclusterd.core.model import NOBODY, Identity
@@ -93,6 +93,25 @@ def test_a_pid_file_counts_only_while_its_process_lives(tmp_path: Path) -> None:
     path.write_text(str(child.pid))
     assert read_process(path) is None, "a zombie is no FreeSWITCH"
     child.wait()
+
+
+async def test_the_end_of_a_process_is_news_at_once_and_another_one_is_not_mistaken_for_it() -> (
+    None
+):
+    child = subprocess.Popen(["sleep", "20"])
+    process = running(child.pid)
+    assert process is not None
+    watch = ExitWatch()
+    assert not watch.watch(Process(child.pid, process.start + 1)), "the pid was reused"
+    assert watch.watch(process)
+    waiting = asyncio.create_task(watch.wait(10))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    child.kill()
+    await asyncio.wait_for(waiting, 2)
+    child.wait()
+    assert not watch.watch(process), "it is gone"
+    watch.close()
 
 
 async def test_a_slow_follower_loses_the_oldest_and_stops_nobody() -> None:
