@@ -25,6 +25,7 @@ from haclusterd.lab.topology import CLIENT_MAC, Topology
 from haclusterd.lab.traffic import CALLS_PER_S, Callers
 
 FORMED_S = 30.0
+_CALLS_LISTED = 20_000
 _STEADY = 100  # answers in a row of one node that make it the holder
 _IPV6_INTERVAL_US = 5000
 _READY_ROLES = frozenset({"master", "slave"})
@@ -175,9 +176,14 @@ class Laboratory:
             owner = self.holder(service.ip)
             if not wanted or owner not in self.nodes:
                 continue
-            calls = self.nodes[owner].api("calls", limit=0)
-            if calls["at_risk"] or calls["total"] < wanted:
-                found.append(f"{owner}: {calls['total']} calls, {calls['at_risk']} at risk")
+            calls = self.nodes[owner].api("calls", limit=_CALLS_LISTED)
+            # A node also lists its copies of the calls of others.
+            known = sum(call["service"] == service.name for call in calls["calls"])
+            if calls["at_risk"] or known < wanted:
+                found.append(
+                    f"{owner}: {known} of {wanted} calls of {service.name},"
+                    f" {calls['at_risk']} at risk"
+                )
         return found
 
     def _talking(self, call_ids: set[str]) -> int:
