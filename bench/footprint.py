@@ -60,23 +60,24 @@ def run(
             callers.stop()
 
 
-def use(pids: Iterable[int]) -> tuple[float, float]:
-    """(CPU seconds so far, PSS in MiB now) of these processes together; the dead count nothing."""
-    cpu_ns, pss_kib = 0, 0
+def use(pids: Iterable[int]) -> tuple[float, float, float]:
+    """(CPU seconds so far, PSS, RSS in MiB now) of these together; the dead count nothing."""
+    cpu_ns, kib = 0, {"Pss": 0, "Rss": 0}
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
             for thread in os.listdir(f"/proc/{pid}/task"):
                 cpu_ns += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    pss_kib += int(line.split()[1])
-    return cpu_ns / 1e9, pss_kib / 1024
+                name, _, value = line.partition(":")
+                if name in kib:
+                    kib[name] += int(value.split()[0])
+    return cpu_ns / 1e9, kib["Pss"] / 1024, kib["Rss"] / 1024
 
 
 def _entries(
     lab: Laboratory, entries: list[dict[str, Any]], calls: int, seconds: float, say: Say
 ) -> None:
-    time.sleep(_CALM_S)
+    time.sleep(min(_CALM_S, seconds))
     found = {node.id: node.haclusterd_pids() for node in lab.nodes.values()}
     masters = {service.preferred for service in lab.plan.services}
     before = {node: [use(pids)[0] for pids in both] for node, both in found.items()}
@@ -86,9 +87,14 @@ def _entries(
     for node, both in found.items():
         costs = []
         for pids, cpu_before in zip(both, before[node], strict=True):
-            cpu_s, pss_mib = use(pids)
-            percent = 100 * (cpu_s - cpu_before) / passed_s
-            costs.append({"cpu_percent": round(percent, 2), "pss_mib": round(pss_mib, 1)})
+            cpu_s, pss_mib, rss_mib = use(pids)
+            costs.append(
+                {
+                    "cpu_percent": round(100 * (cpu_s - cpu_before) / passed_s, 2),
+                    "pss_mib": round(pss_mib, 1),
+                    "rss_mib": round(rss_mib, 1),
+                }
+            )
         entry = {
             "node": node,
             "role": "master" if node in masters else "slave",

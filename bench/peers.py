@@ -40,7 +40,7 @@ def why_not() -> str:
 def run(
     trials: int, entries: list[dict[str, Any]], say: Say, *, systems: tuple[str, ...] = SYSTEMS
 ) -> None:
-    """Add one entry per fault and system: {fault, system, outage_ms, moved, dual_holder_ms}.
+    """Add one entry per fault and system: {fault, system, outage_ms, moved, ...}.
 
     The harness has its own words for faults: `crash` is our `node`, `service` our `freeswitch`,
     `freeze` our `freeze-both`. It refreshes a file of tables beside itself whenever it is done, so
@@ -83,6 +83,11 @@ def collect(results: Path, systems: tuple[str, ...]) -> list[dict[str, Any]]:
                         "system": system,
                         "outage_ms": [trial["outage_ms"] for trial in trials],
                         "moved": sum(trial["moved"] for trial in trials),
+                        "new_holder_ms": [
+                            trial["fault_to_address_ms"]
+                            for trial in trials
+                            if "fault_to_address_ms" in trial
+                        ],
                         "dual_holder_ms": [trial["dual_holder_ms"] for trial in trials],
                         "error": written["error"],
                     }

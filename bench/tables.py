@@ -10,6 +10,14 @@ _CALL_HEADS = (
     "fault", "runs", "calls up", "address silent ms", "first re-INVITE ms", "media gap p50 ms",
     "worst media gap ms", "RTP lost", "holders", "owner",
 )  # fmt: skip
+_PEERS_NOTE = (
+    "Median / maximum. `times ours` compares the silence, in `freeze` the time until there is a "
+    "new holder: a frozen holder that nothing fences goes on answering, beside the new one. "
+    "`on two nodes` counts who has the address configured, not who answers: ours is fenced meanwhile."
+)
+_MEMORY_NOTE = (
+    "The nodes of a laboratory share the pages of one Python: a node alone is between PSS and RSS."
+)
 _ADDRESS_HEADS = ("fault", "runs", "address silent ms", "stun ms", "holders", "owner")
 
 
@@ -42,7 +50,7 @@ def fault_tables(runs: Sequence[dict[str, Any]]) -> list[str]:
 def footprint_table(entries: Sequence[dict[str, Any]]) -> str:
     """Rows of `footprint.run`."""
     heads = ("node", "calls", "heart CPU %", "agent CPU %", "both %", "heart PSS MiB",
-             "agent PSS MiB", "both MiB")  # fmt: skip
+             "agent PSS MiB", "both PSS MiB", "both RSS MiB")  # fmt: skip
     rows = []
     for entry in entries:
         heart, agent = entry["heart"], entry["agent"]
@@ -52,15 +60,16 @@ def footprint_table(entries: Sequence[dict[str, Any]]) -> str:
             f"{heart['cpu_percent'] + agent['cpu_percent']:.1f}",
             f"{heart['pss_mib']:.1f}", f"{agent['pss_mib']:.1f}",
             f"{heart['pss_mib'] + agent['pss_mib']:.1f}",
+            f"{heart['rss_mib'] + agent['rss_mib']:.1f}",
         ])  # fmt: skip
     seconds = entries[0]["seconds"] if entries else 0
-    return f"{markdown(heads, rows)}\n\nCPU in % of one core over {seconds:g} s."
+    return f"{markdown(heads, rows)}\n\nCPU in % of one core over {seconds:g} s. {_MEMORY_NOTE}"
 
 
 def peers_table(entries: Sequence[dict[str, Any]]) -> str:
-    """Rows of `peers.run`: outages, and how many times ours the other one's median is."""
-    heads = ("fault", "system", "trials", "moved", "outage ms, median / maximum", "times ours",
-             "two holders ms")  # fmt: skip
+    """Rows of `peers.run`, and how many times ours the other one's median is."""
+    heads = ("fault", "system", "trials", "moved", "silent ms", "new holder after ms", "times ours",
+             "on two nodes ms")  # fmt: skip
     ours = {e["fault"]: e for e in entries if e["system"].startswith("haclusterd")}
     rows = []
     for entry in entries:
@@ -68,17 +77,18 @@ def peers_table(entries: Sequence[dict[str, Any]]) -> str:
         rows.append([
             entry["fault"], entry["system"], str(len(entry["outage_ms"])),
             f"{entry['moved']}/{len(entry['outage_ms'])}", spread(entry["outage_ms"]),
-            "" if entry is mine else ratio(entry, mine), spread(entry["dual_holder_ms"]),
+            spread(entry["new_holder_ms"]), "" if entry is mine else ratio(entry, mine),
+            spread(entry["dual_holder_ms"]),
         ])  # fmt: skip
-    return markdown(heads, rows)
+    return f"{markdown(heads, rows)}\n\n{_PEERS_NOTE}"
 
 
 def ratio(other: dict[str, Any], ours: dict[str, Any] | None) -> str:
-    """How many times our median outage the other one's is; "-" where that says nothing."""
-    if ours is None or not ours["outage_ms"] or not other["outage_ms"]:
+    """The other one's median by ours; "-" where one of them is missing."""
+    key = "new_holder_ms" if other["fault"] == "freeze" else "outage_ms"
+    if ours is None or not ours[key] or not other[key]:
         return "-"
-    mine, theirs = statistics.median(ours["outage_ms"]), statistics.median(other["outage_ms"])
-    return f"{theirs / mine:.1f}" if mine > 0 and theirs > 0 else "-"
+    return f"{statistics.median(other[key]) / statistics.median(ours[key]):.1f}"
 
 
 def spread(values: Iterable[float | None]) -> str:

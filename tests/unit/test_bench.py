@@ -22,7 +22,8 @@ results = pathlib.Path(os.environ["PEERS_RESULTS"]); results.mkdir()
 pathlib.Path("RESULTS.md").write_text("refreshed")
 words = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 for number, system in enumerate(words["--systems"].split(","), start=1):
-    trial = {"outage_ms": 100.0 * number, "moved": True, "dual_holder_ms": 0.0}
+    trial = {"fault_to_address_ms": 90.0, "outage_ms": 100.0 * number, "moved": True}
+    trial["dual_holder_ms"] = 0.0
     path = results / f"outage.{system}.crash.json"
     path.write_text(json.dumps({"trials": [trial] * int(words["--trials"]), "error": None}))
 """
@@ -59,37 +60,41 @@ def test_what_there_is_not_has_no_median() -> None:
     assert spread([1.26, None, 3.0]) == "2.1 / 3"
 
 
-def test_a_ratio_is_of_medians_and_only_where_both_were_silent() -> None:
+def test_a_ratio_is_of_medians_and_of_the_new_holder_where_the_old_one_answers_on() -> None:
     def row(system: str, fault: str, *outage_ms: float) -> dict[str, Any]:
         zeros = [0.0] * len(outage_ms)
-        return {"fault": fault, "system": system, "outage_ms": list(outage_ms),
-                "moved": 1, "dual_holder_ms": zeros}  # fmt: skip
+        return {"fault": fault, "system": system, "outage_ms": list(outage_ms), "moved": 1,
+                "new_holder_ms": [10 * ms for ms in outage_ms],
+                "dual_holder_ms": zeros}  # fmt: skip
 
     text = peers_table([
         row("haclusterd-lan", "crash", 100.0, 140.0, 120.0),
         row("keepalived-1s", "crash", 2400.0, 3600.0),
         row("keepalived-1s", "service", 300.0),
         row("haclusterd-lan", "freeze", 97.0),
-        row("keepalived-1s", "freeze", 0.0),
+        row("keepalived-1s", "freeze", 194.0),
     ])  # fmt: skip
-    assert "| crash | keepalived-1s | 2 | 1/2 | 3000 / 3600 | 25.0 |" in text
-    assert "| service | keepalived-1s | 1 | 1/1 | 300 / 300 | - |" in text
-    assert "| freeze | keepalived-1s | 1 | 1/1 | 0 / 0 | - |" in text
+    assert "| crash | keepalived-1s | 2 | 1/2 | 3000 / 3600 | 30000 / 36000 | 25.0 |" in text
+    assert "| service | keepalived-1s | 1 | 1/1 | 300 / 300 | 3000 / 3000 | - |" in text
+    assert "| freeze | keepalived-1s | 1 | 1/1 | 194 / 194 | 1940 / 1940 | 2.0 |" in text
 
 
 def test_the_cost_of_a_node_is_the_sum_of_both_processes() -> None:
-    heart, agent = {"cpu_percent": 2.25, "pss_mib": 16.5}, {"cpu_percent": 1.5, "pss_mib": 23.0}
+    heart, agent = (
+        {"cpu_percent": 2.25, "pss_mib": 16.5, "rss_mib": 30.0},
+        {"cpu_percent": 1.5, "pss_mib": 23.0, "rss_mib": 45.0},
+    )
     row = {"node": "fs-a", "role": "master", "calls": 0, "seconds": 30.0}
     text = footprint_table([{**row, "heart": heart, "agent": agent}])
-    assert "| fs-a (master) | 0 | 2.2 | 1.5 | 3.8 | 16.5 | 23.0 | 39.5 |" in text
+    assert "| fs-a (master) | 0 | 2.2 | 1.5 | 3.8 | 16.5 | 23.0 | 39.5 | 75.0 |" in text
     assert "over 30 s" in text
 
 
 def test_the_use_of_a_process_is_read_and_the_dead_count_nothing() -> None:
-    cpu_s, pss_mib = footprint.use([os.getpid(), 1 << 22])
+    cpu_s, pss_mib, rss_mib = footprint.use([os.getpid(), 1 << 22])
     assert cpu_s > 0
-    assert pss_mib > 1
-    assert footprint.use([1 << 22]) == (0, 0)
+    assert 1 < pss_mib <= rss_mib
+    assert footprint.use([1 << 22]) == (0, 0, 0)
 
 
 def test_without_the_harness_its_part_says_why_it_is_skipped(
@@ -117,6 +122,7 @@ def test_the_harness_runs_as_a_copy_and_its_results_are_read(
         ("haclusterd-lan", [100.0, 100.0], 2),
         ("keepalived-1s", [200.0, 200.0], 2),
     ]
+    assert found[0]["new_holder_ms"] == [90.0, 90.0]
     assert [path.name for path in tmp_path.iterdir()] == ["bench.py"]
 
 
