@@ -13,7 +13,8 @@ _CALL_HEADS = (
 _PEERS_NOTE = (
     "Median / maximum. `times ours` compares the silence, in `freeze` the time until there is a "
     "new holder: a frozen holder that nothing fences goes on answering, beside the new one. "
-    "`on two nodes` counts who has the address configured, not who answers: ours is fenced meanwhile."
+    "`on two nodes` counts who has the address configured, not who answers: ours is "
+    "fenced meanwhile."
 )
 _MEMORY_NOTE = (
     "The nodes of a laboratory share the pages of one Python: a node alone is between PSS and RSS."
