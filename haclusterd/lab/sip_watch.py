@@ -16,9 +16,12 @@ CALLS_MAX = 20_000
 STREAMS_MAX = 40_000
 MESSAGES_PER_CALL_MAX = 400
 
-# As RFC 3550 A.1 tells a jump of one sender from another sender.
-_DROPOUT_MAX = 3000
+# What tells numbers that one sender skipped from another sender: a recovered call of a real
+# FreeSWITCH keeps its SSRC and numbers from anywhere, so RFC 3550's bound of 3000 is too wide.
+_PACKET_NS = 20_000_000  # the callers ask for it (a=ptime)
+_BURST_MAX = 10
 _MISORDER_MAX = 100
+_MISORDER_NS = 60_000_000
 
 _RTP = struct.Struct("!xxHxxxxI")  # sequence number, SSRC
 
@@ -64,14 +67,14 @@ class Stream(msgspec.Struct):
         self.last_ns = at_ns
         self.packets += 1
         ahead = (sequence - self.sequence) & 0xFFFF
-        if ssrc != self.ssrc or _DROPOUT_MAX < ahead < 0x10000 - _MISORDER_MAX:
+        if ssrc == self.ssrc and ahead <= gap_ns // _PACKET_NS + _BURST_MAX:
+            self.sequence = sequence
+            self.lost += max(0, ahead - 1)
+        elif ssrc == self.ssrc and 0x10000 - ahead <= _MISORDER_MAX and gap_ns < _MISORDER_NS:
+            self.lost = max(0, self.lost - 1)  # one of those counted as lost was only late
+        else:
             self.ssrc, self.sequence = ssrc, sequence
             self.restarts += 1
-        elif 0 < ahead <= _DROPOUT_MAX:
-            self.sequence = sequence
-            self.lost += ahead - 1
-        elif ahead:  # one of those counted as lost was only late
-            self.lost = max(0, self.lost - 1)
 
 
 class Call(msgspec.Struct):
