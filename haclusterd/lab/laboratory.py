@@ -174,7 +174,10 @@ class Laboratory:
         for service in self.plan.services:
             wanted = sum(c.count for c in self.callers.values() if c.service == service)
             owner = self.holder(service.ip)
-            if not wanted or owner not in self.nodes:
+            if not wanted:
+                continue
+            if owner not in self.nodes:
+                found.append(f"{service.name} is not answered steadily")
                 continue
             calls = self.nodes[owner].api("calls", limit=_CALLS_LISTED)
             # A node also lists its copies of the calls of others.

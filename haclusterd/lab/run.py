@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ MOVED_S = 10.0  # a service that is not answered by then has not moved
 FROZEN_S = 2.0  # how long a fault that can be undone goes on after the move
 WATCHED_S = 1.5  # how long is looked on after the last thing that was done
 _CALM_S = 0.5
+_STEADY_S = 5.0
 _MEDIA_S = 20.0
 _LAST_FRAMES_S = 0.1  # the observer gets frames in blocks
 _OVERLAPS_MAX = 10
@@ -171,11 +172,16 @@ def conclude(lab: Laboratory, phases: list[Phase]) -> list[Outcome]:
 
 def owned_by(lab: Laboratory, nodes: tuple[str, ...]) -> dict[str, str]:
     """{service: node} of what these nodes serve; of the first service's owner if there are none."""
+    with suppress(LabError):  # what is not answered by then is owned by nobody
+        netns.wait_for(
+            lambda: all(lab.holder(service.ip) for service in lab.plan.services),
+            _STEADY_S, "every service to be answered steadily",
+        )  # fmt: skip
     owned = {service.name: lab.holder(service.ip) for service in lab.plan.services}
     chosen = nodes or (owned[lab.plan.services[0].name],)
     found = {name: node for name, node in owned.items() if node and node in chosen}
     if not found:
-        raise LabError(f"{', '.join(chosen)} serves nothing, so nothing can be measured")
+        raise LabError(f"{', '.join(chosen)} serves nothing, so nothing can be measured: {owned}")
     return found
 
 

@@ -28,8 +28,9 @@ pytestmark = [
 
 CALLS = int(os.environ.get("LAB_CALLS", "20"))
 SLAVE_AGAIN_S = 60.0
-STUN_MS = 120
-DEAD_MS = 150  # of preset `lan`: a longer stun is a lost master, and may be taken for one
+# With 120 ms the owner is kept too (tests/scenarios/test_stuns.py), but only just before the others
+# take it for lost at 160: no margin on a busy machine.
+STUN_MS = 100
 BUSY_MS = 150  # what a busy machine adds to any time; no takeover of calls is that short here
 AT_ONCE_MS = 10
 TRIES = 3
@@ -83,9 +84,8 @@ def test_a_stun_costs_silence_for_its_time_and_no_call(fault: str) -> None:
     assert outcome.stun_ms >= STUN_MS
     # Who cannot renew is silent: a stun that nobody noticed would show nothing of it.
     assert outcome.rtp_lost >= CALLS
-    if outcome.stun_ms < DEAD_MS:
-        assert outcome.outage_ms < outcome.stun_ms + BUSY_MS
-    if outcome.stun_ms < DEAD_MS and fault == "stun-heart":
+    assert outcome.outage_ms < outcome.stun_ms + BUSY_MS
+    if outcome.stun_ms < STUN_MS + 10:
         assert not outcome.moved
     # The owner that was kept has the same calls, and says nothing in them.
     wanted = {int(outcome.moved)}
