@@ -20,8 +20,8 @@ _EMPTY_S = 5.0  # `show channels` lags behind, and a hangup takes its time
 _NAMED_MAX = 5
 
 
-def end_calls(lab: Laboratory, timeout_s: float = _ENDED_S) -> set[str]:
-    """End all calls; the Call-IDs of those that FreeSWITCH was told to end, every second one.
+def end_calls(lab: Laboratory, timeout_s: float = _ENDED_S) -> tuple[set[str], list[str]]:
+    """End all calls: the Call-IDs that FreeSWITCH was told to end, every second one; complaints.
 
     A call that FreeSWITCH does not know is ended by its caller, and counted to its half all the
     same: that its BYE came from the wrong side is for the judge to say.
@@ -33,9 +33,12 @@ def end_calls(lab: Laboratory, timeout_s: float = _ENDED_S) -> set[str]:
         callers.hang_up(mine[::2] + sorted(half - _end_by_switch(lab, callers, half)))
         told |= half
     end = time.monotonic() + timeout_s
-    for callers in lab.callers.values():
-        callers.wait(max(0.1, end - time.monotonic()))
-    return told
+    failed = [
+        f"SIPp does not say that all calls of {name} succeeded"
+        for name, callers in lab.callers.items()
+        if not callers.wait(max(0.1, end - time.monotonic()))
+    ]
+    return told, failed
 
 
 def living_twice(lab: Laboratory) -> list[str]:

@@ -159,8 +159,8 @@ def conclude(lab: Laboratory, phases: list[Phase]) -> list[Outcome]:
     if lab.callers:
         complaints += living_twice(lab)
         ending_ns = now_ns()
-        by_switch = end_calls(lab)
-        complaints += still_there(lab)
+        by_switch, failed = end_calls(lab)
+        complaints += failed + still_there(lab)
         time.sleep(_LAST_FRAMES_S)
     after = lab.observe()
     outcomes = [_outcome(lab, phase, after) for phase in phases]

@@ -46,15 +46,15 @@ class FakeSwitch:
 
 
 class FakeCallers:
-    def __init__(self, ids: list[str]) -> None:
-        self.call_ids, self.hung_up = ids, list[str]()
+    def __init__(self, ids: list[str], content: bool = True) -> None:
+        self.call_ids, self.hung_up, self.content = ids, list[str](), content
         self.service = SimpleNamespace(ip="10.9.0.101")
 
     def hang_up(self, ids: list[str]) -> None:
         self.hung_up += ids
 
     def wait(self, _timeout_s: float) -> bool:
-        return True
+        return self.content
 
 
 def lab(callers: FakeCallers | None = None, /, **switches: FakeSwitch | None) -> Any:
@@ -67,7 +67,7 @@ def lab(callers: FakeCallers | None = None, /, **switches: FakeSwitch | None) ->
 def test_every_second_call_is_ended_by_the_freeswitch_that_has_it() -> None:
     callers = FakeCallers(["1@lab", "2@lab", "3@lab", "4@lab"])
     a = FakeSwitch({f"u{n}": f"{n}@lab" for n in (1, 2, 3, 4)})
-    assert ending.end_calls(lab(callers, a=a, b=FakeSwitch({}))) == {"2@lab", "4@lab"}
+    assert ending.end_calls(lab(callers, a=a, b=FakeSwitch({}))) == ({"2@lab", "4@lab"}, [])
     assert a.killed == ["u2", "u4"]
     assert callers.hung_up == ["1@lab", "3@lab"]
 
@@ -75,8 +75,15 @@ def test_every_second_call_is_ended_by_the_freeswitch_that_has_it() -> None:
 def test_a_call_that_its_freeswitch_does_not_know_still_counts_as_told_to_it() -> None:
     """Its caller ends it, so that nothing is left; the judge sees a BYE from the wrong side."""
     callers = FakeCallers(["1@lab", "2@lab"])
-    assert ending.end_calls(lab(callers, a=FakeSwitch({"u1": "1@lab"}))) == {"2@lab"}
+    assert ending.end_calls(lab(callers, a=FakeSwitch({"u1": "1@lab"}))) == ({"2@lab"}, [])
     assert callers.hung_up == ["1@lab", "2@lab"]
+
+
+def test_what_sipp_itself_says_of_its_calls_counts() -> None:
+    callers = FakeCallers(["1@lab"], content=False)
+    assert ending.end_calls(lab(callers, a=FakeSwitch({})))[1] == [
+        "SIPp does not say that all calls of east1.1 succeeded"
+    ]
 
 
 def test_a_channel_on_two_nodes_is_named() -> None:
