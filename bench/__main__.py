@@ -21,7 +21,7 @@ from bench import faults, footprint, peers
 from bench.tables import fault_tables, footprint_table, peers_table
 from haclusterd.lab.cli import backend_name
 from haclusterd.lab.netns import LabError
-from haclusterd.lab.plan import LabPlan
+from haclusterd.lab.plan import LabPlan, PlanError
 
 DONE, FAILED, USAGE = 0, 1, 2
 _CALLS_MAX = 1000
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     result: dict[str, Any] = {"system": "haclusterd", "machine": _machine()}
     try:
         good = _measure(arguments, result)
-    except (LabError, KeyboardInterrupt) as error:
+    except (LabError, PlanError, KeyboardInterrupt) as error:
         _say(f"bench: {str(error) or 'interrupted'}")
         good = False
     finally:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> bool:
     """Fill `result` as it comes; whether all of it is as it must be."""
-    everything = not (arguments.footprint or arguments.only)
+    everything = not (arguments.only or arguments.footprint or arguments.peers)
     plan = faults.plan_of(LabPlan(nice=arguments.nice), arguments.freeswitch)
     result |= {"freeswitch": backend_name(plan, arguments.freeswitch), "nice": plan.nice}
     good = True
@@ -64,10 +64,11 @@ def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> bool:
         )  # fmt: skip
     if everything or arguments.footprint:
         footprint.run(plan, arguments.freeswitch, result.setdefault("footprint", []), _say)
-    if everything:
+    if everything or arguments.peers:
         if reason := peers.why_not():
             _say(f"keepalived beside us: skipped, {reason}")
             result["peers_skipped"] = reason
+            good = good and not arguments.peers
         else:
             peers.run(arguments.repeat, result.setdefault("peers", []), _say)
     return good
@@ -104,9 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=int, default=100, help="calls on the master (100)")
     names = ", ".join(faults.FAULTS)
     parser.add_argument("--only", nargs="+", choices=list(faults.FAULTS), metavar="FAULT",
-                        help=f"these faults and nothing else: {names}")  # fmt: skip
+                        help=f"these; only what is asked for is run: {names}")  # fmt: skip
     parser.add_argument("--footprint", action="store_true",
-                        help="what the daemons cost, and nothing else but --only")  # fmt: skip
+                        help="what the daemons cost; only what is asked for is run")  # fmt: skip
+    parser.add_argument("--peers", action="store_true",
+                        help="keepalived beside us; only what is asked for is run")  # fmt: skip
     parser.add_argument(
         "--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator"
     )

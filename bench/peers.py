@@ -65,7 +65,11 @@ def run(
             raise
         if code:
             say(f"the harness ended with {code}")
-        entries += collect(results, systems)
+        found = collect(results, systems)
+        for entry in found:
+            if entry["error"]:
+                say(f"{entry['system']} {entry['fault']}: {entry['error']}")
+        entries += found
 
 
 def collect(results: Path, systems: tuple[str, ...]) -> list[dict[str, Any]]:

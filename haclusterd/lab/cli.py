@@ -154,7 +154,7 @@ def _write(plan: LabPlan, arguments: argparse.Namespace, runs: list[dict[str, An
 
 
 def backend_name(plan: LabPlan, prefix: str | None) -> str | None:
-    """ "emulator", the version of the real FreeSWITCH under `prefix`, or None if there is none."""
+    """What results say of FreeSWITCH: emulator, the real one's version, None if there is none."""
     if plan.freeswitch == "real":
         return FreeswitchInstance(prefix, Path(), "", []).version()
     return "emulator" if plan.freeswitch == "emulator" else None

@@ -179,12 +179,15 @@ class Laboratory:
             if owner not in self.nodes:
                 found.append(f"{service.name} is not answered steadily")
                 continue
-            calls = self.nodes[owner].api("calls", limit=_CALLS_LISTED)
-            # A node also lists its copies of the calls of others.
-            known = sum(call["service"] == service.name for call in calls["calls"])
+            calls = self.nodes[owner].api("calls", limit=0)
+            known = calls["total"]
+            if not calls["at_risk"] and known >= wanted:
+                # Among them are copies of the calls of others.
+                listed = self.nodes[owner].api("calls", limit=_CALLS_LISTED)["calls"]
+                known = sum(call["service"] == service.name for call in listed)
             if calls["at_risk"] or known < wanted:
                 found.append(
-                    f"{owner}: {known} of {wanted} calls of {service.name},"
+                    f"{owner}: {known} of {wanted} calls of {service.name} known,"
                     f" {calls['at_risk']} at risk"
                 )
         return found

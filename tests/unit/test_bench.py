@@ -155,6 +155,24 @@ def test_one_bad_run_fails_the_bench(
     assert "2 nodes held an address at once" in capsys.readouterr().err
 
 
+def test_a_part_that_was_asked_for_and_cannot_run_fails_the_bench(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(peers.VARIABLE, raising=False)
+    path = tmp_path / "results.json"
+    assert bench.main(["--peers", "--json", str(path)]) == bench.FAILED
+    assert "PEERS_DIR" in json.loads(path.read_text())["peers_skipped"]
+    assert "PEERS_DIR" in capsys.readouterr().out
+
+
+def test_a_number_that_makes_no_sense_is_said_and_not_thrown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--nice", "40", "--json", str(tmp_path / "results.json")]
+    assert bench.main(words) == bench.FAILED
+    assert "--nice must be -20 to 19" in capsys.readouterr().err
+
+
 def test_what_was_measured_before_an_interrupt_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
