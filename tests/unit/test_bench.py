@@ -30,7 +30,11 @@ for number, system in enumerate(words["--systems"].split(","), start=1):
 
 
 def entry(fault: str, **changed: Any) -> dict[str, Any]:
-    outcome = Outcome(fault, "lan", {"east1": "fs-a"}, {"east1": "fs-b"}, 4.0, None, 1, 0.0)
+    outcome = Outcome(
+        fault=fault, preset="lan", victims={"east1": "fs-a"}, owners={"east1": "fs-b"},
+        outage_ms=4.0, exit_visible_ms=None, holders=1, overlap_end_ms=0.0, overlap_bound_ms=0,
+        late_ms=0.0,
+    )  # fmt: skip
     return {**outcome.as_json(), "line": fault, "problems": [], **changed}
 
 
