@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.lab import netns
-from haclusterd.lab.clock import PREFERRED
+from haclusterd.lab.clock import preferred
 from haclusterd.lab.echo import ECHO_PORT
 from haclusterd.lab.instrument import python_environment
 from haclusterd.lab.netns import LabError
@@ -143,7 +143,7 @@ class LabNode:
     def _spawn(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         with netns.inside(self.namespace), log.open("ab") as output:
             child = subprocess.Popen(
-                [*PREFERRED, sys.executable, *arguments],
+                [*preferred(self._topology.plan.nice), sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from haclusterd.lab import netns
+from haclusterd.lab.faults import STUN_MS
 from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import measure, ready_cluster
@@ -75,8 +76,11 @@ def test_what_is_no_loss_moves_nothing(fault: str) -> None:
 
 
 def test_a_short_outage_of_the_switch_has_one_holder() -> None:
-    """Who owns it afterwards depends on the phase of the beats; that there is one does not."""
+    """Who owns it afterwards is a matter of 40 ms, on a busy machine of chance; that it is one is
+    not."""
     outcome = strike("stun-switch")
+    assert outcome.stun_ms is not None
+    assert outcome.stun_ms >= STUN_MS
     assert outcome.owners["east1"] in ("fs-a", "fs-b")
     assert outcome.outage_ms < MOVED_MS
 
