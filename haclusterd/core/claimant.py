@@ -8,7 +8,6 @@ from __future__ import annotations
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, State
 from haclusterd.core.moves import happen
-from haclusterd.core.ranking import service_order
 from haclusterd.core.standing import refresh
 from haclusterd.core.state import FAR, NEVER, Node, Service, holding_down
 from haclusterd.core.takeover import Event
@@ -17,7 +16,7 @@ from haclusterd.core.takeover import Event
 def pursue(node: Node, now_us: int, out: list[Action]) -> int:
     """Advance every claim that is under way or due. Returns when to look again (us)."""
     wake_us = FAR
-    for k in service_order(node.spec):
+    for k in node.order:
         service = node.services[k]
         if node.rank_dirty:
             refresh(node, now_us)  # a claim made just now counts for the next service

@@ -20,6 +20,7 @@ from haclusterd.core.model import (
     ServiceIndex,
     State,
 )
+from haclusterd.core.ranking import service_order
 
 NEVER = -(10**15)  # a time so long ago that every deadline from it has passed
 FAR = 1 << 62  # a time that does not come
@@ -140,6 +141,7 @@ class Node(msgspec.Struct):
     start_us: int
     peers: list[Peer]
     services: list[Service]
+    order: list[ServiceIndex]  # services by importance
     random: int
     seq: int = 0
     number: int = 0
@@ -181,6 +183,7 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
         start_us=now_us,
         peers=peers,
         services=services,
+        order=service_order(spec),
         random=incarnation & 0xFFFFFFFF,
         next_beat_us=now_us,
         wake_us=now_us,

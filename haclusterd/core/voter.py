@@ -26,6 +26,7 @@ class Answer(enum.IntEnum):
 
 _HOLDERS = (State.ACQUIRING, State.OWNED)
 _CLAIMANTS = (State.CLAIMING, State.RECLAIMING)
+_KEEPERS = (State.LAPSED, State.RECLAIMING)  # of what may be theirs still
 
 
 def hear_entries(
@@ -47,7 +48,11 @@ def hear_entries(
         if entry.promise.node == beat.sender:
             fresh = two_way and not hold_down
             answer = max(answer, _hear_own(node, k, service, entry, beat, fresh, now_us, out))
-        if two_way and entry.held > service.identity.epoch:
+        if (
+            two_way
+            and entry.held > service.identity.epoch
+            and (entry.held > service.owned_epoch or service.holding or service.state in _KEEPERS)
+        ):
             _hear_of_successor(node, k, service, entry, beat.sender, now_us, out)
     return answer
 
@@ -124,7 +129,7 @@ def _hear_of_successor(
         service.owner_seen = True
     if owns(service):
         return
-    if service.holding or service.state in (State.LAPSED, State.RECLAIMING):
+    if service.holding or service.state in _KEEPERS:
         owner = entry.promise.node if entry.promise.epoch == entry.held else sender
         happen(node, k, Event.SUPERSEDED, now_us, out, owner=owner, epoch=entry.held)
 

@@ -73,6 +73,8 @@ class Loop:
         gather_us = node.spec.timing.gather_us
         self._gather_us = gather_us if gather_us >= _TIMEOUT_STEP_US else 0
         self._gather_until_us = 0
+        self._round = False  # a regular beat came in this turn: the others' are on their way
+        self._chores_us = -1  # when the next chore is due; -1: not asked yet
         self._handlers: dict[int, Callable[[], None]] = {}
         self._link_of: dict[int, int] = {}
         self._last_us = last_us or clock()
@@ -113,15 +115,15 @@ class Loop:
 
     def turn(self) -> None:
         """One turn: at most until the next deadline."""
-        chores_us = self._chores.due_us()
-        ready = self._wait(min(next_deadline_us(self.node), chores_us))
+        if self._chores_us < 0:
+            self._chores_us = self._chores.due_us()
+        ready = self._wait(min(next_deadline_us(self.node), self._chores_us))
         self.now()
-        drained, other, heard = True, False, False
+        drained, other, self._round = True, False, False
         for descriptor, _mask in ready:
             link = self._link_of.get(descriptor)
             if link is not None:
                 drained = self._receive(link) and drained
-                heard = True
                 continue
             handler = self._handlers.get(descriptor)
             if handler is not None:
@@ -134,9 +136,12 @@ class Loop:
             self._ticked_us = now
             self.feed(Tick(), now)
         # Only what else happened in this turn can have brought a chore forward.
-        if now >= chores_us or ((other or self.decided) and now >= self._chores.due_us()):
+        if other or self.decided:
+            self._chores_us = self._chores.due_us()
+        if now >= self._chores_us:
             self._chores.run_due(now)
-        if heard and is_calm(self.node):
+            self._chores_us = self._chores.due_us()
+        if self._round and is_calm(self.node):
             self._gather_until_us = now + self._gather_us
         if now - self._collected_us > _COLLECT_EVERY_US:
             self._collected_us = now
@@ -161,6 +166,7 @@ class Loop:
                 break  # read before a stop that was noticed since: the past
             beat = executor.wire.open(data, position, source)
             if isinstance(beat, Beat):
+                self._round = self._round or not beat.reply
                 self.feed(Received(position, beat), now)
         return len(datagrams) < DATAGRAMS_PER_TURN
 

@@ -24,7 +24,7 @@ from haclusterd.core.state import Node
 from haclusterd.heart.errors import HeartError
 from haclusterd.wire import REPLAY_WINDOW, Window, WireState
 
-FORMAT = 1
+FORMAT = 2
 _PACKET_BYTES_MAX = 192 * 1024
 _SOCKETS_MAX = 16
 _TAKEN = b"taken"

@@ -306,12 +306,19 @@ def test_beats_go_out_at_their_time(world: World) -> None:
     assert max(gaps) <= 1.1 * TIMING.heartbeat_us + 1000
 
 
-def hear_something(world: World, monkeypatch: pytest.MonkeyPatch, calm: bool) -> int:
+def hear_something(
+    world: World, monkeypatch: pytest.MonkeyPatch, calm: bool, regular: bool = True
+) -> int:
     """One turn in which a link has beats; until when the next ones are left to gather (us)."""
     read, write = os.pipe()
     world.loop._register(read)
     world.loop._link_of[read] = 0
-    monkeypatch.setattr(world.loop, "_receive", lambda _link: bool(os.read(read, 1)))
+
+    def receive(_link: int) -> bool:
+        world.loop._round = regular
+        return bool(os.read(read, 1))
+
+    monkeypatch.setattr(world.loop, "_receive", receive)
     monkeypatch.setattr("haclusterd.heart.loop.is_calm", lambda _node: calm)
     os.write(write, b"beat")
     world.loop.turn()
@@ -330,6 +337,10 @@ def test_beats_are_never_kept_waiting_while_something_moves(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert hear_something(world, monkeypatch, calm=False) < 0
+
+
+def test_answers_begin_no_round(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hear_something(world, monkeypatch, calm=True, regular=False) < 0
 
 
 def test_gathering_ends_at_once_for_any_other_news(world: World) -> None:
