@@ -22,6 +22,7 @@ from haclusterd.core.inputs import (
     LocalReport,
     Restored,
     StopRequested,
+    TraceRequested,
     UpgradeRequested,
 )
 from haclusterd.core.model import Identity
@@ -35,6 +36,7 @@ from haclusterd.heart.loop import Chores, Loop
 from haclusterd.heart.netlink import Address, Link
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.sdnotify import watchdog_interval_ms
+from haclusterd.heart.trace_out import TraceOut
 from haclusterd.heart.upgrade_run import Upgrade
 
 _LOOK_EVERY_US = 1_000_000
@@ -74,6 +76,7 @@ class Heart(Chores):
         )
         self.loop = Loop(node, executor, self, last_us=last_us)
         self._executor = executor
+        self._trace_out = TraceOut(parts.agent, self.loop.recorder)
         self._upgrade = Upgrade(self.loop, parts, successor_command, lock)
         self._running = True
         self._look_at_us = 0
@@ -156,7 +159,11 @@ class Heart(Chores):
 
     def due_us(self) -> int:
         due_us = min(
-            self._look_at_us, self._addresses.due_us(), self._watchdog_at_us, self._agent_due_us()
+            self._look_at_us,
+            self._addresses.due_us(),
+            self._watchdog_at_us,
+            self._agent_due_us(),
+            self._trace_out.due_us(),
         )
         if self.loop.decided:
             due_us = min(due_us, self._published_us + _VIEW_PAUSE_US)
@@ -174,6 +181,7 @@ class Heart(Chores):
         for k, reason in self._addresses.look_after(now_us):
             self.loop.feed(AddressesAdded(k, False, reason), now_us)
         self._look_after_agent(now_us)
+        self._trace_out.advance(now_us)
         if now_us >= self._look_at_us:
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
@@ -294,6 +302,8 @@ class Heart(Chores):
                     self._watch_freeswitch()
             elif isinstance(message, UpgradeRequested):
                 self._begin_upgrade(message.request)
+            elif isinstance(message, TraceRequested):
+                self._trace_out.begin(message, now)
             elif isinstance(message, StopRequested):
                 self._request_stop()
             else:

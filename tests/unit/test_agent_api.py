@@ -20,6 +20,7 @@ from haclusterd.agent.http import Http, HttpError
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.peers import Word
 from haclusterd.agent.reports import Reports
+from haclusterd.agent.traces import Traces
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from tests.fixtures.agent_parts import record, spec, view
@@ -38,6 +39,7 @@ class FakeSource:
         self.history = History()
         self.reports = Reports(None)
         self.now: View | None = view({"east": ("fs-a", 7)})
+        self.traces = Traces(spec(), Path("none"), lambda message: None)
         self.operators = Operators(spec(), self.history, lambda: self.now, lambda message: None)
 
     def view(self) -> View:

@@ -22,9 +22,9 @@ from haclusterd.agent.state_file import (
     encode,
     promises,
     read,
-    write_atomically,
 )
 from haclusterd.core.model import NOBODY, Identity
+from haclusterd.files import write_atomically
 from haclusterd.heart.promised import read_promises
 from tests.fixtures.agent_parts import spec
 
