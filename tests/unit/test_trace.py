@@ -52,7 +52,7 @@ def test_the_ring_is_bounded_by_bytes_and_by_time() -> None:
     assert 0 < kept.steps < small.steps[2]
     assert replay(kept).difference is None, "what is left begins with a checkpoint"
     short = a_takeover(keep_us=500_000, segment_us=100_000).trace(2)
-    assert 500_000 <= short.ended_us - short.began_us <= 600_000
+    assert 500_000 <= short.ended_us - short.began_us <= 700_000
     assert replay(short).difference is None
 
 
@@ -209,7 +209,12 @@ def test_bytes_that_flipped_never_crash_a_reader(takeover: Recordings) -> None:
 def test_a_state_that_contradicts_itself_is_refused(takeover: Recordings) -> None:
     trace = takeover.trace(2, whole=False)
     segment = trace.segments[0]
-    for change in ({"peers": []}, {"services": []}, {"successors": ((), (), ())}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"peers": []},
+        {"services": []},
+        {"successors": ((), (), ())},
+    )
+    for change in changes:
         node = msgspec.structs.replace(segment.node, **change)
         body = msgspec.msgpack.encode([msgspec.structs.replace(segment, node=node)])
         with pytest.raises(TraceError, match="state 0 is damaged"):
