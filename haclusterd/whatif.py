@@ -8,6 +8,7 @@ because the view is one node's, and hosts, kernels and FreeSWITCHes are taken to
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,8 @@ from haclusterd.core.standing import facts
 from haclusterd.core.state import NEVER, Node, owns, start
 
 PHASES = 4  # where in a heartbeat the failure strikes changes the times, and now and then more
-SETTLE_DEADS = 8  # in units of dead_ms: until the model stands as the cluster does
-FAIL_DEADS = 20  # and how long it is watched after the failure
+SETTLE_DEADS = 4  # in units of dead_ms: until the model stands as the cluster does
+FAIL_DEADS = 12  # and how long it is watched after the failure
 DELAY_US = 100
 QUIET = frozenset({"M1", "M2", "M3"})
 SENTENCES_MAX = 200
@@ -102,21 +103,23 @@ class Answer(msgspec.Struct, frozen=True):
 def what_if(node: Node, at_us: int, failure: Failure) -> Answer:
     """Apply `failure` to the cluster as `node` sees it at `at_us`. Raises WhatIfError."""
     now = _owners_seen(node, at_us)
+    timing = node.spec.timing
+    settled = _Model(node, at_us, now)
+    settled.run_until(at_us + SETTLE_DEADS * timing.dead_us)
+    _must_be_settled(node, settled, now)
     runs = []
     for phase in range(PHASES):
-        model = _Model(node, at_us, now)
-        timing = node.spec.timing
-        settled_us = at_us + SETTLE_DEADS * timing.dead_us + phase * timing.heartbeat_us // PHASES
-        model.run_until(settled_us)
-        _must_be_settled(node, model, now)
+        model = copy.deepcopy(settled)
+        failed_us = model.now + phase * timing.heartbeat_us // PHASES
+        model.run_until(failed_us)
         model.said.clear()
         model.fail(failure)
-        model.run_until(settled_us + FAIL_DEADS * timing.dead_us)
-        runs.append((model, settled_us))
+        model.run_until(failed_us + FAIL_DEADS * timing.dead_us)
+        runs.append((model, failed_us))
     fates = tuple(_fate(node, k, now[k], runs) for k in range(len(node.spec.services)))
-    model, settled_us = runs[0]
+    model, failed_us = runs[0]
     sentences = tuple(
-        Sentence((t - settled_us) / 1000, node.spec.nodes[n].id, what.row, what.text)
+        Sentence((t - failed_us) / 1000, node.spec.nodes[n].id, what.row, what.text)
         for t, n, what in model.said
         if what.row not in QUIET
     )

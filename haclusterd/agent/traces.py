@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 HEART_S = 8.0
 SPACING_S = 0.5  # between two recordings, whoever asks
+STATE_SPACING_S = 0.05  # after one of the present state only
 AFTER_CHANGE_S = 4.0  # the aftermath of a change of owner belongs into its recording
 
 # This node began to serve a service, or ceased to.
@@ -37,6 +38,7 @@ class Traces:
         self.folder = path
         self._send = send
         self._lock = asyncio.Lock()
+        self._next_at = 0.0
         self._number = 0
         self._parts: list[bytes] = []
         self._size = 0
@@ -60,11 +62,13 @@ class Traces:
     async def fetch(self, whole: bool, reason: str = folder.ASKED) -> bytes:
         """A recording as a file's content. Raises OperatorError."""
         async with self._lock:
+            now = asyncio.get_running_loop().time
+            await asyncio.sleep(max(0.0, self._next_at - now()))
             try:
                 pieces = await self._fetch(whole)
                 return await asyncio.to_thread(folder.content_of, self._spec, pieces, reason)
             finally:
-                await asyncio.sleep(SPACING_S if whole else 0)
+                self._next_at = now() + (SPACING_S if whole else STATE_SPACING_S)
 
     async def _fetch(self, whole: bool) -> list[bytes]:
         self._number += 1
