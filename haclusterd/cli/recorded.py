@@ -10,6 +10,7 @@ import argparse
 import base64
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def _content(answer: dict[str, Any]) -> bytes:
 def _explain(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
     without = frozenset() if arguments.all else COMINGS_AND_GOINGS
     if arguments.trace is not None:
-        found = explain(_read(arguments.trace), arguments.count, without)
+        trace = _read(arguments.trace)
+        clock = _clock(trace)
+        found = [msgspec.structs.replace(one, at=clock(one.at_us))
+                 for one in explain(trace, arguments.count, without)]  # fmt: skip
     else:
         found = _explain_live(Client(socket()), arguments.count, without)
     parts: list[Part] = []
@@ -105,7 +109,8 @@ def _explain_live(client: Client, count: int, without: frozenset[str]) -> list[E
         trace = unpack(_content(client.ask("trace_read", name=saved["name"])), saved["path"])
         if any(trace.began_us <= d["at_us"] <= trace.ended_us for d in missing):
             known |= {_key(e): e for e in explain(trace, 10_000, without)}
-    return [known.get((d["at_us"], d["row"], d["text"]), _forgotten(d)) for d in wanted]
+    found = [(d, known.get((d["at_us"], d["row"], d["text"]), _forgotten(d))) for d in wanted]
+    return [msgspec.structs.replace(one, at=d["at"]) for d, one in found]
 
 
 def _key(one: Explained) -> tuple[int, str, str]:
@@ -123,7 +128,7 @@ def _forgotten(decision: dict[str, Any]) -> Explained:
 def _explained(one: Explained) -> list[Part]:
     rule = [f"    rule     {one.rule}"] if one.rule else []
     return [
-        f"{one.at_us / 1e6:.4f} {one.row} {one.text}",
+        f"{one.at}  {one.row:4}  {one.text}",
         *rule,
         f"    because  {one.trigger}",
         *(f"    known    {fact}" for fact in one.facts),
@@ -142,19 +147,19 @@ def _replay(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
 
 
 def _replayed(trace: Trace, outcome: Outcome) -> list[Part]:
-    header = trace.header
+    header, clock = trace.header, _clock(trace)
     seconds = (trace.ended_us - trace.began_us) / 1e6
     parts: list[Part] = [
         f"{header.node} of {header.cluster}, saved {header.saved} ({header.reason}): "
         f"{trace.steps} steps in {seconds:.1f} s",
-        *(f"{d.at_us / 1e6:.4f} {d.row} {d.text}" for d in outcome.decided[-_DECIDED_SHOWN:]),
+        *(f"{clock(d.at_us)}  {d.row:4}  {d.text}" for d in outcome.decided[-_DECIDED_SHOWN:]),
     ]
     if header.version != __version__:
         parts.append(f"recorded by version {header.version}, replayed by {__version__}")
     difference = outcome.difference
     if difference is not None:
         parts.append(
-            f"DIFFERENT at step {difference.step} ({difference.at_us / 1e6:.4f}): {difference.what}"
+            f"DIFFERENT at step {difference.step} ({clock(difference.at_us)}): {difference.what}"
         )
         parts.append(f"    input    {difference.input}")
         parts += [f"    asked    {action}" for action in difference.asked]
@@ -236,6 +241,24 @@ def _remark(fate: Fate) -> str:
 
 def _read(file: str) -> Trace:
     return unpack(folder.read(Path(file)), file)
+
+
+def _clock(trace: Trace) -> Callable[[int], str]:
+    """The time of day of a time in the recording: it was saved when its last step was over."""
+    ended_us = trace.ended_us
+    try:
+        saved = datetime.fromisoformat(trace.header.saved).astimezone(UTC)
+    except ValueError:
+        return lambda at_us: f"{(at_us - ended_us) / 1e6:.4f} s"
+
+    def text(at_us: int) -> str:
+        try:
+            moment = saved + timedelta(microseconds=at_us - ended_us)
+        except OverflowError:
+            return f"{(at_us - ended_us) / 1e6:.4f} s"
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    return text
 
 
 def _fields(value: msgspec.Struct) -> dict[str, Any]:

@@ -58,7 +58,10 @@ _RULES = {row.number: f"{row.state.name} -> {row.next.name}: {row.event.value}" 
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """One decision. `trigger` is the input that brought it about, `facts` the state before it."""
+    """One decision. `trigger` is the input that brought it about, `facts` the state before it.
+
+    `at` is the time of day, where whoever shows it knows that.
+    """
 
     at_us: int
     row: str
@@ -68,6 +71,7 @@ class Explained(msgspec.Struct, frozen=True):
     rule: str
     trigger: str
     facts: tuple[str, ...]
+    at: str = ""
 
 
 def explain(

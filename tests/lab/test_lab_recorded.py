@@ -38,14 +38,14 @@ def owner_of(lab: Laboratory, service: str, seen_from: LabNode) -> str | None:
 def test_foretold_recorded_replayed_explained(tmp_path: Path) -> None:
     with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
         service = lab.plan.services[0].name
-        witness = lab.nodes["fs-c"]
-        foretold = asked(witness, "simulate", "--fail", "fs-a")["services"][0]
+        watcher = lab.nodes["fs-c"]
+        foretold = asked(watcher, "simulate", "--fail", "fs-a")["services"][0]
         assert (foretold["was"], foretold["outcome"]) == ("fs-a", "moved")
-        assert owner_of(lab, service, witness) == "fs-a", "asking changed nothing"
+        assert owner_of(lab, service, watcher) == "fs-a", "asking changed nothing"
 
         Injector(lab.topology, lab.nodes["fs-a"], "node").fire().complete()
-        lab.wait(lambda: owner_of(lab, service, witness) not in (None, "fs-a"), 10, "a new owner")
-        owner = owner_of(lab, service, witness)
+        lab.wait(lambda: owner_of(lab, service, watcher) not in (None, "fs-a"), 10, "a new owner")
+        owner = owner_of(lab, service, watcher)
         assert owner == foretold["owner"]
         taker = lab.nodes[str(owner)]
 
