@@ -158,7 +158,9 @@ class Commands:
 
     async def _trace(self, params: dict[str, Any]) -> schema.TraceContent:
         """The recording as it is now, or only the present state (`whole` false)."""
-        whole = params.get("whole") is not False
+        whole = params.get("whole", True)
+        if not isinstance(whole, bool):
+            raise OperatorError("parameter 'whole' must be true or false", schema.USAGE)
         return schema.TraceContent(await self._source.traces.fetch(whole))
 
     async def _trace_save(self, params: dict[str, Any]) -> Saved:

@@ -288,6 +288,7 @@ class Heart(Chores):
         now = self.loop.last_us
         self.loop.unwatch(self._agent.fileno())
         self.loop.unwatch(self._agent.pidfd)
+        self._trace_out.drop()
         self._journal.say(self._agent.ended(now), WARNING)
         self._tell_agent(now)
 

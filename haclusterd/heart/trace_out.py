@@ -69,6 +69,11 @@ class TraceOut:
             self._pieces.clear()
         self._due_us = now_us + PAUSE_US if self._pieces else _NOT_DUE
 
+    def drop(self) -> None:
+        """The agent that asked has ended: the next one shall not get the rest of it."""
+        self._pieces.clear()
+        self._due_us = _NOT_DUE
+
 
 def _sliced(pieces: Sequence[bytes | bytearray]) -> deque[memoryview]:
     """In order, none longer than a piece may be, and the short ones together."""

@@ -20,7 +20,7 @@ from haclusterd.core.state import Node
 MAGIC = b"haclusterd-trace "
 FORMAT = 1
 HEADER_BYTES_MAX = 4096
-BODY_BYTES_MAX = 24 << 20  # twice the ring and its checkpoints
+BODY_BYTES_MAX = 24 << 20  # three times what a ring holds
 FILE_BYTES_MAX = BODY_BYTES_MAX
 _LEVEL = 3  # 8 : 1 within 6 ms for each MB; more effort gains little
 

@@ -71,12 +71,16 @@ class Recorder:
             if actions:
                 self._hash = zlib.crc32(_encode(actions), self._hash)
             self._append(event, at_us, self._hash)
-            if at_us >= self._until_us or len(self._steps) >= self._bytes_max // 8:
-                self._begin(at_us)
         except (OverflowError, TypeError) as error:
-            # What msgpack cannot carry ends the recording, never the heart.
-            self.fault = f"recording has stopped: {type(event).__name__}: {error}"
-            self._chapters.clear()
+            self._stop(event, error)
+            return
+        if at_us >= self._until_us or len(self._steps) >= self._bytes_max // 8:
+            self._begin(at_us)
+
+    def _stop(self, value: Input | Node, error: Exception) -> None:
+        """What msgpack cannot carry ends the recording, never the heart."""
+        self.fault = f"recording has stopped: {type(value).__name__}: {error}"
+        self._chapters.clear()
 
     def broke(self, event: Input, at_us: int) -> None:
         """Keep the step in which the core raised: the last one."""
@@ -90,7 +94,11 @@ class Recorder:
 
     def _begin(self, at_us: int) -> None:
         """A new segment; the oldest go as far as time and bytes demand."""
-        self._chapter = Chapter(self._node, at_us, self._hash)
+        try:
+            self._chapter = Chapter(self._node, at_us, self._hash)
+        except (OverflowError, TypeError) as error:
+            self._stop(self._node, error)
+            return
         self._steps = self._chapter.steps
         self._at_us = at_us
         self._until_us = at_us + self._segment_us
@@ -116,7 +124,9 @@ class Recorder:
         before = list(self._chapters)
         if not self.fault:
             self._begin(at_us)
-        return _document(before if whole else list(self._chapters)[-1:])
+        if self.fault:
+            return _document(())
+        return _document(before if whole else [self._chapter])
 
     def last_words(self) -> list[bytes | bytearray]:
         """The recording after `broke`: no new checkpoint of a state that nobody can trust."""
@@ -126,7 +136,7 @@ class Recorder:
 def _document(chapters: Sequence[Chapter]) -> list[bytes | bytearray]:
     pieces: list[bytes | bytearray] = [_array(len(chapters))]
     for chapter in chapters:
-        # The newest segment may yet grow: of that only a copy, which is empty, may leave.
+        # A segment without steps is the newest and will grow: its buffer stays here.
         steps = chapter.steps if chapter.count else b""
         pieces += [chapter.head, _array(chapter.count), steps]
     return pieces

@@ -98,6 +98,14 @@ def line(method: str, **params: Any) -> bytes:
     return json.dumps({"method": method, "params": params}).encode()
 
 
+async def test_recordings_are_asked_for_with_the_right_words(served: Path) -> None:
+    wrong = [line("trace", whole="no"), line("trace_read"), line("trace_read", name="../x")]
+    answers = await ask(served, *wrong, line("trace_list"))
+    codes = [answer.get("error", {}).get("code") for answer in answers[:3]]
+    assert codes == ["usage", "usage", "refused"]
+    assert answers[3]["result"] == []
+
+
 async def test_status_is_the_contract(served: Path) -> None:
     (answer,) = await ask(served, line("status"))
     found = answer["result"]

@@ -133,6 +133,19 @@ def test_an_agent_that_does_not_read_gets_no_more_and_blocks_nobody() -> None:
     assert agent.parts[-1].request == 3
 
 
+def test_a_new_agent_does_not_get_the_rest_of_what_the_last_one_asked_for() -> None:
+    agent = Agent()
+    out = TraceOut(agent, full(15_000))
+    out.begin(TraceRequested(1, True), 0)
+    out.advance(0)
+    out.drop()
+    agent.parts.clear()
+    out.begin(TraceRequested(1, False), 1_000)
+    out.advance(1_000)
+    (part,) = agent.parts
+    assert part.last
+
+
 def test_a_stopped_recorder_says_why() -> None:
     agent, recorder = Agent(), full(1)
     recorder.fault = "recording has stopped: Received: too large"

@@ -94,6 +94,20 @@ def test_what_cannot_be_encoded_ends_the_recording_and_nothing_else() -> None:
         unpack(pack(HEADER, recorder.body(3_000)), "x")
 
 
+def test_a_state_that_cannot_be_encoded_ends_the_recording_and_nothing_else() -> None:
+    for whole in (True, False):
+        node = start(spec_of(), 1_000, 7)
+        recorder = Recorder(node, 1_000, segment_us=10_000)
+        node.random = 1 << 80
+        assert len(recorder.body(2_000, whole)) == 1
+        assert "recording has stopped: Node" in recorder.fault
+    node = start(spec_of(), 1_000, 7)
+    recorder = Recorder(node, 1_000, segment_us=10_000)
+    node.random = 1 << 80
+    recorder.note(Tick(), 20_000, ())
+    assert "recording has stopped: Node" in recorder.fault
+
+
 # -- replay --------------------------------------------------------------------------------------
 
 
