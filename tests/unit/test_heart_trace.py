@@ -16,7 +16,7 @@ from haclusterd.core.node import step
 from haclusterd.core.state import start
 from haclusterd.heart import agent_link, trace_out
 from haclusterd.heart.agent_link import AgentLink
-from haclusterd.heart.main import _Opening
+from haclusterd.heart.main import _live, _Opening
 from haclusterd.heart.trace_out import PAUSE_US, PIECES_PER_TURN, TraceOut
 from haclusterd.trace.file import pack, unpack
 from haclusterd.trace.recorder import Recorder
@@ -180,3 +180,35 @@ def test_the_last_words_of_a_heart_are_kept(tmp_path: Path) -> None:
     Config.state_dir = saved / "below-a-file"
     opening.keep_last_words(full(5))
     assert "was not saved" in lines[-1]
+
+
+def test_a_heart_that_dies_fences_first_and_records_last() -> None:
+    done: list[str] = []
+
+    class Broken:
+        class loop:
+            recorder = full(1)
+
+        def run(self) -> int:
+            raise ZeroDivisionError("a fault of this program")
+
+    class Opening:
+        def abandon(self) -> None:
+            done.append("fence closed, addresses gone")
+
+        def keep_last_words(self, recorder: Recorder) -> None:
+            done.append(f"{len(recorder.last_words())} pieces kept")
+
+    class Said:
+        def say(self, text: str, level: int) -> None:
+            if "Error" in text:
+                done.append(text)
+
+    parts: tuple[Any, ...] = (Broken(), Opening(), Said())
+    with pytest.raises(ZeroDivisionError):
+        _live(*parts)
+    assert done == [
+        "ZeroDivisionError: a fault of this program",
+        "fence closed, addresses gone",
+        "4 pieces kept",
+    ]
