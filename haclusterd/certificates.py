@@ -35,6 +35,23 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         return cls(_ca_certificate(cluster, key), key)
 
+    @classmethod
+    def load(cls, certificate_pem: bytes, key_pem: bytes) -> Authority:
+        """What `certificate_pem` and `key_pem` gave. ValueError says why they are no CA."""
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
+        except ValueError:
+            raise ValueError("the certificate is not PEM") from None
+        try:
+            key = serialization.load_pem_private_key(key_pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise ValueError("the private key is not plain PEM") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("the private key is of another kind than haclusterd makes")
+        if key.public_key() != certificate.public_key():
+            raise ValueError("the private key belongs to another certificate")
+        return cls(certificate, key)
+
     @property
     def certificate_pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)

@@ -1,10 +1,20 @@
-"""Files that a crash leaves either as they were or as they shall be, for their owner only."""
+"""Files that must be whole after a crash, and which boot of the kernel wrote them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot, empty where /proc does not say."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -17,16 +17,24 @@ Every error is a `KeysError` that names the file and the fix. Secrets never appe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
+import signal
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from haclusterd.config.model import Config
+from haclusterd.core.model import NodeSpec
 from haclusterd.wire import KEY_BYTES, ClusterKey, KeyRing
+
+if TYPE_CHECKING:
+    from haclusterd.certificates import Authority
 
 FORMAT_LINE = "haclusterd cluster key 1"
 KEYS_MAX = 8  # a rotation needs two; more than a few is a file that nobody tidies
@@ -60,21 +68,41 @@ def paths(config: Config, node_id: str) -> KeyPaths:
     )
 
 
-def create(config: Config) -> list[Path]:
-    """Write all key material that the config needs; the paths written, in a fixed order.
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What `create` did. `nodes`: the ids whose certificates are new."""
 
-    Refuses with KeysError if any of the files exists. Nothing half-done stays behind: the files
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...]
+    nodes: tuple[str, ...]
+
+
+def create(config: Config) -> Created:
+    """Write the key material that the config needs and the folder lacks; nothing is replaced.
+
+    The first time that is everything. Later it is a certificate for each node that was added to
+    the config, signed by the CA that is there. Refuses with KeysError where what is there is not
+    one cluster's, or lacks what cannot be made again. Nothing half-done stays behind: the files
     appear only when all of them are complete.
     """
-    contents = _contents(config)
-    present = [str(path) for path in contents if os.path.lexists(path)]
-    if present:
-        raise KeysError(
-            f"refusing to overwrite {', '.join(present)}. Fix: move the files away if you mean to "
-            "replace the keys of the whole cluster"
-        )
-    _write_all(config.key_file.parent, contents)
-    return list(contents)
+    needed = _needed(config)
+    present = tuple(path for path in needed if os.path.lexists(path))
+    if not present:
+        contents = _fresh(config)
+        nodes = tuple(node.id for node in config.nodes)
+    else:
+        added = _without_certificate(config, present)
+        contents = _added(config, added) if added else {}
+        nodes = tuple(node.id for node in added)
+    if contents:
+        _write_all(config.key_file.parent, contents)
+    return Created(tuple(contents), present, nodes)
+
+
+def to_copy(config: Config, node_id: str) -> tuple[Path, ...]:
+    """The files that node `node_id` has to have."""
+    files = paths(config, node_id)
+    return (files.cluster_key, files.ca_certificate, files.certificate, files.private_key)
 
 
 def load_cluster_key(path: Path) -> KeyRing:
@@ -103,7 +131,7 @@ def check_readable(config: Config, node_id: str) -> None:
 
     The CA's private key is not among them: it may be kept elsewhere.
     """
-    from haclusterd import certificates  # as in _contents
+    from haclusterd import certificates  # as in _fresh
 
     files = paths(config, node_id)
     load_cluster_key(files.cluster_key)
@@ -171,47 +199,133 @@ def _read(path: Path, *, private: bool = False) -> bytes:
     return content
 
 
-def _contents(config: Config) -> dict[Path, bytes]:
-    """Fresh content for every file."""
+def _needed(config: Config) -> list[Path]:
+    """Every file of the cluster, in the order in which they are written and shown."""
+    files = paths(config, "")
+    found = [files.cluster_key, files.ca_certificate, files.ca_key]
+    for node in config.nodes:
+        files = paths(config, node.id)
+        found += [files.certificate, files.private_key]
+    return found
+
+
+def _without_certificate(config: Config, present: Sequence[Path]) -> list[NodeSpec]:
+    """The nodes to make a certificate for. KeysError naming all that stands in the way."""
+    problems, added = [], []
+    files = paths(config, "")
+    for path in (files.cluster_key, files.ca_certificate):
+        if path not in present:
+            problems.append(
+                f"{path}: is missing beside {present[0].name}, so this is not the whole of one "
+                "cluster's key material. Fix: copy it from another node; or, to give all nodes new "
+                "keys, move the other files away"
+            )
+    for node in config.nodes:
+        pair = paths(config, node.id)
+        missing = [path for path in _pair(pair) if path not in present]
+        there = [path.name for path in _pair(pair) if path in present]
+        if missing and there:
+            problems.append(
+                f"{missing[0]}: is missing beside {there[0]}, which is not overwritten. Fix: copy "
+                f"it from where it was created; or move {there[0]} away to get a new pair"
+            )
+        elif missing:
+            added.append(node)
+    if added and files.ca_key not in present and files.ca_certificate in present:
+        names = ", ".join(node.id for node in added)
+        problems.append(
+            f"{files.ca_key}: is missing, and without it no certificate can be signed for {names}. "
+            "Fix: run this where the keys were created, or bring ca.key here for the moment"
+        )
+    if problems:
+        raise KeysError("\n".join(problems))
+    load_cluster_key(files.cluster_key)
+    return added
+
+
+def _pair(files: KeyPaths) -> tuple[Path, Path]:
+    """Certificate and private key."""
+    return files.certificate, files.private_key
+
+
+def _fresh(config: Config) -> dict[Path, bytes]:
+    """New content for every file."""
     # Imported here, because heart loads keys too and would pay 3 MB of locked memory for it.
     from haclusterd import certificates
 
     secret = secrets.token_bytes(KEY_BYTES)
     ca = certificates.Authority.create(config.name)
     files = paths(config, "")
-    contents = {
+    return {
         files.cluster_key: f"{FORMAT_LINE}\nkey 1 {secret.hex()}\n".encode(),
         files.ca_certificate: ca.certificate_pem,
         files.ca_key: ca.key_pem,
+        **_issued(config, ca, config.nodes),
     }
-    for node in config.nodes:
-        files = paths(config, node.id)
-        contents[files.certificate], contents[files.private_key] = ca.issue(node)
+
+
+def _added(config: Config, nodes: Sequence[NodeSpec]) -> dict[Path, bytes]:
+    """Certificates for `nodes` by the CA that is there. KeysError if it is not whole."""
+    from haclusterd import certificates  # as in _fresh
+
+    files = paths(config, "")
+    try:
+        ca = certificates.Authority.load(
+            _read(files.ca_certificate), _read_private(files.ca_key).encode()
+        )
+    except ValueError as error:
+        raise KeysError(
+            f"{files.ca_key} with {files.ca_certificate.name}: {error}. Fix: bring both from where "
+            "the keys were created"
+        ) from None
+    return _issued(config, ca, nodes)
+
+
+def _issued(config: Config, ca: Authority, nodes: Sequence[NodeSpec]) -> dict[Path, bytes]:
+    contents = {}
+    for node in nodes:
+        certificate, key = _pair(paths(config, node.id))
+        contents[certificate], contents[key] = ca.issue(node)
     return contents
 
 
-def _write_all(folder: Path, contents: dict[Path, bytes]) -> None:
+def _write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
     """All files or none: complete in a private folder first, then moved into place."""
-    placed: list[Path] = []
-    complete = False
     try:
         with tempfile.TemporaryDirectory(prefix=".keys-", dir=folder) as temporary:
             for path, content in contents.items():
                 _write_synced(Path(temporary) / path.name, content)
-            for path in contents:
-                _place(Path(temporary) / path.name, path)
-                placed.append(path)
-            _sync_folder(folder)
-        complete = True
+            with _undisturbed():
+                _place_all(Path(temporary), list(contents), folder)
     except OSError as error:
         raise KeysError(
             f"{folder}: cannot write key material: {error.strerror}. Fix: create the folder and "
             "run this as a user who may write there"
         ) from None
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and its like wait until the end of this."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
     finally:
-        if not complete:
-            for path in placed:
-                path.unlink(missing_ok=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _place_all(source: Path, targets: Sequence[Path], folder: Path) -> None:
+    placed: list[Path] = []
+    try:
+        for target in targets:
+            _place(source / target.name, target)
+            placed.append(target)
+        _sync_folder(folder)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _place(source: Path, target: Path) -> None:

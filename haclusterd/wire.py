@@ -16,8 +16,8 @@ The key is derived per key-ring key, sender and incarnation, so that a counter t
 after a boot meets another key; the nonce is (link, seq). The whole cluster id and the header are
 authenticated. One `seal` per link serves all peers.
 
-Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`, and counts either. Nothing but
-a counter changes before the MAC is verified.
+Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`. Nothing but a counter changes
+before the MAC is verified.
 """
 
 from __future__ import annotations
@@ -105,6 +105,14 @@ class KeyRing:
             raise ValueError("two keys of the ring have the same id")
 
 
+class Heard(msgspec.Struct):
+    """Datagrams from a peer's address on one link; `outcome`: of the last unreadable one."""
+
+    readable: int = 0
+    unreadable: int = 0
+    outcome: Outcome = _OK
+
+
 class Window(msgspec.Struct):
     """Which seqs one link has brought: `seen` bit i stands for `newest - i`."""
 
@@ -166,17 +174,15 @@ class Wire:
     """Seals this node's beats and opens its peers'. One per heart; no I/O, no clock."""
 
     def __init__(self, spec: ClusterSpec, ring: KeyRing, incarnation: int) -> None:
-        self.counters: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self._refused = tuple(dict.fromkeys(Outcome, 0) for _ in range(spec.links))
+        self.heard = tuple(tuple(Heard() for _ in spec.nodes) for _ in range(spec.links))
         self._spec = spec
-        self._nodes = len(spec.nodes)
-        self._services = len(spec.services)
+        self._nodes, self._services = len(spec.nodes), len(spec.services)
         name = spec.name.encode()
         self._cluster_id = hashlib.sha256(_CONTEXT + b"\0" + name).digest()
         self._tag = self._cluster_id[:4]
-        self._senders: tuple[dict[str, int], ...] = tuple(
-            {node.links[link]: index for index, node in enumerate(spec.nodes) if index != spec.me}
-            for link in range(spec.links)
-        )
+        others = [(index, node) for index, node in enumerate(spec.nodes) if index != spec.me]
+        self._senders = tuple({n.links[x]: i for i, n in others} for x in range(spec.links))
         self._peers = tuple(_Peer() for _ in spec.nodes)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Beat).decode
@@ -241,12 +247,26 @@ class Wire:
     def open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
         """The beat in `datagram`, or why there is none; counted either way.
 
-        `link` is the local link that it came in on, `source` the address that it came from, in
-        the kernel's canonical text and without a scope.
+        `link` is the local link, `source` the sender's address as the kernel writes it, unscoped.
         """
         result = self._open(datagram, link, source)
-        self.counters[_OK if isinstance(result, Beat) else result] += 1
+        if isinstance(result, Beat):
+            self.heard[link][result.sender].readable += 1
+            return result
+        self._refused[link][result] += 1
+        sender = self._senders[link].get(source)
+        # A replay is neither: it does not say what whoever has that address now could say.
+        if sender is not None and result is not Outcome.REPLAY:
+            heard = self.heard[link][sender]
+            heard.unreadable += 1
+            heard.outcome = result
         return result
+
+    @property
+    def counters(self) -> tuple[dict[Outcome, int], ...]:
+        """By link: what became of its datagrams. Put together here, off the hot path."""
+        opened = (sum(heard.readable for heard in heards) for heards in self.heard)
+        return tuple({**r, _OK: n} for r, n in zip(self._refused, opened, strict=True))
 
     def _open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
         size = len(datagram)
@@ -335,7 +355,7 @@ class Wire:
         return AESGCM(derived.derive(key.secret))
 
     def export_state(self) -> WireState:
-        """For the process that takes over in an upgrade, which goes on as the same incarnation."""
+        """For the process that goes on as the same incarnation after an upgrade."""
         peers = tuple(
             None if peer.current is None else (peer.current_number, peer.current.windows)
             for peer in self._peers
@@ -343,10 +363,7 @@ class Wire:
         return WireState(tuple(self._sealed), peers)
 
     def import_state(self, state: WireState) -> None:
-        """Go on where another process of this incarnation stopped.
-
-        ValueError if the state is of a cluster with other numbers of nodes or links.
-        """
+        """Go on where another process of this incarnation stopped, or ValueError: other shape."""
         shapes = {len(windows) for _, windows in filter(None, state.peers)} | {len(state.sealed)}
         if len(state.peers) != self._nodes or shapes != {self._spec.links}:
             raise ValueError("the wire state is of another configuration")

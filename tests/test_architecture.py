@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "files": set(),
     "freeswitch": {"core", "config"},
-    "heart": {"core", "wire", "config", "keys", "trace", "files"},
+    "heart": {"core", "wire", "config", "keys", "trace"},
     "keys": {"config", "core", "wire", "certificates"},
     "sync": {"core", "config", "keys"},
     "trace": {"core", "files"},

@@ -28,6 +28,7 @@ LONG_FUNCTIONS: dict[str, int] = {}
 WALL_CLOCK = {
     "haclusterd/certificates.py": "certificates are valid between two dates",
     "haclusterd/agent/": "history and reports show the time of day",
+    "haclusterd/freeswitch/proving.py": "FreeSWITCH stamps its events by it",
     "haclusterd/cli/": "shows the time of day",
     "haclusterd/lab/": "the emulator stamps events as FreeSWITCH does",
     "haclusterd/trace/": "a recording says when it was made",

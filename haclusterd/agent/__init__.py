@@ -9,7 +9,7 @@ service; heart tells it what was decided (DESIGN section 3).
     services    what this node does for each service: own, recover, end
     standing    may this node take a service over now, and if not why
     operators   switchover, maintenance, upgrade
-    history, reports, state_file   what happened, what became of calls, what was promised
+    history, reports, files        what happened, what became of calls, files that stay whole
     status      the cluster as the API shows it
     schema      the values of the API, which the command line reads too
     api, http, metrics, page       how others look at it

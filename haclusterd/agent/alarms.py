@@ -17,6 +17,16 @@ _NAMES = {
 }
 
 
+def _down(life: FreeswitchLife, switch: Switch | None) -> str:
+    """No process: is it to be started, or is it the pid file that is wrong? ESL may know more."""
+    text = f"FreeSWITCH does not run on this node (no process of it in {life.pid_file}): "
+    if life.starter.attempts and not life.starter.problem:
+        text += f"start_command was run (attempt {life.starter.attempts}), it has to come up"
+    else:
+        text += "start it, or correct pid_file in [freeswitch]"
+    return f"{text}; ESL: {switch.problem}" if switch is not None and switch.problem else text
+
+
 def alarms(
     problems: Mapping[str, str], life: FreeswitchLife | None, switch: Switch | None
 ) -> list[Alarm]:
@@ -27,7 +37,7 @@ def alarms(
     if life.starter.problem:
         found.append(Alarm("freeswitch_start", life.starter.problem))
     if life.process is None and (switch is None or not switch.up):
-        found.append(Alarm("freeswitch_down", "FreeSWITCH does not run on this node"))
+        found.append(Alarm("freeswitch_down", _down(life, switch)))
     elif switch is not None and switch.problem and "freeswitch" not in problems:
         found.append(Alarm("freeswitch", switch.problem))
     for service, reason in life.profiles.items():

@@ -29,10 +29,9 @@ from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.standing import Facts, judge
-from haclusterd.agent.state_file import NAME as STATE_NAME
-from haclusterd.agent.state_file import encode
 from haclusterd.agent.traces import Traces
 from haclusterd.config import Config, cluster_spec
+from haclusterd.core import promises
 from haclusterd.core.actions import (
     Answered,
     Decided,
@@ -45,7 +44,7 @@ from haclusterd.core.actions import (
 )
 from haclusterd.core.inputs import LocalReport
 from haclusterd.core.view import View
-from haclusterd.files import write_atomically
+from haclusterd.files import boot_id, write_atomically
 from haclusterd.sync.transport import SyncError
 from haclusterd.trace.folder import NAME as TRACES_NAME
 
@@ -80,6 +79,8 @@ class Agent:
         self.peers: Peers | None = None
         self.problems: dict[str, str] = {}  # what does not run, by part
         self._view: View | None = None
+        self._packed_view = b""
+        self._view_taken: asyncio.Handle | None = None
         self._orphaned_us: dict[str, int] = {}
         self._report: LocalReport | None = None
         self._reported_us = 0
@@ -234,12 +235,16 @@ class Agent:
     def _take(self, message: ToAgent) -> None:
         match message:
             case Published():
-                self._published(message.view)
+                self._packed_view = message.view
+                if self._view_taken is None:  # soon, and only the newest: orders come first
+                    self._view_taken = asyncio.get_running_loop().call_soon(self._take_view)
             case Decided():
                 self._decided(message)
             case Recover():
+                self._take_view()  # what heart saw before tells when the fault was
                 self.services.recover(message)
             case EndCalls():
+                self._take_view()
                 self.services.end_calls(message)
             case Persist():
                 self._persist(message)
@@ -247,6 +252,12 @@ class Agent:
                 self.operators.answered(message)
             case TracePart():
                 self.traces.take(message)
+
+    def _take_view(self) -> None:
+        if self._view_taken is not None:
+            self._view_taken.cancel()
+            self._view_taken = None
+            self._published(self._packed_view)
 
     def _published(self, packed: bytes) -> None:
         try:
@@ -281,10 +292,8 @@ class Agent:
     async def _write_promises(self) -> None:
         while (message := self._promises) is not None:
             self._promises = None
-            path = self.config.state_dir / STATE_NAME
-            content = encode(
-                self.spec.name, self.me, self.spec.nodes, self.spec.services, message.promises
-            )
+            path = self.config.state_dir / promises.FILE_NAME
+            content = promises.encode(self.spec, boot_id(), message.promises)
             try:
                 await asyncio.to_thread(_write, path, content)
                 self.problems.pop("state", None)

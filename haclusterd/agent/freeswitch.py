@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from haclusterd.agent.history import History
-from haclusterd.agent.pid import Process, read_process
+from haclusterd.agent.pid import ExitWatch, Process, read_process
 from haclusterd.agent.standing import profile_reasons
 from haclusterd.agent.starting import Starter
 from haclusterd.agent.switch import Switch, SwitchError
@@ -21,7 +21,8 @@ from haclusterd.freeswitch.health import Health
 
 log = logging.getLogger(__name__)
 
-WATCH_S = 0.1
+WATCH_S = 0.1  # while no process is known, or it cannot be watched
+FILE_CHECK_S = 1.0  # a pid file that names another process while the old one lives
 PROFILES_S = 2.0
 PROFILES_FIRST_S = 0.2
 
@@ -39,7 +40,7 @@ class FreeswitchLife:
         exited: Callable[[], None],
     ) -> None:
         self._exited = exited
-        self._section = section
+        self.pid_file = section.pid_file
         self._services = services
         self._history = history
         self._send = send
@@ -50,6 +51,7 @@ class FreeswitchLife:
         self.profiles: dict[str, str] = {}  # by service, see standing.Facts
         self._tasks: list[asyncio.Task[None]] = []
         self._look = asyncio.Event()
+        self._exit_watch = ExitWatch()
 
     async def start(self) -> None:
         """Begin to watch."""
@@ -63,6 +65,7 @@ class FreeswitchLife:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.starter.stop()
+        self._exit_watch.close()
 
     # -- what the connections say --
 
@@ -93,7 +96,7 @@ class FreeswitchLife:
     # -- watching --
 
     def _find_process(self) -> None:
-        process = read_process(self._section.pid_file)
+        process = read_process(self.pid_file)
         if process == self.process:
             return
         self.process = process
@@ -104,7 +107,7 @@ class FreeswitchLife:
         self._changed()
 
     def _is_up(self) -> bool:
-        return read_process(self._section.pid_file) is not None
+        return read_process(self.pid_file) is not None
 
     def _tell(self, text: str) -> None:
         self._history.add("A15", text)
@@ -115,7 +118,8 @@ class FreeswitchLife:
             esl_up = self.switch is not None and self.switch.up
             if self.process is None and not esl_up:
                 self.starter.exited()
-            await asyncio.sleep(WATCH_S)
+            watched = self.process is not None and self._exit_watch.watch(self.process)
+            await self._exit_watch.wait(FILE_CHECK_S if watched else WATCH_S)
 
     async def _watch_profiles(self) -> None:
         """Keep the SIP profiles of all services running, in standby where they are not ours."""

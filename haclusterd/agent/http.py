@@ -8,6 +8,7 @@ bounded; every response closes its connection.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from haclusterd.agent import metrics, page
 from haclusterd.agent.commands import Source
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import Status
+from haclusterd.core.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class Http:
             if path.startswith("/services/"):
                 return self._service(path.removeprefix("/services/"))
         except OperatorError as error:
-            return Page(503, _TEXT, f"{error}\n".encode())
+            return _said(503, str(error))
         known = " ".join([*self._routes, "/services/NAME"])
         return Page(404, _TEXT, f"there is: {known}\n".encode())
 
@@ -127,14 +129,16 @@ class Http:
         return Page(200, _HTML, body.encode())
 
     def _metrics(self) -> Page:
-        at_risk = len(self._source.at_risk())
-        reports = self._source.reports.all()
-        return Page(200, _METRICS, metrics.render(self._status(), reports, self._source.counters(),
-                                                  at_risk))  # fmt: skip
+        source = self._source
+        body = metrics.render(
+            self._status(), source.view(), source.reports.all(), source.counters(),
+            len(source.at_risk()),
+        )  # fmt: skip
+        return Page(200, _METRICS, body)
 
     def _is_ready(self) -> Page:
         reason = self._source.not_ready()
-        return Page(503, _TEXT, f"{reason}\n".encode()) if reason else Page(200, _TEXT, b"ready\n")
+        return _said(503, reason) if reason else _said(200, "ready")
 
     def _role(self) -> tuple[str, int | None]:
         status = self._status()
@@ -225,5 +229,13 @@ class Http:
         await asyncio.wait_for(writer.drain(), WRITE_S)
 
 
+def _said(code: int, text: str) -> Page:
+    """One line; reasons hold words of FreeSWITCH and peers, and curl shows them on a terminal."""
+    return Page(code, _TEXT, f"{printable(text)}\n".encode())
+
+
 def _json(value: object) -> Page:
-    return Page(200, _JSON, msgspec.json.encode(value) + b"\n")
+    text = msgspec.json.encode(value).decode()
+    if not text.isprintable():
+        text = json.dumps(json.loads(text))  # all but ASCII as numbers: curl shows it, too
+    return Page(200, _JSON, f"{text}\n".encode())

@@ -12,6 +12,8 @@ import queue
 import sys
 import time
 
+from haclusterd.core.text import printable
+
 QUEUE_MAX = 2000
 REPEATS_MAX = 10  # of one message text
 REPEATS_WINDOW_S = 10.0
@@ -53,9 +55,9 @@ class JournalFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         if not self._journal:
-            return text
+            return "\n".join(printable(line) for line in text.split("\n"))
         line = f"{record.name}: {record.getMessage()}".replace("\n", " | ")
-        return f"<{_PRIORITY.get(record.levelno, 7)}>{line}"
+        return f"<{_PRIORITY.get(record.levelno, 7)}>{printable(line)}"
 
 
 class _Queue(logging.handlers.QueueHandler):

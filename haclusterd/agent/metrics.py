@@ -1,4 +1,4 @@
-"""Prometheus metrics from what the API knows, gathered when they are asked for.
+"""Prometheus metrics from what the API knows, gathered when they are asked for: docs/metrics.md.
 
 A registry of our own, and the library only once somebody asks: it costs a few MB.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from haclusterd.agent.schema import Report, Status
+from haclusterd.core.view import View
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Gauge
@@ -17,7 +18,7 @@ _OUTAGE_BUCKETS_MS = (5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 3000, 10_000
 
 
 def render(
-    status: Status, reports: list[Report], counters: Mapping[str, int], at_risk: int
+    status: Status, view: View, reports: list[Report], counters: Mapping[str, int], at_risk: int
 ) -> bytes:
     """The text format. `counters` become `haclusterd_events_total{event=...}`."""
     from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -25,6 +26,7 @@ def render(
     registry = CollectorRegistry()
     _cluster(registry, status, at_risk)
     _nodes(registry, status)
+    _datagrams(registry, view)
     _reports(registry, reports)
     events = Counter("haclusterd_events", "since the agent started", ("event",), registry=registry)
     for name, count in counters.items():
@@ -76,6 +78,29 @@ def _nodes(registry: CollectorRegistry, status: Status) -> None:
             up.labels(node.id, link.address).set(link.up)
             if link.rtt_ms is not None:
                 rtt.labels(node.id, link.address).set(link.rtt_ms / 1000)
+
+
+def _datagrams(registry: CollectorRegistry, view: View) -> None:
+    from prometheus_client import Counter
+
+    text = "datagrams on an own link since heart started, by what became of them"
+    received = Counter("haclusterd_link_received", text, ("link", "outcome"), registry=registry)
+    text = "what the socket of an own link met since heart started"
+    socket = Counter("haclusterd_link_socket", text, ("link", "event"), registry=registry)
+    for link in view.link_tallies:
+        for outcome, count in link.received.items():
+            received.labels(link.address, outcome).inc(count)
+        for event, count in link.socket.items():
+            socket.labels(link.address, event).inc(count)
+    text = "datagrams from the address of a peer since heart started, replays left out"
+    came = Counter("haclusterd_peer_datagrams", text, ("node", "address", "readable"),
+                   registry=registry)  # fmt: skip
+    text = "1 while all that comes from this address of a peer is unreadable"
+    unreadable = _gauge(registry, "peer_unreadable", text, ("node", "address"))
+    for peer in view.peer_tallies:
+        came.labels(peer.node, peer.address, "yes").inc(peer.readable)
+        came.labels(peer.node, peer.address, "no").inc(peer.unreadable)
+        unreadable.labels(peer.node, peer.address).set(bool(peer.unreadable_now))
 
 
 def _reports(registry: CollectorRegistry, reports: list[Report]) -> None:

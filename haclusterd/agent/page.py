@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 
 from haclusterd.agent.schema import Decision, Node, Service, Status
+from haclusterd.core.text import printable
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#1c2430;--soft:#66707f;--line:#e2e6ec;
@@ -30,6 +31,11 @@ _TONE = {
     "starting": "wait", "syncing": "wait", "moving": "wait", "maintenance": "wait",
     "suspended": "wait", "left": "soft", "none": "soft",
 }  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Text of others between tags: no tag of its own, and nothing that turns what follows."""
+    return escape_html(printable(text))
 
 
 def render(status: Status, history: Sequence[Decision]) -> str:

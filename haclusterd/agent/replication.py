@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from heapq import nsmallest
+from typing import Protocol
+
 from haclusterd.config import Config
-from haclusterd.core.records import CallRecord
+from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import Item
 from haclusterd.core.view import View
 from haclusterd.keys import paths
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.transport import Identity, MeshConfig
+
+
+class Replication(Protocol):
+    """What `services` needs of it; tests put a stand-in behind it."""
+
+    def own(self, service: str, epoch: int, settled: bool = False) -> None: ...
+    def advance(self, service: str, epoch: int) -> None: ...
+    def settle(self, service: str) -> None: ...
+    def disown(self, service: str) -> None: ...
+    def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
+    async def collect(
+        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
+    ) -> list[CallRecord]: ...
+    def quietest(self, service: str, count: int) -> list[CallRecord]: ...
+    async def unrecovered(self, service: str) -> list[CallRecord]: ...
+    def own_records(self, service: str) -> list[CallRecord]: ...
+    def owned(self) -> dict[str, int]: ...
 
 
 class AgentReplicator(Replicator):
@@ -27,6 +48,30 @@ class AgentReplicator(Replicator):
         """Live call legs of an owned service."""
         items = self.change_log.items(service)
         return 0 if items is None else items.live
+
+    def quietest(self, service: str, count: int) -> list[CallRecord]:
+        """About `count` inherited legs that have not changed for longest, bridged ones in pairs.
+
+        No other standby can be expected to know more of them, so they need not wait for `collect`.
+        None where this copy is not up to date, or the service was owned here before.
+        """
+        copies, own = self.store.services.get(service), self.change_log.items(service)
+        newest = None if copies is None else copies.newest()
+        if newest is None or newest.staging is not None or not newest.complete:
+            return []
+        if newest.lag_ms > self.config.timing.lag_ms_max or (own is not None and own.items):
+            return []
+        items, found = self.store.items(service), dict[str, CallRecord]()
+        live = (item for item in items.values() if not item.dead and item.epoch == newest.epoch)
+        for item in nsmallest(2 * count, live, key=lambda item: item.version):
+            if len(found) >= count:
+                break
+            for record in self.store.unpack([] if item.uuid in found else [item]):
+                partner = items.get(record.partner) if record.partner else None
+                group = [record, *self.store.unpack([partner] if partner is not None else [])]
+                if not record.partner or (len(group) == 2 and group[1].partner == record.uuid):
+                    found.update((leg.uuid, leg) for leg in group)
+        return list(found.values())
 
     def items_of(self, service: str) -> tuple[str, list[Item]]:
         """("own" or "copy", packed calls): what this node knows of a service."""

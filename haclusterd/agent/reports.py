@@ -104,6 +104,20 @@ class Account:
         )
 
 
+def sentence(report: Report) -> str:
+    """A finished report in one line, for the history."""
+    calls = report.calls
+    text = f"{report.service} moved from {report.from_ or 'nobody'} to {report.to}"
+    if report.from_ == report.to:
+        text = f"{report.service} stayed on {report.to}"
+    if report.outage_ms is not None:
+        text += f" in {round(report.outage_ms)} ms"
+    text += f": {calls.recovered} of {calls.replicated} call legs recovered"
+    if calls.partial or calls.lost:
+        text += f", {calls.partial} partly, {calls.lost} lost"
+    return text
+
+
 def _count(verdicts: Sequence[CallVerdict]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for verdict in verdicts:

@@ -48,13 +48,18 @@ class Quorum(msgspec.Struct, frozen=True):
     ok: bool
 
 
-class Link(msgspec.Struct, frozen=True):
-    """`loss` is a share, 0.0 to 1.0; `rtt_ms` is null while nothing was measured."""
+class Link(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`loss` is a share, 0.0 to 1.0; `rtt_ms` is null while nothing was measured.
+
+    `up`: beats are heard both ways. `unreadable`: why nothing that comes from this address can be
+    read (an outcome, see docs/metrics.md); absent where that is not so.
+    """
 
     address: str
     up: bool
     rtt_ms: float | None
     loss: float
+    unreadable: str = ""
 
 
 class Sync(msgspec.Struct, frozen=True):
@@ -146,7 +151,13 @@ class Calls(msgspec.Struct, frozen=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """`at_ms` counts from the fault as the new owner can date it."""
+    """`at_ms` counts from the fault as the new owner can date it.
+
+    address_up: the addresses are on the NIC. announced: the agent hears of it, right after the
+    announcement. first_reinvite: FreeSWITCH made the first channel, and sends, by its own stamp
+    (1 ms coarse); missing where no event told. first_answer: the first phone had answered when it
+    was asked.
+    """
 
     at_ms: float
     event: str

@@ -9,23 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
 from haclusterd.agent.leaving import clear_old_rows, end_calls
-from haclusterd.agent.reports import Account, Reports
+from haclusterd.agent.replication import Replication
+from haclusterd.agent.reports import Account, Reports, sentence
 from haclusterd.agent.switch import Change, Switch, SwitchError
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.core.view import View
-from haclusterd.freeswitch.recovery import Prepared
+from haclusterd.freeswitch.recovery import Rest
 
 log = logging.getLogger(__name__)
 
 COLLECT_MS = 20
+HEAD_LEGS = 4  # on their way to the phones while the others are still asked and read
 RETRIES_MAX = 3
 RETRY_S = 0.5
 UP_S = 1.0
@@ -33,22 +36,6 @@ UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
 GENERATION_BITS = 12
-
-
-class Replication(Protocol):
-    """What is needed of `sync.replicator.Replicator` here."""
-
-    def own(self, service: str, epoch: int, settled: bool = False) -> None: ...
-    def advance(self, service: str, epoch: int) -> None: ...
-    def settle(self, service: str) -> None: ...
-    def disown(self, service: str) -> None: ...
-    def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
-    async def collect(
-        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
-    ) -> list[CallRecord]: ...
-    async def unrecovered(self, service: str) -> list[CallRecord]: ...
-    def own_records(self, service: str) -> list[CallRecord]: ...
-    def owned(self) -> dict[str, int]: ...
 
 
 class Services:
@@ -78,6 +65,7 @@ class Services:
         self._busy: dict[str, str] = {}
         self._owned: dict[str, Identity] = {}
         self._pending: dict[str, Recover] = {}  # could not be recovered, and still owned
+        self._recovering: dict[str, Recover] = {}  # not every inherited call has its verdict
         self._unsure: set[str] = set()  # services whose profiles may serve here unseen
         self._generation = 0
         self._exited_us = 0  # when the FreeSWITCH before this one was seen gone
@@ -85,18 +73,23 @@ class Services:
 
     # -- what heart says --
 
-    def recover(self, action: Recover) -> None:
-        """This node owns the service now: its calls go on here."""
+    def recover(self, action: Recover, again: Sequence[CallRecord] = ()) -> None:
+        """This node owns the service now: its calls go on here.
+
+        `again`: calls that were here already, in a FreeSWITCH that died before all had a verdict.
+        """
         name = self._spec.services[action.service].name
         self._owned[name] = action.identity
         self._unsure.discard(name)
         self._pending.pop(name, None)
         account = self._begin(name, action)
+        # Its turn comes after this, but before that of the news to all peers that `own` sends.
+        self._recovering[name] = action
+        self._start(name, "recovering its calls", self._recover(action, account, again))
         if self._replication is not None:
             self._replication.own(name, action.identity.epoch, settled=False)
         if self.switch is not None:
             self.switch.set_fenced(name, False)
-        self._start(name, "recovering its calls", self._recover(action, account))
 
     def end_calls(self, action: EndCalls) -> None:
         """Another node owns the service: end its calls here, back to standby."""
@@ -104,6 +97,7 @@ class Services:
         self._owned.pop(service.name, None)
         self._unsure.discard(service.name)
         self._pending.pop(service.name, None)
+        self._recovering.pop(service.name, None)
         if self.switch is not None:
             self.switch.set_fenced(service.name, True)
             self.switch.forget(service.name)
@@ -184,9 +178,11 @@ class Services:
         if self._replication is None:
             return
         for name, epoch in self._replication.owned().items():
-            if name in self._pending:
-                continue  # is recovered as a whole
             records = self._replication.own_records(name)
+            action = self._pending.get(name) or self._recovering.get(name)
+            if action is not None:
+                self.recover(action, records)
+                continue
             text = f"FreeSWITCH on {self._me} came back: {len(records)} legs of {name} in place"
             self._history.add("A3", text, None, name, epoch)
             self._start(name, "recovering in place", self._in_place(name, epoch, records))
@@ -254,19 +250,18 @@ class Services:
                 return silent, heard_us if heard_us > 0 else 0
         return False, 0
 
-    async def _recover(self, action: Recover, account: Account) -> None:
+    async def _recover(
+        self, action: Recover, account: Account, again: Sequence[CallRecord]
+    ) -> None:
         spec = self._spec.services[action.service]
         reason, verdicts = "", list[CallVerdict]()
         try:
             if self._replication is not None and self.switch is not None and spec.profiles:
                 epoch = action.identity.epoch
                 dead = (account.origin,) if account.silent and account.origin else ()
-                records, prepared = await asyncio.gather(
-                    self._replication.collect(spec.name, COLLECT_MS, dead),
-                    self.switch.prepare(spec.name, self._attempt_id(epoch)),
-                )
-                account.moment("collected")
-                verdicts = await self._inject(spec.name, epoch, records, account, prepared)
+                head = [] if again else self._replication.quietest(spec.name, HEAD_LEGS)
+                rest = partial(self._collect, spec.name, dead, again or head, account)
+                verdicts = await self._inject(spec.name, epoch, head, account, rest)
         except SwitchError as error:
             reason = str(error)
         except asyncio.CancelledError:
@@ -276,10 +271,25 @@ class Services:
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
         if reason:
             self._pending[spec.name] = action
+            self._recovering.pop(spec.name, None)
             text = f"{self._me} cannot recover {spec.name}: {reason}"
             self._history.add("A5", text, None, spec.name, action.identity.epoch)
             return
-        await self._settle(spec.name, verdicts)
+        await self._settle(spec.name, verdicts, again)
+        self._recovering.pop(spec.name, None)
+
+    async def _collect(
+        self, name: str, dead: Collection[str], head: Sequence[CallRecord], account: Account
+    ) -> list[CallRecord]:
+        """All inherited calls and those of `head`, as they are there."""
+        if self._replication is None:
+            return []
+        found = await self._replication.collect(name, COLLECT_MS, dead)
+        account.moment("collected")
+        known = {record.uuid for record in head}
+        records = [*head, *(record for record in found if record.uuid not in known)]
+        account.replicated = len(records)
+        return records
 
     async def _in_place(self, name: str, epoch: int, records: Sequence[CallRecord]) -> None:
         index = [s.name for s in self._spec.services].index(name)
@@ -307,29 +317,31 @@ class Services:
         epoch: int,
         records: Sequence[CallRecord],
         account: Account,
-        prepared: Prepared | None = None,
+        rest: Rest | None = None,
     ) -> list[CallVerdict]:
         """Recover with a few retries, because FreeSWITCH may just be coming up."""
         switch = self.switch
         if switch is None:
             return []
-        account.replicated = len(records)
+        account.replicated = max(account.replicated, len(records))
         profiles = next(s.profiles for s in self._spec.services if s.name == name)
-        outage = asyncio.get_running_loop().time() - (now_us() - account.fault_us) / 1e6
+        loop = asyncio.get_running_loop()
+        outage = loop.time() - (now_us() - account.fault_us) / 1e6
         attempt_id = self._attempt_id(epoch)
 
-        def progress(stage: str, legs: int) -> None:
+        def progress(stage: str, legs: int, at: float) -> None:
             if stage != "verified":
-                account.moment(stage)
+                account.moment(stage, now_us() - round((loop.time() - at) * 1e6))
 
         for attempt in range(RETRIES_MAX):
             await self._until_up(switch)
             try:
                 return await switch.recover(
-                    name, profiles, records, progress, attempt_id, outage, prepared
+                    name, profiles, records, progress, attempt_id, outage, rest
                 )
             except SwitchError as error:
-                prepared = None
+                if rest is not None:
+                    records, rest = await rest(), None
                 if attempt == RETRIES_MAX - 1:
                     raise
                 log.warning("recovery of %s is tried again: %s", name, error)
@@ -348,16 +360,7 @@ class Services:
         account.judge(verdicts)
         account.moment("recovered")
         report = self._reports.finish(account)
-        calls = report.calls
-        moved = f"{report.service} moved from {report.from_ or 'nobody'} to {report.to}"
-        if report.from_ == report.to:
-            moved = f"{report.service} stayed on {report.to}"
-        if report.outage_ms is not None:
-            moved += f" in {round(report.outage_ms)} ms"
-        text = f"{moved}: {calls.recovered} of {calls.replicated} call legs recovered"
-        if calls.partial or calls.lost:
-            text += f", {calls.partial} partly, {calls.lost} lost"
-        self._history.add("A7", text, None, report.service, report.epoch)
+        self._history.add("A7", sentence(report), None, report.service, report.epoch)
         content = self._reports.encode()
         saver = asyncio.get_running_loop().create_task(
             asyncio.to_thread(self._reports.save, content), name="save reports"
@@ -365,12 +368,14 @@ class Services:
         self._savers.add(saver)
         saver.add_done_callback(self._savers.discard)
 
-    async def _settle(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
+    async def _settle(
+        self, name: str, verdicts: Sequence[CallVerdict], again: Sequence[CallRecord]
+    ) -> None:
         """Log what became of every inherited call, then let standbys forget the old owner's log."""
         if self._replication is None:
             return
-        inherited = await self._replication.unrecovered(name)
-        self._bury(name, verdicts, {record.uuid: record.version for record in inherited})
+        mine = [*again, *await self._replication.unrecovered(name)]
+        self._bury(name, verdicts, {record.uuid: record.version for record in mine})
         loop = asyncio.get_running_loop()
         until = loop.time() + SETTLE_S
         while loop.time() < until and await self._replication.unrecovered(name):

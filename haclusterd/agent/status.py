@@ -36,7 +36,7 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         node=view.node,
         quorum=schema.Quorum(view.policy, view.voters, view.reachable, view.quorate),
         rank_hash=f"{view.rank_hash:08x}",
-        nodes=[_node(node, view.node, own, words) for node in view.nodes],
+        nodes=[_node(node, view, own, words) for node in view.nodes],
         services=[
             schema.Service(
                 s.name, s.owner or None, s.epoch, s.state, list(s.addresses), list(s.successors)
@@ -47,8 +47,9 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
     )
 
 
-def _node(node: NodeView, me: str, own: schema.Sync, words: Mapping[str, Word]) -> schema.Node:
-    here = node.id == me
+def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word]) -> schema.Node:
+    here = node.id == view.node
+    unreadable = {t.address: t.unreadable_now for t in view.peer_tallies if t.node == node.id}
     word = words.get(node.id)
     sync = own if here else (word.sync if word is not None else _NONE)
     version = __version__ if here else (word.version if word is not None else "")
@@ -58,6 +59,7 @@ def _node(node: NodeView, me: str, own: schema.Sync, words: Mapping[str, Word]) 
             link.up,
             round(link.rtt_us / 1000, 3) if link.rtt_us or here else None,
             link.loss_permille / 1000,
+            unreadable.get(link.address, ""),
         )
         for link in node.links
     ]

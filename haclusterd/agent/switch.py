@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from haclusterd.agent.pid import pid_of
 from haclusterd.config import FreeSwitch
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch import console
 from haclusterd.freeswitch.calls import CallSource
 from haclusterd.freeswitch.changelog import CoreDbError
+from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.health import Health, HealthProbe
@@ -31,12 +33,12 @@ from haclusterd.freeswitch.profiles import (
     prepare_profiles,
     stand_by,
 )
-from haclusterd.freeswitch.recovery import Prepared, Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.proving import Progress
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
 
 log = logging.getLogger(__name__)
 
 Change = CallRecord | Tombstone
-Progress = Callable[[str, int], None]
 
 PASSWORD_BYTES_MAX = 4096
 
@@ -70,10 +72,6 @@ class Switch(Protocol):
         """State of these SIP profiles; those that do not run are started. Raises SwitchError."""
         ...
 
-    async def prepare(self, service: str, epoch: int) -> Prepared | None:
-        """What `recover` begins with, done ahead; None where that does not work now."""
-        ...
-
     async def recover(
         self,
         service: str,
@@ -82,9 +80,9 @@ class Switch(Protocol):
         progress: Progress,
         epoch: int,
         outage_began: float | None,
-        prepared: Prepared | None = None,
+        rest: Rest | None = None,
     ) -> list[CallVerdict]:
-        """A verdict for each record. Raises SwitchError."""
+        """A verdict for each record; see Recovery.recover. Raises SwitchError."""
         ...
 
     async def snapshot(self) -> list[CallRecord]:
@@ -141,6 +139,13 @@ def read_password(section: FreeSwitch) -> str:
     return lines[0].strip()
 
 
+def _core_db_said(problem: str) -> None:
+    if problem:
+        log.warning("core.db: %s", problem)
+    else:
+        log.info("core.db can be used again")
+
+
 class LocalSwitch:
     """The real one. `services` maps each SIP profile to its service."""
 
@@ -159,7 +164,8 @@ class LocalSwitch:
             on_up=self._connected,
             on_down=events.disconnected,
         )
-        self._probe = HealthProbe(self._connection, events.health)
+        cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
+        self._probe = HealthProbe(self._connection, events.health, cpu_wait=cpu_wait)
         self._recovery = Recovery(self._connection, section.core_db)
         self._source = CallSource(
             section.core_db,
@@ -167,6 +173,7 @@ class LocalSwitch:
             events.changed,
             esl_factory=self._connection,
             on_reset=events.reset,
+            on_problem=_core_db_said,
         )
 
     def _connection(self, **wanted: object) -> Esl:
@@ -233,13 +240,6 @@ class LocalSwitch:
         except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 
-    async def prepare(self, service: str, epoch: int) -> Prepared | None:
-        try:
-            return await self._recovery.prepare(service, epoch)
-        except (CoreDbError, EslError) as error:
-            log.info("the recovery of %s is not prepared: %s", service, error)
-            return None  # `recover` meets the same, and says so
-
     async def recover(
         self,
         service: str,
@@ -248,12 +248,12 @@ class LocalSwitch:
         progress: Progress,
         epoch: int,
         outage_began: float | None,
-        prepared: Prepared | None = None,
+        rest: Rest | None = None,
     ) -> list[CallVerdict]:
         try:
             return await self._recovery.recover(
                 service, profiles, records, progress,
-                epoch=epoch, outage_began=outage_began, prepared=prepared,
+                epoch=epoch, outage_began=outage_began, rest=rest,
             )  # fmt: skip
         except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:
             raise SwitchError(str(error)) from error

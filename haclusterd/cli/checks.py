@@ -108,7 +108,7 @@ class HostProbe:
 def host_checks(config: Config, host: HostProbe, heart_pid: int | None) -> Iterator[Check]:
     """Everything that needs neither FreeSWITCH nor the daemon."""
     yield from _keys(config)
-    yield from _links(config, host)
+    yield _links(config, host)
     yield from _service_nics(config, host)
     yield _fence(host)
     yield _capabilities(host, heart_pid)
@@ -129,31 +129,13 @@ def _keys(config: Config) -> Iterator[Check]:
     yield Check("keys", OK, f"complete and private in {folder}")
 
 
-def _links(config: Config, host: HostProbe) -> Iterator[Check]:
+def _links(config: Config, host: HostProbe) -> Check:
     here = set(host.addresses())
     missing = [address for address in config.node.links if address not in here]
     if missing:
         text = f"{', '.join(missing)} is on no NIC of this host"
-        yield Check("links", FAILED, text, "bring the NIC up, or correct links in [[node]]")
-    else:
-        yield Check("links", OK, f"{', '.join(config.node.links)} present")
-    for node in config.nodes:
-        if node.id == config.node.id:
-            continue
-        pairs = list(zip(config.node.links, node.links, strict=True))
-        found = [host.connect(own, peer, config.sync_port) for own, peer in pairs]
-        silent = [peer for (_, peer), word in zip(pairs, found, strict=True) if word == "silent"]
-        name = f"peer {node.id}"
-        if silent:
-            fix = f"check cable, switch and firewall (TCP {config.sync_port}, UDP "
-            fix += f"{config.heartbeat_port}) between the nodes"
-            state = FAILED if len(silent) == len(pairs) else WARNING
-            yield Check(name, state, f"no answer over {', '.join(silent)}", fix)
-        elif "up" in found:
-            yield Check(name, OK, f"answers on all {len(pairs)} links")
-        else:
-            text = "its host answers, its haclusterd does not"
-            yield Check(name, WARNING, text, f"start haclusterd on {node.id}")
+        return Check("links", FAILED, text, "bring the NIC up, or correct links in [[node]]")
+    return Check("links", OK, f"{', '.join(config.node.links)} present")
 
 
 def _service_nics(config: Config, host: HostProbe) -> Iterator[Check]:

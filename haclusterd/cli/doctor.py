@@ -13,11 +13,14 @@ from typing import Any
 from haclusterd.cli import tables
 from haclusterd.cli.checks import FAILED, OK, WARNING, Check, HostProbe, host_checks
 from haclusterd.cli.checks_freeswitch import freeswitch_checks
+from haclusterd.cli.checks_peers import peer_checks
 from haclusterd.cli.client import Client, NotReachable, Refused
 from haclusterd.cli.main import DONE
 from haclusterd.cli.main import FAILED as EXIT_FAILED
 from haclusterd.cli.show import Part, show
 from haclusterd.config import ConfigError, load
+
+_FAILING = frozenset({"unreadable_peer"})  # alarms that no waiting mends
 
 
 def run(arguments: argparse.Namespace, path: Path) -> int:
@@ -44,9 +47,10 @@ def examine(path: Path, node: str | None, socket: Path | None, host: HostProbe) 
         Check("config", WARNING, text, "see the documentation of [timing] and quorum")
         for text in config.warnings
     ]
-    daemon, about = _daemon(socket or config.api.socket)
+    daemon, about, status = _daemon(socket or config.api.socket)
     heart_pid = about.get("heart_pid")
     checks += host_checks(config, host, heart_pid if isinstance(heart_pid, int) else None)
+    checks += peer_checks(config, host, status)
     if not config.node.witness:
         checks += asyncio.run(freeswitch_checks(config, host))
     return [*checks, *daemon]
@@ -61,19 +65,24 @@ def _failed(checks: Sequence[Check]) -> bool:
     return any(check.state == FAILED for check in checks)
 
 
-def _daemon(socket: Path) -> tuple[list[Check], dict[str, Any]]:
-    """Does it run, and what does it complain about?"""
+def _daemon(socket: Path) -> tuple[list[Check], dict[str, Any], dict[str, Any] | None]:
+    """Does it run, and what does it complain about? Its `about` and `status` beside it."""
     client = Client(socket)
     try:
         about = client.ask("about")
         status = client.ask("status")
     except NotReachable as error:
-        return [Check("daemon", WARNING, str(error), "systemctl start haclusterd")], {}
+        return [Check("daemon", WARNING, str(error), "systemctl start haclusterd")], {}, None
     except Refused as error:
-        return [Check("daemon", WARNING, str(error), "wait a second and look again")], {}
+        return [Check("daemon", WARNING, str(error), "wait a second and look again")], {}, None
     checks = [Check("daemon", OK, f"haclusterd {about['version']} runs, agent pid {about['pid']}")]
     checks += [
-        Check(f"alarm {alarm['name']}", WARNING, alarm["text"], "haclusterctl status, history")
+        Check(
+            f"alarm {alarm['name']}",
+            FAILED if alarm["name"] in _FAILING else WARNING,
+            alarm["text"],
+            "haclusterctl status, history",
+        )
         for alarm in status["alarms"]
     ]
-    return checks, about
+    return checks, about, status

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from haclusterd.cli.main import DEFAULT_CONFIG, DONE, FAILED, complain
 from haclusterd.config import Config, ConfigError, effective, load, load_cluster
-from haclusterd.keys import KeysError, create
+from haclusterd.keys import Created, KeysError, create, to_copy
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,11 +88,30 @@ def _summary(path: Path, config: Config) -> str:
 
 
 def _keys_create(path: Path, as_json: bool) -> int:
-    written = create(load_cluster(path))
+    config = load_cluster(path)
+    done = create(config)
+    copy = {node: [str(file) for file in to_copy(config, node)] for node in done.nodes}
     if as_json:
-        print(json.dumps({"written": [str(file) for file in written]}))
+        written, kept = ([str(file) for file in files] for files in (done.written, done.kept))
+        print(json.dumps({"written": written, "kept": kept, "copy": copy}))
     else:
-        for file in written:
-            print(f"wrote {file}")
-        print(f"copy {written[0].parent} to every node; keep ca.key off the nodes if you can")
+        print("\n".join(_told(config, done)))
     return DONE
+
+
+def _told(config: Config, done: Created) -> Iterator[str]:
+    """What was done, and what is to be copied where."""
+    folder = config.key_file.parent
+    if not done.written:
+        yield f"nothing is missing in {folder}: every node of the file has its certificate"
+        return
+    for file in done.written:
+        yield f"wrote {file}"
+    if not done.kept:
+        yield f"copy {folder} to every node; keep ca.key off the nodes if you can"
+        return
+    yield f"kept the {len(done.kept)} files that were there"
+    for node in done.nodes:
+        names = ", ".join(file.name for file in to_copy(config, node))
+        yield f"copy to {node}, into the same folder: {names}"
+    yield f"the other nodes need no new keys, but the same {config.path.name} as {done.nodes[0]}"

@@ -81,8 +81,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def complain(text: str) -> None:
     """A reason on stderr, one line each."""
-    for line in text.splitlines():
-        print(f"haclusterctl: {line}", file=sys.stderr)
+    from haclusterd.core.text import printable
+
+    for line in text.split("\n"):
+        print(f"haclusterctl: {printable(line)}", file=sys.stderr)
 
 
 def socket_path(arguments: argparse.Namespace) -> Path:
@@ -211,7 +213,9 @@ def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
     config = add("config", "the configuration file")
     config.add_argument("action", choices=("check",), help="check: all that is wrong with it")
     keys = add("keys", "key material of the cluster")
-    keys.add_argument("action", choices=("create",), help="create: all the config needs, once")
+    keys.add_argument(
+        "action", choices=("create",), help="create: what the config needs and is not there yet"
+    )
     commands.add_parser("lab", help="clusters in network namespaces: lab run, lab demo, lab down")
 
 

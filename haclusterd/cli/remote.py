@@ -13,7 +13,7 @@ from typing import Any
 
 from haclusterd.cli import tables
 from haclusterd.cli.client import Client, NotReachable
-from haclusterd.cli.show import Part, show
+from haclusterd.cli.show import Part, clean, show
 
 DONE = 0
 UPGRADE_S = 20.0
@@ -84,7 +84,7 @@ def _ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _events(client: Client, as_json: bool) -> None:
     for one in client.events():
-        print(json.dumps(one) if as_json else tables.decision(one), flush=True)
+        print(json.dumps(one) if as_json else clean(tables.decision(one)), flush=True)
 
 
 def _watch(client: Client, arguments: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ def _watch(client: Client, arguments: argparse.Namespace) -> None:
                 parts = tables.status(client.ask("status"))
             except NotReachable as error:
                 parts = [f"ALARM {error}"]
-            live.update(Group(*(rich_part(part) for part in parts)), refresh=True)
+            live.update(Group(*(rich_part(clean(part)) for part in parts)), refresh=True)
             time.sleep(arguments.interval)
 
 

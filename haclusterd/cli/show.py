@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
+
+from haclusterd.core.text import printable
 
 _GOOD = frozenset({"master", "slave", "owned", "in-sync", "up", "ok", "recovered", "yes"})
 _WAIT = frozenset(
@@ -45,10 +47,19 @@ def cell(value: Any) -> str:
 def show(parts: Sequence[Part], out: TextIO | None = None) -> None:
     """Print parts to `out`, standard output by default."""
     out = out or sys.stdout
+    parts = [clean(part) for part in parts]
     if out.isatty():
         _show_rich(parts, out)
     else:
         out.write(plain(parts))
+
+
+def clean(part: Part) -> Part:
+    """The part without anything that would command the terminal instead of being shown."""
+    if isinstance(part, str):
+        return "\n".join(printable(line) for line in part.split("\n"))
+    rows = [[printable(text) for text in row] for row in part.rows]
+    return replace(part, title=printable(part.title), rows=rows)
 
 
 def plain(parts: Sequence[Part]) -> str:

@@ -8,6 +8,7 @@ the cluster as a whole. Both raise `ConfigError`, which names file, key and fix 
     reading   tables of the file: types, ranges, unknown keys
     sections  one function per section of the file
     rules     what must hold between sections
+    reference docs/configuration.md: every key with type, default and meaning
     identity  which of the configured nodes this host is
 """
 

@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.config import identity, rules, sections
-from haclusterd.config.model import NODE_PLACEHOLDER, Config, ConfigError, FreeSwitch, Problem
+from haclusterd.config.model import (
+    NODE_PLACEHOLDER,
+    SOCKET_NAME,
+    Config,
+    ConfigError,
+    FreeSwitch,
+    Problem,
+)
 from haclusterd.config.presets import PRESETS, to_timing
 from haclusterd.config.reading import Problems, Section, shown, suggestion
 from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 
 FILE_BYTES_MAX = 1 << 20
 
-_SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
+SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
 
 
 def load(
@@ -42,6 +49,8 @@ def load(
     else:
         local = identity.local_addresses() if local_addresses is None else local_addresses
         me = identity.own_node(config.nodes, local, problems)
+    if run_dir is not None:
+        rules.check_socket("--run-dir", run_dir.absolute() / SOCKET_NAME, (), problems)
     problems.raise_if_any()
     return config.bound_to(me, run_dir)
 
@@ -52,12 +61,17 @@ def load_cluster(path: Path | str) -> Config:
     document = _parse(path)
     problems = Problems(str(path))
     for name in document:
-        if name not in _SECTIONS:
-            near = suggestion(name, _SECTIONS)
-            problems.note(name, f"unknown section{near}", f"known: {', '.join(_SECTIONS)}")
-    config = _Reader(path, document, problems).read()
+        if name not in SECTIONS:
+            near = suggestion(name, SECTIONS)
+            problems.note(name, f"unknown section{near}", f"known: {', '.join(SECTIONS)}")
+    config = read_document(path, document, problems)
     problems.raise_if_any()
     return config
+
+
+def read_document(path: Path, document: Mapping[str, Any], problems: Problems) -> Config:
+    """What the file at `path` means; stand-ins where `problems` were noted."""
+    return _Reader(path, document, problems).read()
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -122,7 +136,14 @@ class _Reader:
 
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
-        rules.check_ports(heartbeat_port, sync_port, api.http_port, problems)
+        rules.check_socket("api.socket", api.socket, nodes, problems)
+        rules.check_ports(
+            heartbeat=heartbeat_port,
+            sync=sync_port,
+            http=api.http_port,
+            esl=freeswitch.esl_port if freeswitch is not None else 0,
+            problems=problems,
+        )
         rules.check_beat_size(len(nodes), len(texts), problems)
         quorum = rules.resolve_quorum(cluster.quorum, nodes, problems)
         config = Config(

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, ServiceSpec, Timing
+from haclusterd.core.text import printable
 
 NODE_PLACEHOLDER = "{node}"
 STATE_DIR = Path("/var/lib/haclusterd")
+SOCKET_NAME = "haclusterd.sock"  # in --run-dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,9 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
+        """One line that is safe on any terminal, whatever the file holds."""
         where = f"{self.file}: {self.key}" if self.key else self.file
-        return f"{where}: {self.message}. Fix: {self.fix}."
+        return printable(f"{where}: {self.message}. Fix: {self.fix}.")
 
 
 class ConfigError(Exception):
@@ -105,7 +108,7 @@ class Config:
         api = dataclasses.replace(self.api, socket=_fill(self.api.socket, node))
         if run_dir is not None:
             run_dir = run_dir.absolute()
-            api = dataclasses.replace(api, socket=run_dir / "haclusterd.sock")
+            api = dataclasses.replace(api, socket=run_dir / SOCKET_NAME)
         return dataclasses.replace(
             self,
             me=me,

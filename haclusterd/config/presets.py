@@ -61,7 +61,8 @@ PRESETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     }
 )
 
-MS_MAX = 600_000
+# A minute is far more than any link needs; a cold start may wait for ten.
+MS_MAX = {**{f"{stem}_ms": 60_000 for stem in KEYS}, "discovery_ms": 600_000}
 
 
 def to_timing(times: Mapping[str, int]) -> Timing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from haclusterd.config.model import ConfigError, Problem
 
@@ -29,11 +29,22 @@ def one_of(words: list[str]) -> str:
     return ", ".join(f'"{word}"' for word in words)
 
 
+class Asked(NamedTuple):
+    """A key that was looked for. `default` is None for a required one."""
+
+    section: str
+    name: str
+    kind: type
+    default: object
+    allowed: str
+
+
 class Problems:
-    """Collects what is wrong with one file."""
+    """Collects what is wrong with one file, and which keys it could have held (`reference`)."""
 
     def __init__(self, file: str) -> None:
         self.file = file
+        self.asked: list[Asked] = []
         self._found: list[Problem] = []
 
     def note(self, key: str, message: str, fix: str) -> None:
@@ -64,14 +75,14 @@ class Section:
     def has(self, name: str) -> bool:
         return name in self._table
 
-    def text(self, name: str, default: str | None = None) -> str:
-        """A string; without `default` it is required."""
-        found = self._take(name, str, default)
+    def text(self, name: str, default: str | None = None, allowed: str = "") -> str:
+        """A string; without `default` it is required. `allowed` tells people what may be there."""
+        found = self._take(name, str, default, allowed)
         return found if isinstance(found, str) else (default or "")
 
     def named(self, name: str) -> str:
         """A required string that serves as an id."""
-        found = self.text(name)
+        found = self.text(name, allowed="a name")
         written = self._table.get(name)
         if isinstance(written, str) and not NAME.fullmatch(written):
             self.note(name, f'"{found}" cannot serve as a name', NAME_RULE)
@@ -79,7 +90,7 @@ class Section:
 
     def choice(self, name: str, words: list[str], default: str | None) -> str:
         """One of `words`, or an empty string where a required choice is missing or wrong."""
-        found = self.text(name, default)
+        found = self.text(name, default, one_of(words))
         if found and found not in words:
             near = suggestion(found, words)
             self.note(name, f'"{found}" is not known{near}', f"use one of {one_of(words)}")
@@ -87,7 +98,7 @@ class Section:
         return found
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
-        found = self._take(name, int, default)
+        found = self._take(name, int, default, f"{low} to {high}")
         if not isinstance(found, int):
             return default
         if not low <= found <= high:
@@ -99,9 +110,9 @@ class Section:
         found = self._take(name, bool, default)
         return found if isinstance(found, bool) else default
 
-    def texts(self, name: str, default: list[str] | None = None) -> list[str]:
+    def texts(self, name: str, default: list[str] | None = None, allowed: str = "") -> list[str]:
         """An array of non-empty strings; without `default` it is required and not empty."""
-        found = self._take(name, list, default)
+        found = self._take(name, list, default, allowed)
         if not isinstance(found, list):
             return default or []
         for position, item in enumerate(found):
@@ -120,9 +131,11 @@ class Section:
                 allowed = ", ".join(sorted(self._known))
                 self.note(name, f"unknown key{near}", f"remove it; known here: {allowed}")
 
-    def _take(self, name: str, kind: type, default: object) -> object:
+    def _take(self, name: str, kind: type, default: object, allowed: str = "") -> object:
         """The raw value if it has type `kind`; notes what is missing or wrong."""
         self._known.append(name)
+        section = self.path.partition("[")[0]
+        self.problems.asked.append(Asked(section, name, kind, default, allowed))
         if name not in self._table:
             if default is None:
                 self.note(name, "is missing", f"add {name} = {_example(kind)}")
@@ -136,7 +149,17 @@ class Section:
                 f"write it as {_example(kind)}",
             )
             return default
+        self._refuse_unprintable(name, found)
         return found
+
+    def _refuse_unprintable(self, name: str, found: object) -> None:
+        """Nothing here is ever meant to hold a line break, an escape or a direction mark."""
+        for text in found if isinstance(found, list) else [found]:
+            if isinstance(text, str) and not text.isprintable():
+                bad = next(char for char in text if not char.isprintable())
+                message = f"holds the unprintable character U+{ord(bad):04X}"
+                self.note(name, message, "write it again by hand, without what cannot be seen")
+                return
 
 
 def _example(kind: type) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from haclusterd.config.model import NODE_PLACEHOLDER
 from haclusterd.config.reading import Problems, one_of, suggestion
 from haclusterd.config.sections import ServiceText
 from haclusterd.core.model import NodeSpec, Quorum
 from haclusterd.wire import BEAT_BYTES_MAX, beat_bytes_bound
 
 LINKS_MAX = 8
+SOCKET_BYTES_MAX = 107  # of sun_path, one of 108 being the end
 # Files that keys.py writes beside the cluster key, and that no node's files may be named like.
 RESERVED_IDS = ("ca", "cluster")
 
@@ -17,6 +21,9 @@ RESERVED_IDS = ("ca", "cluster")
 def check_nodes(nodes: Sequence[NodeSpec], key_file: str, problems: Problems) -> None:
     if not nodes:
         problems.note("node", "there is no [[node]]", "add one [[node]] per host")
+    if key_file in ("ca.crt", "ca.key"):
+        message = f"{key_file} is a file of the CA, which lies beside it"
+        problems.note("cluster.key_file", message, 'use another name, for example "cluster.key"')
     seen_ids: dict[str, str] = {}
     seen_links: dict[str, str] = {}
     for node in nodes:
@@ -25,7 +32,7 @@ def check_nodes(nodes: Sequence[NodeSpec], key_file: str, problems: Problems) ->
             other = seen_ids[node.id.casefold()]
             problems.note(f"{key}.id", f'the id is used twice (as "{other}")', "rename one node")
         seen_ids[node.id.casefold()] = node.id
-        if node.id in RESERVED_IDS or f"{node.id}.key" == key_file:
+        if node.id in RESERVED_IDS or key_file in (f"{node.id}.key", f"{node.id}.crt"):
             message = f'"{node.id}" would name its private key {node.id}.key, which is taken'
             problems.note(f"{key}.id", message, "choose another id")
         for link in node.links:
@@ -133,9 +140,22 @@ def resolve_quorum(written: str, nodes: Sequence[NodeSpec], problems: Problems) 
     return Quorum(written)
 
 
-def check_ports(heartbeat: int, sync: int, http: int, problems: Problems) -> None:
+def check_socket(key: str, socket: Path, nodes: Sequence[NodeSpec], problems: Problems) -> None:
+    """A Unix socket's path is short; `{node}` may stand for the longest id."""
+    for name in sorted((node.id for node in nodes), key=len, reverse=True)[:1] or [""]:
+        used = Path(str(socket).replace(NODE_PLACEHOLDER, name))
+        size = len(os.fsencode(used))
+        if size > SOCKET_BYTES_MAX:
+            message = f"{used} has {size} bytes, and a socket's path at most {SOCKET_BYTES_MAX}"
+            problems.note(key, message, "use a shorter folder, as /run/haclusterd")
+
+
+def check_ports(*, heartbeat: int, sync: int, http: int, esl: int, problems: Problems) -> None:
+    """0 stands for a port that is not used."""
     taken: dict[int, str] = {}
-    for key, port in (("heartbeat.port", heartbeat), ("sync.port", sync), ("api.http", http)):
+    ports = {"freeswitch.esl_port": esl, "heartbeat.port": heartbeat, "sync.port": sync,
+             "api.http": http}  # fmt: skip
+    for key, port in ports.items():
         if port and port in taken:
             problems.note(key, f"port {port} is already {taken[port]}", "use another port")
         taken.setdefault(port, key)

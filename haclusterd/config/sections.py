@@ -18,13 +18,17 @@ from haclusterd.core.model import AddressSpec, NodeSpec
 
 Document = dict[str, Any]
 
-_NIC = re.compile(r"[^\s/:]{1,15}")
+ADDRESSES_MAX = PROFILES_MAX = 64  # of one service
+PREFIX_MIN = {4: 8, 6: 16}  # a shorter one would route much of the internet to the NIC
+# The kernel takes nearly everything; what it takes and nobody uses would need quoting elsewhere.
+_NIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@+-]{1,15}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
 def read_path(section: Section, name: str, base: Path, default: str) -> tuple[str, Path]:
     """(as written, as used): relative paths are relative to the folder of the file."""
-    written = section.text(name, default)
+    written = section.text(name, default, "a path")
     for found in _PLACEHOLDER.findall(written):
         if found != NODE_PLACEHOLDER:
             section.note(
@@ -40,7 +44,7 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
     times = {}
     for stem in KEYS:
         key = f"{stem}_ms"
-        times[key] = section.integer(key, PRESETS[preset][key], 1, MS_MAX)
+        times[key] = section.integer(key, PRESETS[preset][key], 1, MS_MAX[key])
     section.finish()
     for key, message, fix in broken_rules(times):
         section.note(key, message, fix)
@@ -48,12 +52,15 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
 
 
 def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
-    host = section.text("esl_host", "127.0.0.1")
+    host = section.text("esl_host", "127.0.0.1", "an address or host name")
+    if not _is_host(host):
+        fix = 'write the address mod_event_socket listens on, for example "127.0.0.1"'
+        section.note("esl_host", f'"{host}" is no address and no host name', fix)
     port = section.integer("esl_port", 8021, 0, 65535)
     password, password_path = read_path(section, "esl_password_file", base, "esl.password")
     db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
     pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
-    command = section.texts("start_command", [])
+    command = section.texts("start_command", [], "a command and its words")
     section.finish()
     found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command))
     return found, {
@@ -68,13 +75,14 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
 
 def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     written, socket = read_path(section, "socket", base, "/run/haclusterd/haclusterd.sock")
-    http = section.text("http", "127.0.0.1:7802")
+    http = section.text("http", "127.0.0.1:7802", 'ADDRESS:PORT, or ""')
     section.finish()
     host, port = "", 0
     if http:
         host, _, digits = http.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not (host and digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536):
+        good = digits.isascii() and digits.isdigit() and len(digits) < 6
+        if not (_is_host(host) and good and 0 < int(digits) < 65536):
             section.note(
                 "http",
                 f'"{http}" is not ADDRESS:PORT',
@@ -86,9 +94,21 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     return Api(socket, host, port), {"socket": written, "http": http}
 
 
+def _is_host(text: str) -> bool:
+    if _HOST.fullmatch(text):
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def read_node(section: Section) -> tuple[NodeSpec, Document]:
     node_id = section.named("id")
-    links = tuple(_read_link(section, text) for text in section.texts("links"))
+    links = tuple(
+        _read_link(section, text) for text in section.texts("links", allowed="IP addresses")
+    )
     priority = section.integer("priority", 100, 0, 65535)
     capacity = section.integer("capacity", 1000, 1, 1_000_000)
     witness = section.flag("witness", False)
@@ -111,10 +131,28 @@ def _read_link(section: Section, text: str) -> str:
         fix = "write one plain IPv4 or IPv6 address per heartbeat NIC"
         section.note("links", f'"{text}" is not an IP address', fix)
         return text
-    if address.is_unspecified or address.is_multicast or "%" in text or address.is_link_local:
+    if reason := _unfit(address):
         fix = "use an address that belongs to this NIC of this node alone"
-        section.note("links", f'"{text}" cannot serve as a link address', fix)
+        section.note("links", f'"{text}" cannot serve as a link address: {reason}', fix)
     return str(address)
+
+
+def _unfit(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Why no other host could use this address, or nothing."""
+    if address.is_loopback:
+        return "it is a loopback address, which never leaves the host"
+    if address.is_unspecified:
+        return "it stands for no address"
+    if address.is_multicast:
+        return "it is a multicast address"
+    if address.is_link_local:
+        return "it is link-local, and means another host on every NIC"
+    if isinstance(address, ipaddress.IPv4Address):
+        return "it is reserved" if address.is_reserved else ""
+    if address.scope_id is not None:
+        return "it has a scope, which is another one on every host"
+    mapped = address.ipv4_mapped
+    return f"write it as {mapped}" if mapped is not None else ""
 
 
 class ServiceText:
@@ -125,14 +163,20 @@ class ServiceText:
         self.name = section.named("name")
         self.addresses = tuple(
             address
-            for text in section.texts("addresses")
+            for text in section.texts("addresses", allowed='"IP/LENGTH dev NIC"')
             if (address := _read_address(section, text)) is not None
         )
-        self.profiles = tuple(section.texts("profiles", []))
+        self.profiles = tuple(section.texts("profiles", [], "names"))
+        for key, found, most in (
+            ("addresses", self.addresses, ADDRESSES_MAX),
+            ("profiles", self.profiles, PROFILES_MAX),
+        ):
+            if len(found) > most:
+                section.note(key, f"{len(found)} are too many", f"use at most {most} per service")
         for profile in self.profiles:
             if not NAME.fullmatch(profile):
                 section.note("profiles", f'"{profile}" cannot serve as a name', NAME_RULE)
-        self.preferred = section.text("preferred", "")
+        self.preferred = section.text("preferred", "", "the id of a node")
         self.priority = section.integer("priority", 10, 0, 65535)
         section.finish()
 
@@ -162,6 +206,7 @@ def _read_address(section: Section, text: str) -> AddressSpec | None:
         section.note("addresses", f'"{text}": the length is not a number of bits', fix)
         return None
     if not _NIC.fullmatch(words[2]):
+        fix = "write it as `ip link` shows it: at most 15 letters, digits, and any of . _ @ + -"
         section.note("addresses", f'"{text}": "{words[2]}" cannot be the name of a NIC', fix)
         return None
     _refuse_unusable(section, interface)
@@ -173,8 +218,10 @@ def _refuse_unusable(
 ) -> None:
     ip, network = interface.ip, interface.network
     kind = ""
-    if ip.is_unspecified or ip.is_multicast or ip.is_loopback or ip.is_link_local:
-        kind = "an address that no client can reach"
+    if reason := _unfit(ip):
+        kind = f"an address that no client can reach: {reason}"
+    elif network.prefixlen < PREFIX_MIN[ip.version]:
+        kind = f"too wide: a length below {PREFIX_MIN[ip.version]} routes half the world to the NIC"
     elif network.prefixlen < ip.max_prefixlen - 1:
         if ip == network.network_address:
             kind = f"the address of the network {network} itself"

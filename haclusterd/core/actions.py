@@ -88,7 +88,7 @@ class Recover(msgspec.Struct, frozen=True, tag=True):
     """This node owns the service now: inject and recover its calls. Result: RecoveryEnded.
 
     `from_node` is the lost owner. `times` are this node's BOOTTIME in us by event name, for the
-    report: last_heartbeat, dead, claimed, granted.
+    report: last_heartbeat, dead, claimed, granted, address_up (they were on the NIC).
     """
 
     service: ServiceIndex

@@ -42,9 +42,12 @@ class FenceClosed(msgspec.Struct, frozen=True, tag=True):
 
 
 class AddressesAdded(msgspec.Struct, frozen=True, tag=True):
+    """`at_us`: when it was done, for the report; 0 for when the core hears of it."""
+
     service: ServiceIndex
     ok: bool
     reason: str = ""
+    at_us: int = 0
 
 
 class AddressesRemoved(msgspec.Struct, frozen=True, tag=True):

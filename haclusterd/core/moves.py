@@ -175,7 +175,6 @@ def _announce(node: Node, k: int, service: Service, now_us: int, out: list[Actio
 
 
 def _recover(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
-    service.times["address_up"] = now_us
     if service.holding:
         return  # reclaimed in time: the calls never left this FreeSWITCH
     service.holding = True

@@ -214,6 +214,8 @@ def _fence_closed(node: Node, event: FenceClosed, now_us: int, out: list[Action]
 
 def _addresses_added(node: Node, event: AddressesAdded, now_us: int, out: list[Action]) -> None:
     outcome = Event.ADDRESSES_UP if event.ok else Event.ADDRESSES_FAILED
+    if event.ok and node.services[event.service].state is State.ACQUIRING:
+        node.services[event.service].times["address_up"] = event.at_us or now_us
     if not event.ok and owns(node.services[event.service]):
         line = node.successors[event.service] if node.successors else ()
         node.services[event.service].moving_to = next((n for n in line if n != node.spec.me), -1)

@@ -61,6 +61,27 @@ class AlarmView(msgspec.Struct, frozen=True):
     text: str
 
 
+class LinkTally(msgspec.Struct, frozen=True):
+    """What one own link met since heart started: datagrams by outcome, and its socket's lot."""
+
+    address: str
+    received: dict[str, int]
+    socket: dict[str, int]
+
+
+class PeerTally(msgspec.Struct, frozen=True):
+    """What came from a peer's address; `unreadable_now`: why nothing of it can be read, or empty.
+
+    `node` and `address` are those of the configuration: an address is no proof of the sender.
+    """
+
+    node: str
+    address: str
+    readable: int
+    unreadable: int
+    unreadable_now: str
+
+
 class View(msgspec.Struct, frozen=True):
     """A node's whole word on the cluster at `at_us`."""
 
@@ -77,6 +98,8 @@ class View(msgspec.Struct, frozen=True):
     services: tuple[ServiceView, ...]
     alarms: tuple[AlarmView, ...]
     why: tuple[str, ...]
+    link_tallies: tuple[LinkTally, ...] = ()  # heart's, not the core's: added when published
+    peer_tallies: tuple[PeerTally, ...] = ()
 
 
 def view(node: Node, now_us: int) -> View:

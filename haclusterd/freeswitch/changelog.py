@@ -75,7 +75,7 @@ def explain(path: Path, error: sqlite3.Error) -> CoreDbError:
     """An SQLite error as a sentence with its fix."""
     text = str(error)
     if "locked" in text or "busy" in text:
-        fix = "another program holds the file; it is tried again"
+        fix = f"another program holds it, see `fuser -v {path}`; it is tried again"
     elif "no such table" in text:
         fix = "this is not FreeSWITCH's core database, or FreeSWITCH has not created its tables yet"
     elif "readonly" in text or "unable to open" in text:

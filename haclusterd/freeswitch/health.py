@@ -12,13 +12,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from .cpu_wait import CpuWait
 from .esl import Esl, EslFactory
 from .esl_errors import EslError
 
-# Three of these make a hang. Twice the 100 ms that FREESWITCH.md 7 suggests: a host that is short
-# of CPU for 300 ms is not worth killing a FreeSWITCH with live calls for.
-INTERVAL_MS = 200
+# A FreeSWITCH that is killed for a hang takes live calls with it, so an interval in which it, or
+# the agent, stood in line for a CPU is no evidence: at load 8 of 2 CPUs that would end calls.
+INTERVAL_MS = 100
 MISSES_UNTIL_HUNG = 3
+UNPROVED_MAX = 30  # intervals in a row that are no evidence because there was no CPU
+CLOCK_S = 0.001
 
 _SESSIONS = re.compile(r"^(\d+) session\(s\) - peak (\d+)", re.MULTILINE)
 _TOTAL = re.compile(r"^(\d+) session\(s\) since startup", re.MULTILINE)
@@ -70,7 +73,12 @@ class Health:
     problem: str = ""
     misses: int = 0
     rtt_ms: float = -1.0
-    status: FreeswitchStatus = FreeswitchStatus()
+    answer: str = ""
+
+    @property
+    def status(self) -> FreeswitchStatus:
+        """What the last answer says."""
+        return parse_status(self.answer)
 
 
 class HealthProbe:
@@ -83,52 +91,79 @@ class HealthProbe:
         *,
         interval_ms: int = INTERVAL_MS,
         misses_until_hung: int = MISSES_UNTIL_HUNG,
+        cpu_wait: CpuWait | None = None,
     ) -> None:
+        self._cpu_wait = cpu_wait
         self._esl: Esl = esl_factory(name="health")
         self._on_change = on_change
         self._interval_ms = interval_ms
         self._misses_until_hung = misses_until_hung
-        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._question: asyncio.Task[str] | None = None
+        self._asked_at = 0.0
+        self._unproved = 0
         self._answered_before = False
         self.health = Health("down", "not asked yet")
 
     async def start(self) -> None:
         await self._esl.start()
-        self._task = asyncio.create_task(self._probe_forever(), name="health-probe")
+        self._tick_at(asyncio.get_running_loop().time())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._question is not None:
+            self._question.cancel()
+            await asyncio.gather(self._question, return_exceptions=True)
         await self._esl.stop()
 
-    async def _probe_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-        pending: asyncio.Task[str] | None = None
-        asked_at = 0.0
-        while True:
-            if pending is None and self._esl.up:
-                asked_at = loop.time()
-                pending = asyncio.create_task(self._esl.api("status", 600_000))
-            if pending is not None:
-                await asyncio.wait([pending], timeout=self._interval_ms / 1000)
-            if pending is not None and pending.done():
-                self._answer(pending, (loop.time() - asked_at) * 1000)
-                pending = None
-                await asyncio.sleep(max(0.0, asked_at + self._interval_ms / 1000 - loop.time()))
-            else:
-                if pending is None:
-                    await asyncio.sleep(self._interval_ms / 1000)
-                self._missed(connected=pending is not None)
+    def _tick_at(self, when: float) -> None:
+        self._due = when
+        self._timer = asyncio.get_running_loop().call_at(when, self._tick)
 
-    def _answer(self, task: asyncio.Task[str], rtt_ms: float) -> None:
-        try:
-            text = task.result()
-        except EslError:
+    def _tick(self) -> None:
+        """The end of an interval; what was readable by now has been read before this is called."""
+        now = asyncio.get_running_loop().time()
+        interval_s = self._interval_ms / 1000
+        if self._question is not None and now < self._asked_at + interval_s - CLOCK_S:
+            self._tick_at(self._asked_at + interval_s)  # the question got out late
+            return
+        if self._question is None and self._esl.up:
+            self._question = asyncio.create_task(self._ask(), name="health-question")
+            self._question.add_done_callback(self._answered)
+            self._asked_at = now
+        elif self._question is None:
+            self._missed(connected=False)
+        elif self._proves_nothing(now) and self._unproved < UNPROVED_MAX:
+            self._unproved += 1
+        else:
+            self._missed(connected=True)
+        self._tick_at(now + interval_s)
+
+    def _proves_nothing(self, now: float) -> bool:
+        """The agent itself was late, or FreeSWITCH stood in line for a CPU most of the time."""
+        half_s = self._interval_ms / 2000
+        waited_s = self._cpu_wait.look() if self._cpu_wait is not None else 0.0
+        return now - self._due > half_s or waited_s > half_s
+
+    async def _ask(self) -> str:
+        self._asked_at = asyncio.get_running_loop().time()
+        return await self._esl.api("status", 600_000)
+
+    def _answered(self, question: asyncio.Task[str]) -> None:
+        self._question = None
+        self._unproved = 0
+        if self._cpu_wait is not None and self.health.misses:
+            self._cpu_wait.forget()
+        if question.cancelled():
+            return
+        if isinstance(question.exception(), EslError):
             self._missed(connected=False)
             return
         self._answered_before = True
-        self._set(Health("up", "", 0, rtt_ms, parse_status(text)))
+        rtt_ms = (asyncio.get_running_loop().time() - self._asked_at) * 1000
+        self._set(Health("up", "", 0, rtt_ms, question.result()))
 
     def _missed(self, *, connected: bool) -> None:
         """One interval without an answer.

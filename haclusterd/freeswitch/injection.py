@@ -39,9 +39,11 @@ class Attempt(NamedTuple):
 
 
 @contextmanager
-def _transaction(path: Path, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+def _transaction(
+    path: Path, begin: str = "BEGIN IMMEDIATE", busy_ms: int = WRITE_BUSY_MS
+) -> Iterator[sqlite3.Connection]:
     """`synchronous` is off here (see open_core_db): a takeover does not wait for a disk."""
-    connection = changelog.open_core_db(path, busy_ms=WRITE_BUSY_MS)
+    connection = changelog.open_core_db(path, busy_ms=busy_ms)
     try:
         connection.execute(begin)
         yield connection
@@ -73,17 +75,26 @@ def inject(
     epoch: int,
     profiles: Sequence[str],
     rows: Sequence[StreamRow],
-) -> None:
+    *,
+    first: bool = False,
+    beside_head: bool = False,
+    busy_ms: int = WRITE_BUSY_MS,
+) -> bool:
     """Replace whatever foreign rows these profiles have by `rows`, in this order, at once.
 
     Remembers the attempt beside them and lifts the change log above the injected versions, so that
-    what this node tells about the calls later counts as newer.
+    what this node tells about the calls later counts as newer. With `first` False, and nothing
+    done, if there was an injection in this epoch before; `beside_head` adds to such a one.
     """
-    with _transaction(path) as connection:
-        clause, values = _stream_clause(profiles)
-        connection.execute(
-            f"DELETE FROM recovery WHERE runtime_uuid != ? AND {clause}", (core_uuid, *values)
-        )
+    with _transaction(path, busy_ms=busy_ms) as connection:
+        connection.execute(_CREATE_ATTEMPTS)
+        if first and _attempted(connection, service, epoch):
+            return False
+        if not beside_head:
+            clause, values = _stream_clause(profiles)
+            connection.execute(
+                f"DELETE FROM recovery WHERE runtime_uuid != ? AND {clause}", (core_uuid, *values)
+            )
         connection.executemany(
             "DELETE FROM recovery WHERE uuid = ? AND runtime_uuid != ?",
             [(row.record.uuid, core_uuid) for row in rows],
@@ -96,7 +107,6 @@ def inject(
                 for r in rows
             ],
         )
-        connection.execute(_CREATE_ATTEMPTS)
         connection.execute(
             "DELETE FROM ha_attempt WHERE service = ? AND epoch != ?", (service, epoch)
         )
@@ -107,6 +117,14 @@ def inject(
         )
         if rows and _has_table(connection, "ha_log"):
             changelog.raise_sequence(connection, max(row.record.version for row in rows))
+    return True
+
+
+def _attempted(connection: sqlite3.Connection, service: str, epoch: int) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM ha_attempt WHERE service = ? AND epoch = ? LIMIT 1", (service, epoch)
+    ).fetchone()
+    return found is not None
 
 
 def _foreign(record: CallRecord, core_uuid: str) -> str:

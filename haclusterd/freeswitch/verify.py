@@ -42,12 +42,16 @@ class _Leg:
 class Verification:
     """The open question of one recovery; times are any monotonic seconds."""
 
-    def __init__(self, records: Sequence[CallRecord]) -> None:
+    def __init__(self, records: Sequence[CallRecord] = ()) -> None:
+        self._legs: dict[str, _Leg] = {}
+        self.add(records)
+
+    def add(self, records: Sequence[CallRecord]) -> None:
+        """These too; legs that are bridged to each other have to be added together."""
         present = {record.uuid for record in records}
-        self._legs = {
-            record.uuid: _Leg(record, record.partner if record.partner in present else "")
-            for record in records
-        }
+        for record in records:
+            partner = record.partner if record.partner in present else ""
+            self._legs[record.uuid] = _Leg(record, partner)
 
     def __contains__(self, uuid: str) -> bool:
         return uuid in self._legs

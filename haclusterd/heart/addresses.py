@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from haclusterd.core.inputs import AlienAnswered
 from haclusterd.core.model import AddressSpec, ServiceSpec
+from haclusterd.heart.aliens import Aliens
 from haclusterd.heart.announce import Announcer
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.netlink import Address, Link, Netlink
 
 ANNOUNCE_AGAIN_US = (1_000_000, 5_000_000)  # a switch may lose the first
 ANNOUNCE_ROUNDS = 3
+FRAMES_MAX = 500  # of a NIC and second: more is a flood, and heart looks away until it is over
 _NEVER = 1 << 62
 
 
@@ -44,6 +46,8 @@ class ServiceAddresses:
         self._announcers: dict[str, Announcer] = {}
         self._held: dict[int, _Held] = {}
         self._by_address = {a.ip: k for k, s in enumerate(services) for a in s.addresses}
+        self._aliens = Aliens()
+        self._frames: dict[str, int] = {}
         self.faults: dict[str, str] = {}
 
     @property
@@ -131,8 +135,18 @@ class ServiceAddresses:
             )
         # Deprecated for IPv6: the node's own traffic must not choose an address that may move.
         preferred_s = 0 if ":" in address.ip else None
-        self._netlink.add_address(
-            link.index, address.ip, address.prefix, self._valid_s, preferred_s
+        for _attempt in range(2):
+            self._netlink.add_address(
+                link.index, address.ip, address.prefix, self._valid_s, preferred_s
+            )
+            if ":" not in address.ip or self._netlink.answers_for(link.index, address.ip):
+                return
+            # Somebody else had added it, and duplicate detection runs or has failed: a renewal
+            # does not end that.
+            self._netlink.delete_address(link.index, address.ip, address.prefix)
+        raise HeartError(
+            f"{address.ip} on {address.nic} stays tentative: the kernel does not answer for it",
+            f"see `ip -6 addr show dev {address.nic}`, and who else adds it",
         )
 
     def remove(self, k: int) -> str:
@@ -215,17 +229,36 @@ class ServiceAddresses:
             # Not at once: whoever flushes in a loop must not make us spin.
             held.renew_at_us = min(held.renew_at_us, now_us + 20_000)
 
-    def receive(self, nic: str) -> list[AlienAnswered]:
-        """Who else spoke for our addresses on this NIC, where we hold them."""
+    def receive(self, nic: str, now_us: int) -> list[AlienAnswered]:
+        """Who else spoke for our addresses on this NIC, where we hold them; at a bounded rate.
+
+        A contested address is announced again with the next look.
+        """
         announcer = self._announcers.get(nic)
         if announcer is None:
             return []
         found = []
-        for alien in announcer.receive():
+        heard = announcer.receive()
+        self._frames[nic] = self._frames.get(nic, 0) + max(len(heard), 1)
+        for alien in heard:
             k = self._by_address.get(alien.address, -1)
-            if k in self._held:
-                found.append(AlienAnswered(k, alien.address, alien.mac))
+            held = self._held.get(k)
+            if held is None:
+                continue
+            mac = self._aliens.worth_telling(alien.address, alien.mac, now_us)
+            if mac:
+                found.append(AlienAnswered(k, alien.address, mac))
+            if self._aliens.may_announce(alien.address, now_us):
+                held.announce_at_us.insert(0, now_us)
         return found
+
+    def flooded(self, nic: str) -> bool:
+        """Whether this NIC has brought so much that its sockets are to be left alone."""
+        return self._frames.get(nic, 0) > FRAMES_MAX
+
+    def listen_again(self) -> None:
+        """Once a second: floods are counted anew."""
+        self._frames.clear()
 
     def close(self) -> None:
         for announcer in self._announcers.values():

@@ -176,7 +176,7 @@ class Executor:
 
     def _add_addresses(self, action: AddAddresses) -> None:
         failure = self.addresses.add(action.service, self._clock())
-        self._results.append(AddressesAdded(action.service, not failure, failure))
+        self._results.append(AddressesAdded(action.service, not failure, failure, self._clock()))
 
     def _remove_addresses(self, action: RemoveAddresses) -> None:
         failure = self.addresses.remove(action.service)

@@ -20,7 +20,7 @@ the workers short of CPU for 0.4 s, 6 of 150 armings failed while the table was 
 
 Set timeouts are whole jiffies, rounded down by the kernel, counted from the last tick: an element
 given T ms lives between T - 1 jiffy and T. So `fence_ms` and `arm_ms` are upper bounds, which is
-the side that safety needs; liveness has to allow for one jiffy less (`least_fence_ms`).
+the side that safety needs; liveness has to allow for less (`least_life_us`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from haclusterd.heart.clock import jiffy_us
 from haclusterd.heart.errors import HeartError, refused
-from haclusterd.heart.netlink import Netlink
 from haclusterd.heart.nft import (
     ARM,
     CLOSE,
@@ -49,15 +47,14 @@ from haclusterd.heart.nft import (
     ruleset,
     run_nft,
 )
+from haclusterd.heart.realtime import HELPER_PRIORITY, raise_priority
 
 _SO_MARK = 36  # not in the socket module before Python 3.13
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _OTHER_HOST = b"\x02" + b"\0" * 5  # no NIC's address: a frame that passes the chain dies on lo
-_PROHIBIT_PRIORITY = 71  # before the main table's rule, 32766
-_LIFETIME_BOUND_MS = 1100  # address with valid_lft 1 after the last renewal, measured
 
 Mode = Literal["nftables", "iprule"]
-Frame = tuple[bytes, int]  # a whole Ethernet frame and its ethertype
+Frame = bytes  # a whole Ethernet frame
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,26 @@ class FencedService:
     addresses: tuple[str, ...]
 
 
+def least_life_us(timeout_ms: int, jiffy: int) -> int:
+    """How long an element given `timeout_ms` lives at least, with ticks of `jiffy` us."""
+    return max(timeout_ms * 1000 // jiffy - 1, 0) * jiffy
+
+
 class Fence(Protocol):
-    """What the executor needs of either fence. Services are named by their index."""
+    """What the executor needs of either fence. Services are named by their index.
+
+    `fault`: what is wrong with it beyond the results of the calls, as a sentence, or "".
+    """
 
     mode: Mode
     overlap_bound_ms: int
+    fault: str
 
     def load(self) -> None: ...
     def begin_load(self) -> None: ...
     def load_result(self) -> str | None: ...
     def unload(self) -> None: ...
+    def hand_on(self) -> None: ...
     def arm(self) -> bool: ...
     def incomplete(self) -> bool: ...
     def needs(self, device: str) -> bool: ...
@@ -95,6 +102,7 @@ class KernelLease:
 
     mode: Mode = "nftables"
     overlap_bound_ms = 0
+    fault = ""
 
     def __init__(
         self,
@@ -115,7 +123,6 @@ class KernelLease:
             {*devices, *(d for s in services.values() for d in s.devices)} - {"lo"}
         )
         self._fence_ms, self._arm_ms = fence_ms, arm_ms
-        self.least_fence_ms = fence_ms - -(-jiffy_us() // 1000)
         self.missing_devices: tuple[str, ...] = ()
         self._loading: subprocess.Popen[str] | None = None
         self._load_failure = ""
@@ -165,6 +172,8 @@ class KernelLease:
             except OSError as error:
                 self._load_failure = str(refused("nft", error))
                 return
+            # On a busy host it would take twice as long, and nothing is fenced meanwhile.
+            raise_priority(HELPER_PRIORITY, self._loading.pid)
             if self._loading.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     self._loading.stdin.write(self._script())  # a few KB: the pipe takes it
@@ -203,6 +212,10 @@ class KernelLease:
         self._socket.close()
         drop_table(self._table)
 
+    def hand_on(self) -> None:
+        """A successor renews the kernel's lease from now on."""
+        self._socket.close()
+
     def arm(self) -> bool:
         """Allow renewals for `arm_ms`; False: the table is gone and nothing is fenced.
 
@@ -233,111 +246,17 @@ class KernelLease:
         return passed == 0
 
     def _consumed(self, frame: Frame) -> bool:
-        data, protocol = frame
         try:
-            self._socket.sendto(data, ("lo", protocol))
+            # Bound to `lo`: to name it in each call would ask the kernel for its index each time.
+            self._socket.send(frame)
         except OSError as error:
             # The egress chain dropped it: that is what it does with the frames it has obeyed.
             return error.errno == errno.ENOBUFS
         return False
 
 
-class RuleFence:
-    """The fallback without nf_tables: `ip rule from ADDRESS prohibit` while closed.
-
-    It needs heart alive to close; a frozen heart's addresses live until their lifetime ends, which
-    is what `overlap_bound_ms` admits to. It does not stop ARP: the address must go as well.
-    """
-
-    mode: Mode = "iprule"
-    overlap_bound_ms = _LIFETIME_BOUND_MS
-
-    def __init__(self, services: Mapping[int, FencedService]) -> None:
-        self._services = dict(services)
-        self._netlink = Netlink()
-        self._open: set[int] = set()
-
-    def load(self) -> None:
-        """Start closed. Raises HeartError without CAP_NET_ADMIN."""
-        self._set(self._services, on=True)
-
-    def unload(self) -> None:
-        self._set(self._services, on=False)
-        self._netlink.close()
-
-    def arm(self) -> bool:
-        return True
-
-    def renew(self, indices: Collection[int]) -> bool:
-        """Lift the prohibition where it stands; an open service costs nothing to renew."""
-        wanted = [index for index in indices if index not in self._open]
-        self._set(wanted, on=False)
-        self._open.update(wanted)
-        return True
-
-    def close(self, indices: Collection[int]) -> bool:
-        self._set(indices, on=True)
-        self._open.difference_update(indices)
-        return True
-
-    def begin_load(self) -> None:
-        return
-
-    def load_result(self) -> str | None:
-        return ""
-
-    def incomplete(self) -> bool:
-        return False
-
-    def needs(self, device: str) -> bool:
-        return False  # a source rule knows no NIC
-
-    def device_gone(self, device: str) -> None:
-        return
-
-    def adopt(self, opened: Collection[int]) -> None:
-        """Take over the rules of a predecessor, which left these services open."""
-        self._open = set(opened)
-
-    def _set(self, indices: Collection[int], *, on: bool) -> None:
-        for index in indices:
-            for address in self._services[index].addresses:
-                self._netlink.prohibit_source(address, _PROHIBIT_PRIORITY, on=on)
-
-
-def load_fence(
-    table: str,
-    services: Mapping[int, FencedService],
-    fence_ms: int,
-    arm_ms: int,
-    devices: Collection[str] = (),
-) -> tuple[Fence, str]:
-    """The best fence this host can have, loaded and closed, and a sentence if it is the lesser one.
-
-    Raises HeartError when neither is possible, and InertFence when the host has nf_tables but its
-    loopback is down: that is mended, not worked around.
-    """
-    try:
-        lease = KernelLease(table, services, fence_ms, arm_ms, devices)
-        lease.load()
-    except InertFence:
-        drop_table(table)
-        raise
-    except HeartError as error:
-        # Nobody would renew a table that a predecessor left, and it would keep us silent.
-        with contextlib.suppress(HeartError):
-            drop_table(table)
-        fallback = RuleFence(services)
-        fallback.load()
-        return fallback, (
-            f"no kernel fence ({error}); falling back to `ip rule`: a frozen owner "
-            f"may overlap for {fallback.overlap_bound_ms} ms"
-        )
-    return lease, ""
-
-
 def _frame(source: str, operation: int) -> Frame:
-    """A crafted frame for `lo` that names `source` and an operation, and its ethertype."""
+    """A crafted frame for `lo` that names `source` and an operation."""
     if ":" in source:
         header = struct.pack(
             "!IHBB16s16s",
@@ -364,7 +283,7 @@ def _frame(source: str, operation: int) -> Frame:
             bytes([127, 0, 0, operation]),
         )
         protocol = _ETH_P_IP
-    return _OTHER_HOST + _OTHER_HOST + struct.pack("!H", protocol) + header, protocol
+    return _OTHER_HOST + _OTHER_HOST + struct.pack("!H", protocol) + header
 
 
 def _frames(service: FencedService, operation: int) -> list[Frame]:

@@ -11,6 +11,8 @@ import os
 import threading
 from collections import deque
 
+from haclusterd.core.text import printable
+
 LINES_MAX = 1000
 INFO, WARNING, ERROR = 6, 4, 3  # syslog levels: the journal reads the "<N>" prefix
 
@@ -35,7 +37,7 @@ class Journal:
             self._dropped += 1
             return
         prefix = f"<{level}>" if self._levels else ""
-        self._lines.append(f"{prefix}{text.translate(_ONE_LINE)}\n")
+        self._lines.append(f"{prefix}{printable(text.translate(_ONE_LINE))}\n")
         self._wake.release()
 
     def close(self, timeout_s: float = 1.0) -> None:
@@ -58,4 +60,4 @@ class Journal:
                 return
 
 
-_ONE_LINE = dict.fromkeys(range(32), " ")
+_ONE_LINE = dict.fromkeys(map(ord, "\n\r\t"), " ")

@@ -7,10 +7,8 @@ upgrade. Exit status: 0 after a planned end, 1 refused or failed (the reason on 
 from __future__ import annotations
 
 import argparse
-import errno
-import fcntl
+import contextlib
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,18 +22,14 @@ from haclusterd.core.state import Node, start
 from haclusterd.core.view import view
 from haclusterd.heart.addresses import ServiceAddresses
 from haclusterd.heart.agent_link import AgentLink
-from haclusterd.heart.clock import now_us
-from haclusterd.heart.errors import HeartError, refused
-from haclusterd.heart.fence import (
-    Fence,
-    FencedService,
-    KernelLease,
-    RuleFence,
-    load_fence,
-)
+from haclusterd.heart.clock import jiffy_us, now_us
+from haclusterd.heart.errors import HeartError
+from haclusterd.heart.fallback import RuleFence, load_fence
+from haclusterd.heart.fence import Fence, FencedService, KernelLease, least_life_us
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import ERROR, WARNING, Journal
 from haclusterd.heart.links import Links
+from haclusterd.heart.lock import NodeLock, refuse_beside_another
 from haclusterd.heart.loop import new_incarnation
 from haclusterd.heart.netlink import Netlink, NetlinkEvents
 from haclusterd.heart.nft import table_name
@@ -44,6 +38,7 @@ from haclusterd.heart.pidfd import WatchedProcess
 from haclusterd.heart.process import Heart
 from haclusterd.heart.promised import read_promises
 from haclusterd.heart.realtime import become_realtime
+from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
 from haclusterd.heart.upgrade import HandOver, Predecessor, unpack_wire
 from haclusterd.keys import KeysError, load_cluster_key
@@ -116,7 +111,7 @@ def _run(
 
 def _live(heart: Heart, opening: _Opening, journal: Journal) -> int:
     try:
-        return heart.run()
+        status = heart.run()
     except BaseException:
         # Whatever it was: nothing may leave from addresses that nobody looks after any more.
         for line in traceback.format_exc().splitlines():
@@ -124,6 +119,9 @@ def _live(heart: Heart, opening: _Opening, journal: Journal) -> int:
         opening.abandon()
         opening.keep_last_words(heart.loop.recorder)
         raise
+    if not heart.handed_over:
+        opening.unlock()
+    return status
 
 
 def _options(arguments: argparse.Namespace, config: Config) -> list[str]:
@@ -141,7 +139,7 @@ class _Opening:
         self._journal, self._agent = journal, agent
         self._spec = cluster_spec(config)
         self._complaints: list[str] = []
-        self._lock = -1
+        self._lock: NodeLock | None = None
         self._fence: Fence | None = None
         self._addresses: ServiceAddresses | None = None
         for warning in config.warnings:
@@ -153,7 +151,14 @@ class _Opening:
 
     def fresh(self, successor_command: Sequence[str]) -> Heart:
         """A heart that starts anew: fence closed, left-overs removed, hold-down ahead."""
-        self._lock = take_lock(self._config)
+        self._lock = NodeLock(self._config)
+        try:
+            return self._fresh(self._lock, successor_command)
+        except HeartError:
+            self._withdraw()
+            raise
+
+    def _fresh(self, lock: NodeLock, successor_command: Sequence[str]) -> Heart:
         refuse_beside_another(self._config)
         netlink = Netlink()
         services, devices = self._fenced(netlink)
@@ -161,8 +166,11 @@ class _Opening:
         fence, lesser = load_fence(
             self._table(), services, timing.fence_us // 1000, timing.arm_us // 1000, devices
         )
+        self._fence = fence
         if lesser:
             self._complain(lesser)
+        else:
+            self._judge_tick()
         addresses = self._service_addresses(netlink, fence)
         removed = addresses.remove_leftovers()
         if removed:
@@ -170,8 +178,9 @@ class _Opening:
         incarnation = new_incarnation()
         wire = Wire(self._spec, self._ring, incarnation)
         heart = self._heart(
-            start(self._spec, now_us(), incarnation), wire, fence, addresses, successor_command
-        )
+            start(self._spec, now_us(), incarnation), wire, fence, addresses, lock,
+            successor_command,
+        )  # fmt: skip
         folders = (self._config.state_dir, self._config.run_dir)
         promises, complaint = read_promises(folders, self._spec)
         if complaint:
@@ -193,23 +202,23 @@ class _Opening:
         node.spec = self._spec
         wire = Wire(self._spec, self._ring, node.incarnation)
         wire.import_state(unpack_wire(state.wire))
-        self._lock = descriptors[-1]
+        self._lock = lock = NodeLock(self._config, descriptors[-1])
         heart = self._heart(
-            node, wire, fence, addresses, successor_command, last_us=state.last_us,
+            node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,
             sockets=dict(zip(state.links, descriptors, strict=False)),
         )  # fmt: skip
-        if isinstance(fence, RuleFence):
-            fence.adopt(state.held)
         for k in state.held:
             addresses.keep(k, True, now_us())
         predecessor.take()
-        _write_pid(self._lock)
+        if isinstance(fence, RuleFence):
+            fence.adopt(state.held)
+        lock.write_pid()
         self._agent.take_up(state.recovering)
         heart.go_on(_gone(state), state.freeswitch)
         return heart
 
     def _heart(
-        self, node: Node, wire: Wire, fence: Fence, addresses: ServiceAddresses,
+        self, node: Node, wire: Wire, fence: Fence, addresses: ServiceAddresses, lock: NodeLock,
         successor_command: Sequence[str], *, last_us: int = 0,
         sockets: dict[int, int] | None = None,
     ) -> Heart:  # fmt: skip
@@ -228,13 +237,18 @@ class _Opening:
             freeswitch=FreeswitchProcess(),
             agent=self._agent,
             events=NetlinkEvents(),
+            ruleset=RulesetEvents(self._table()) if fence.mode == "nftables" else None,
             journal=self._journal,
             notifier=ServiceNotifier(),
             complaints=tuple(self._complaints),
         )
         self._journal.say(f"node {me.id} of cluster {self._spec.name}, pid {os.getpid()}")
         heart = Heart(
-            node, parts, successor_command=successor_command, lock=self._lock, last_us=last_us
+            node,
+            parts,
+            successor_command=successor_command,
+            lock=lock.descriptor,
+            last_us=last_us,
         )
         heart.watch_signals()
         return heart
@@ -261,6 +275,17 @@ class _Opening:
             names[a.index] for a in netlink.addresses() if a.address in own and a.index in names
         }
 
+    def _judge_tick(self) -> None:
+        timing, jiffy = self._spec.timing, jiffy_us()
+        life_us = least_life_us(timing.fence_us // 1000, jiffy)
+        if life_us <= timing.heartbeat_us:
+            self._complain(
+                f"this kernel counts in ticks of {jiffy / 1000:g} ms, so a fence_ms of "
+                f"{timing.fence_us // 1000} may end after {life_us / 1000:g} ms, before the next "
+                f"beat ({timing.heartbeat_us / 1000:g} ms): addresses fall silent for some "
+                "milliseconds again and again; use preset lan, or a kernel with CONFIG_HZ=1000"
+            )
+
     def _standing_fence(self, services: dict[int, FencedService], devices: set[str]) -> Fence:
         """The fence that the predecessor loaded, driven by this process from now on."""
         timing = self._spec.timing
@@ -269,9 +294,9 @@ class _Opening:
         )
         if lease.arm():
             return lease
-        rules = RuleFence(services)
-        self._complain("no kernel fence: a frozen owner may overlap for "
-                       f"{rules.overlap_bound_ms} ms; apt-get install nftables")  # fmt: skip
+        rules = RuleFence(services, timing.fence_us // 1000)
+        rules.arm()  # starts its watchdog, which takes longer than a hand-over may
+        self._complain(f"no kernel fence (apt-get install nftables); {rules.sentence()}")
         return rules
 
     def _table(self) -> str:
@@ -300,6 +325,18 @@ class _Opening:
         view(scratch, now)
         Wire(self._spec, self._ring, 1)
 
+    def _withdraw(self) -> None:
+        """A start that is refused leaves the host as it was."""
+        if self._fence is not None:
+            with contextlib.suppress(HeartError):
+                self._fence.unload()
+        self.unlock()
+
+    def unlock(self) -> None:
+        """This node may be started again; not for a heart that has handed over."""
+        if self._lock is not None:
+            self._lock.release()
+
     def abandon(self) -> None:
         """After a fault of this program: close the fence, take the addresses off, end the agent."""
         services = range(len(self._spec.services))
@@ -309,6 +346,7 @@ class _Opening:
             for k in services:
                 self._addresses.remove(k)
         self._agent.stop(1.0)
+        self.unlock()
 
     def keep_last_words(self, recorder: Recorder) -> None:
         """The recording that led to a fault of this program: heart's only write, after its end."""
@@ -329,54 +367,3 @@ def _gone(state: HandOver) -> Callable[[], bool]:
         return WatchedProcess(state.agent_pid).ended
     except HeartError:
         return lambda: True
-
-
-def take_lock(config: Config) -> int:
-    """The node's lock file, held until this process ends; it also holds the pid.
-
-    Raises HeartError if another heart of this node runs here.
-    """
-    path = config.run_dir / f"{config.node.id}.pid"
-    try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise refused(f"lock file {path}", error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise HeartError(
-            f"a haclusterd for node {config.node.id} runs already (pid {holder}, lock {path})",
-            "stop it first, or give this one another --run-dir and network namespace",
-        ) from None
-    _write_pid(descriptor)
-    return descriptor
-
-
-def refuse_beside_another(config: Config) -> None:
-    """Refuse to start where all heartbeat ports of this node are in use already.
-
-    Another haclusterd with another --run-dir does that: its addresses and its fence must not be
-    taken for left-overs. One busy port alone is borne: that link comes back when it is free.
-    """
-    busy = 0
-    for address in config.node.links:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind((address, config.heartbeat_port))
-            except OSError as error:
-                busy += error.errno == errno.EADDRINUSE
-    if busy and busy == len(config.node.links):
-        raise HeartError(
-            f"port {config.heartbeat_port} of node {config.node.id} is in use on every link: "
-            "another haclusterd, or another program, runs here",
-            "stop it first (`ss -lunp`), or choose another port in [heartbeat]",
-        )
-
-
-def _write_pid(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

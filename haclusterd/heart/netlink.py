@@ -26,7 +26,7 @@ _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _GROUPS = 0x1 | 0x10 | 0x100  # RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
-_FRA_SRC, _FRA_PRIORITY = 2, 6
+_FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY = 2, 3, 6
 _FR_ACT_PROHIBIT = 8
 _HEADER = struct.Struct("=IHHII")
 _RECEIVE_BYTES = 65536
@@ -159,6 +159,11 @@ class Netlink:
         if ":" in address:
             body += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
         code = self._request(_RTM_NEWADDR, _CREATE | _REPLACE, body)
+        if code == errno.EACCES and ":" in address:
+            raise HeartError(
+                f"adding {address}/{prefix}: IPv6 is disabled on its NIC",
+                "set net.ipv6.conf.DEV.disable_ipv6 to 0 by sysctl",
+            )
         if code:
             raise refused(f"adding {address}/{prefix}", OSError(code, ""))
 
@@ -172,10 +177,15 @@ class Netlink:
         return True
 
     def prohibit_source(self, address: str, priority: int, *, on: bool) -> bool:
-        """Set or clear `ip rule from ADDRESS prohibit`; False if it already was so."""
+        """Set or clear `ip rule from ADDRESS iif lo prohibit`; False if it already was so.
+
+        `iif lo` is what this host sends itself: packets from the address, wherever it lives now,
+        are received as ever.
+        """
         raw, family = _packed(address)
         body = struct.pack("=BBBBBBBBI", family, 0, len(raw) * 8, 0, 0, 0, 0, _FR_ACT_PROHIBIT, 0)
         body += _attribute(_FRA_SRC, raw) + _attribute(_FRA_PRIORITY, struct.pack("=I", priority))
+        body += _attribute(_FRA_IIFNAME, b"lo\0")
         kind, flags = (_RTM_NEWRULE, _CREATE | _EXCL) if on else (_RTM_DELRULE, 0)
         code = self._request(kind, flags, body)
         if code in (errno.EEXIST, errno.ENOENT):
@@ -201,6 +211,21 @@ class Netlink:
             for item in found
             if isinstance(item, Address) and (not index or item.index == index)
         ]
+
+    def answers_for(self, index: int, address: str) -> bool:
+        """Whether an IPv6 address is there and neither tentative nor found to be a duplicate.
+
+        Raises HeartError.
+        """
+        raw, family = _packed(address)
+        body = struct.pack("=BBBBi", family, 0, 0, 0, index) + _attribute(_IFA_ADDRESS, raw)
+        self._send(_RTM_GETADDR, 0, body)
+        for _attempt in range(8):
+            datagram = self._receive()
+            if _HEADER.unpack_from(datagram)[3] == self._sequence:
+                found = [_parse(kind, content) for kind, content in _messages(datagram)]
+                return any(isinstance(a, Address) and a.usable for a in found)
+        raise HeartError("the kernel did not answer an rtnetlink request")
 
     def _address_body(self, index: int, address: str, prefix: int) -> bytes:
         raw, family = _packed(address)

@@ -11,13 +11,17 @@ from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import Journal
 from haclusterd.heart.links import Links
 from haclusterd.heart.netlink import NetlinkEvents
+from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
 from haclusterd.wire import Wire
 
 
 @dataclass
 class Parts:
-    """The adapters of one heart. `complaints`: sentences for status, what this host lacks."""
+    """The adapters of one heart. `complaints`: sentences for status, what this host lacks.
+
+    `ruleset`: None where no nf_tables fence is in use.
+    """
 
     wire: Wire
     links: Links
@@ -26,6 +30,7 @@ class Parts:
     freeswitch: FreeswitchProcess
     agent: AgentLink
     events: NetlinkEvents
+    ruleset: RulesetEvents | None
     journal: Journal
     notifier: ServiceNotifier
     complaints: tuple[str, ...] = ()

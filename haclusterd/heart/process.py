@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import msgspec
 
@@ -17,7 +16,6 @@ from haclusterd.core.actions import Answered, Published
 from haclusterd.core.inputs import (
     AddressesAdded,
     AgentChanged,
-    CarrierChanged,
     FreeswitchExited,
     LocalReport,
     Restored,
@@ -32,10 +30,11 @@ from haclusterd.core.view import AlarmView, view
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.executor import Executor
 from haclusterd.heart.journal import WARNING
+from haclusterd.heart.kernel_news import KernelNews
 from haclusterd.heart.loop import Chores, Loop
-from haclusterd.heart.netlink import Address, Link
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.sdnotify import watchdog_interval_ms
+from haclusterd.heart.tallies import Tallies
 from haclusterd.heart.trace_out import TraceOut
 from haclusterd.heart.upgrade_run import Upgrade
 
@@ -77,6 +76,10 @@ class Heart(Chores):
         self.loop = Loop(node, executor, self, last_us=last_us)
         self._executor = executor
         self._trace_out = TraceOut(parts.agent, self.loop.recorder)
+        self._kernel = KernelNews(self.loop, executor, parts, self._look_soon)
+        self._tallies = Tallies(
+            node.spec, parts.wire, parts.links, parts.journal.say, self.loop.last_us
+        )
         self._upgrade = Upgrade(self.loop, parts, successor_command, lock)
         self._running = True
         self._look_at_us = 0
@@ -112,18 +115,10 @@ class Heart(Chores):
             self.loop.feed(FreeswitchExited(), now)
 
     def _watch_everything(self) -> None:
-        parts = self._parts
-        self.loop.watch(parts.events.fileno(), self._netlink_changed)
-        self._watch_announcers()
+        self._kernel.watch()
         self._reopen_links()
-        for link in range(len(parts.links)):
+        for link in range(len(self._parts.links)):
             self.loop.watch_link(link)
-        for k in range(len(self.loop.node.services)):
-            self._tell_carrier(k)
-
-    def _watch_announcers(self) -> None:
-        for descriptor, nic in self._addresses.sockets():
-            self.loop.watch(descriptor, partial(self._heard_alien, nic))
 
     def watch_signals(self) -> None:
         """SIGTERM and SIGINT: planned stop. SIGHUP: upgrade."""
@@ -142,6 +137,11 @@ class Heart(Chores):
                     self._request_stop()
 
         self.loop.watch(ours.fileno(), heard)
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether a successor goes on with everything that was this heart's."""
+        return self._upgrade.handed_over
 
     # -- the life --------------------------------------------------------------------------------
 
@@ -185,7 +185,8 @@ class Heart(Chores):
         if now_us >= self._look_at_us:
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
-            self._executor.watch_fence()
+            self._kernel.look()
+            self._tallies.look(now_us)
             self._publish(now_us)
         elif self.loop.decided and now_us >= self._published_us + _VIEW_PAUSE_US:
             self._publish(now_us)
@@ -194,6 +195,9 @@ class Heart(Chores):
             self._parts.notifier.notify("WATCHDOG=1")
         if self._stop_by_us:
             self._judge_stop(now_us)
+
+    def _look_soon(self) -> None:
+        self._look_at_us = min(self._look_at_us, self.loop.last_us)
 
     def _reopen_links(self) -> None:
         links = self._parts.links
@@ -209,60 +213,23 @@ class Heart(Chores):
         self.loop.decided = False
         self._published_us = now_us
         shown = view(self.loop.node, now_us)
-        shown = msgspec.structs.replace(shown, alarms=(*shown.alarms, *self._alarms()))
+        shown = msgspec.structs.replace(
+            shown,
+            alarms=(*shown.alarms, *self._alarms()),
+            link_tallies=self._tallies.of_links(),
+            peer_tallies=self._tallies.of_peers(),
+        )
         self._agent.send(Published(_encode(shown)))
 
     def _alarms(self) -> list[AlarmView]:
         alarms = [AlarmView("host", text) for text in self._parts.complaints]
         alarms += [AlarmView("link_closed", text) for text in self._link_faults.values() if text]
+        alarms += self._tallies.alarms()
         alarms += [AlarmView("nic", text) for text in self._addresses.faults.values()]
-        if self._executor.fence_fault:
-            alarms.append(AlarmView("fence_lost", self._executor.fence_fault))
+        for fault in (self._executor.fence_fault, self._parts.fence.fault):
+            if fault:
+                alarms.append(AlarmView("fence_lost", fault))
         return alarms
-
-    # -- what the kernel tells ---------------------------------------------------------------------
-
-    def _netlink_changed(self) -> None:
-        now = self.loop.last_us
-        changes, lost = self._parts.events.receive()
-        replaced = False
-        if lost:
-            self._addresses.refresh_links()
-            replaced = True
-        for change in changes:
-            if isinstance(change, Link):
-                replaced = self._addresses.link_changed(change) or replaced
-                self._follow_fence(change)
-            elif change.removed:
-                self._address_removed(change, now)
-            else:
-                self._look_at_us = min(self._look_at_us, now)
-        if replaced:
-            self._watch_announcers()
-        for k in range(len(self.loop.node.services)):
-            self._tell_carrier(k)
-
-    def _address_removed(self, change: Address, now_us: int) -> None:
-        self._addresses.address_lost(change, now_us)
-        for link in self._parts.links.address_removed(change.address):
-            self._journal.say(f"link {link + 1} lost its address {change.address}", WARNING)
-
-    def _follow_fence(self, change: Link) -> None:
-        """A NIC that (re)appears has no fence on it yet."""
-        fence = self._parts.fence
-        if change.removed:
-            fence.device_gone(change.name)
-        elif fence.needs(change.name):
-            self._executor.reload_fence(f"the fence is loaded again to cover {change.name}")
-
-    def _tell_carrier(self, k: int) -> None:
-        up = self._addresses.carrier(k)
-        if up != self.loop.node.services[k].carrier:
-            self.loop.feed(CarrierChanged(k, up), self.loop.last_us)
-
-    def _heard_alien(self, nic: str) -> None:
-        for alien in self._addresses.receive(nic):
-            self.loop.feed(alien, self.loop.last_us)
 
     # -- the agent ---------------------------------------------------------------------------------
 
@@ -376,6 +343,7 @@ class Heart(Chores):
     def _leave_to_successor(self) -> None:
         """Everything is the new heart's now: touch nothing, end the agent, go."""
         pid = self._upgrade.successor_pid
+        self._parts.fence.hand_on()
         self._parts.notifier.notify(f"MAINPID={pid}")
         self._journal.say(f"upgrade: the heart with pid {pid} has taken over")
         self._parts.agent.stop(_AGENT_STOP_S)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 RR_PRIORITY = 10  # above ordinary work, below the kernel's own real-time threads (50 and up)
+HELPER_PRIORITY = 5  # programs that heart waits for, without ever having to wait its turn
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ def lock_memory() -> str:
     return f"memory not locked: {text}; grant CAP_IPC_LOCK or LimitMEMLOCK=infinity"
 
 
-def raise_priority(priority: int = RR_PRIORITY) -> str:
-    """SCHED_RR for this process, not inherited by children; the refusal as a sentence, or ""."""
+def raise_priority(priority: int = RR_PRIORITY, pid: int = 0) -> str:
+    """SCHED_RR for this process or for `pid`, not inherited by children; the refusal as a
+    sentence, or ""."""
     try:
         policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(priority))
+        os.sched_setscheduler(pid, policy, os.sched_param(priority))
     except OSError as error:
         return (
             f"real-time scheduling refused: {error.strerror}; grant CAP_SYS_NICE or "

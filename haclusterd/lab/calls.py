@@ -6,10 +6,10 @@ Pure: from what the observer saw (`sip_watch`) to one verdict per call.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from haclusterd.lab.sip_watch import Call, Stream
+from haclusterd.lab.sip_watch import Call, Message, Stream
 
 MEDIA_ALIVE_MS = 200.0  # packets come every 20 ms; a call without any for this long has no media
 
@@ -24,6 +24,8 @@ class CallVerdict:
     reinvites: int
     first_reinvite_ms: float | None  # after the fault
     lost: str
+    rtp_lost: int = 0  # packets numbered by their sender that never came
+    rtp_restarts: int = 0  # how often another sender took the stream over
 
     @property
     def touched(self) -> bool:
@@ -56,14 +58,31 @@ def judge(
     ]
 
 
-def badly_ended(calls: dict[str, Call], ending_ns: int) -> dict[str, str]:
-    """Calls that were up at `ending_ns`, when all were told to end, and did not end well: why."""
+def badly_ended(
+    calls: dict[str, Call], ending_ns: int, by_switch: Collection[str] = ()
+) -> dict[str, str]:
+    """Calls that were up at `ending_ns`, when all were told to end, and did not end well: why.
+
+    `by_switch`: Call-IDs that FreeSWITCH was told to end; for those its own BYE has to be seen.
+    """
     found = {}
     for call_id, call in calls.items():
-        after = [m.what for m in call.messages if m.at_ns > ending_ns]
-        if was_up(call, ending_ns) and "200 BYE" not in after:
-            found[call_id] = "BYE not answered" if "BYE" in after else "never ended"
+        if was_up(call, ending_ns):
+            after = [m for m in call.messages if m.at_ns > ending_ns]
+            if reason := _bad_end(after, call_id in by_switch):
+                found[call_id] = reason
     return found
+
+
+def _bad_end(after: list[Message], by_switch: bool) -> str:
+    byes = [m for m in after if m.what == "BYE"]
+    if not byes:
+        return "never ended"
+    if by_switch and not byes[0].sent_by_service:
+        return "FreeSWITCH was told to end it, and its caller did"
+    if not any(m.what == "200 BYE" and m.sent_by_service != byes[0].sent_by_service for m in after):
+        return "BYE not answered"
+    return ""
 
 
 def _judge_one(
@@ -79,13 +98,16 @@ def _judge_one(
         lost = f"ended by {who} after {after_ms:.0f} ms"
     elif not has_media(call, streams, until_ns):
         lost = "no media any more"
+    stream = streams.get(call.media)
     return CallVerdict(
         call_id,
         call.service_ip,
-        _gap_ms(streams.get(call.media), until_ns),
+        _gap_ms(stream, until_ns),
         len(reinvites),
         (reinvites[0].at_ns - fault_ns) / 1e6 if reinvites else None,
         lost,
+        stream.lost if stream is not None else 0,
+        stream.restarts if stream is not None else 0,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from haclusterd.lab import netns
 from haclusterd.lab.demo import demo
-from haclusterd.lab.faults import FAULTS
+from haclusterd.lab.faults import FAULTS, STUN_MS
 from haclusterd.lab.freeswitch import FreeswitchInstance
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.netns import LabError
@@ -22,6 +22,7 @@ from haclusterd.lab.run import measure, ready_cluster
 
 DONE, FAILED, USAGE = 0, 1, 2
 _CALLS_MAX = 2000
+_STUN_MAX_MS = 60_000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,13 +50,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--calls", type=int, default=0, help="calls on every master (0)")
     run.add_argument("--fault", choices=FAULTS, help="what happens to the first master")
     run.add_argument("--preset", default="lan", choices=("lan", "fast", "wan"))
+    run.add_argument(
+        "--no-nftables", action="store_true", help="nodes without nf_tables: the fallback fence"
+    )
     run.add_argument("--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator")
     run.add_argument("--address-only", action="store_true", help="no FreeSWITCH at all")
     run.add_argument("--repeat", type=int, default=1, help="that many runs, each from scratch")
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE (- ok)")
     run.add_argument("--nodes-up", action="store_true", help="leave the cluster up for hand work")
+    run.add_argument("--stun-ms", type=float, default=STUN_MS, metavar="MS",
+                     help=f"how long stun-heart and stun-switch last ({STUN_MS})")  # fmt: skip
+    run.add_argument("--nice", type=int, default=LabPlan.nice, metavar="N",
+                     help="what all but the instruments runs at; 0: like everything else "
+                     f"({LabPlan.nice})")  # fmt: skip
     run.set_defaults(act=_run)
     down = commands.add_parser("down", help="end what --nodes-up left")
+    down.add_argument("name", nargs="?", help="which one; not needed while there is only one")
+    down.add_argument("--all", action="store_true", help="every one of them")
     down.set_defaults(act=_down)
     show = commands.add_parser("demo", help="two takeovers with live calls, step by step")
     show.add_argument("--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator")
@@ -71,6 +82,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.calls <= _CALLS_MAX or arguments.repeat < 1:
         print(f"haclusterctl lab run: --calls 0..{_CALLS_MAX}, --repeat 1..", file=sys.stderr)
         return USAGE
+    if not 0 < arguments.stun_ms <= _STUN_MAX_MS:
+        print(f"haclusterctl lab run: --stun-ms 1..{_STUN_MAX_MS}", file=sys.stderr)
+        return USAGE
     if arguments.address_only and arguments.calls:
         print("haclusterctl lab run: --address-only has no calls", file=sys.stderr)
         return USAGE
@@ -80,6 +94,8 @@ def _run(arguments: argparse.Namespace) -> int:
         nics=arguments.nics,
         preset=arguments.preset,
         freeswitch=_backend(arguments),
+        kernel_fence=not arguments.no_nftables,
+        nice=arguments.nice,
     )
     results: list[dict[str, Any]] = []
     good = True
@@ -103,7 +119,7 @@ def _one_run(plan: LabPlan, arguments: argparse.Namespace, number: int) -> Outco
         if arguments.fault:
             outcome = measure(
                 lab, arguments.fault, _say,
-                calls=arguments.calls, foreign_calls=arguments.calls,
+                calls=arguments.calls, foreign_calls=arguments.calls, stun_ms=arguments.stun_ms,
             )  # fmt: skip
             _say(f"run {number}/{arguments.repeat}: {outcome.line()}")
             for problem in outcome.problems:
@@ -122,7 +138,12 @@ def _backend(arguments: argparse.Namespace) -> str:
 
 def _write(plan: LabPlan, arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     """The JSON of the contract."""
-    result = {"system": "haclusterd", "freeswitch": _freeswitch(plan, arguments), "runs": runs}
+    result = {
+        "system": "haclusterd",
+        "freeswitch": backend_name(plan, arguments.freeswitch),
+        "nice": plan.nice,
+        "runs": runs,
+    }
     text = json.dumps(result, indent=1) + "\n"
     if arguments.json is None:
         return
@@ -132,19 +153,35 @@ def _write(plan: LabPlan, arguments: argparse.Namespace, runs: list[dict[str, An
         arguments.json.write_text(text)
 
 
-def _freeswitch(plan: LabPlan, arguments: argparse.Namespace) -> str | None:
+def backend_name(plan: LabPlan, prefix: str | None) -> str | None:
+    """What results say of FreeSWITCH: emulator, the real one's version, None if there is none."""
     if plan.freeswitch == "real":
-        return FreeswitchInstance(arguments.freeswitch, Path(), "", []).version()
+        return FreeswitchInstance(prefix, Path(), "", []).version()
     return "emulator" if plan.freeswitch == "emulator" else None
 
 
-def _down(_arguments: argparse.Namespace) -> int:
+def _down(arguments: argparse.Namespace) -> int:
+    if arguments.name and arguments.all:
+        print("haclusterctl lab down: NAME or --all, not both", file=sys.stderr)
+        return USAGE
     netns.remove_left_overs()
-    for name in netns.laboratories():
-        if netns.is_kept(name):
-            netns.remove(name)
-            _say(f"{name} is gone")
+    kept = [name for name in netns.laboratories() if netns.is_kept(name)]
+    for name in _chosen(kept, arguments.name, arguments.all):
+        netns.remove(name)
+        _say(f"{name} is gone")
     return DONE
+
+
+def _chosen(kept: list[str], name: str | None, everyone: bool) -> list[str]:
+    """Which of the laboratories that were left up to end. LabError if that is not clear."""
+    listed = ", ".join(kept) or "none"
+    if name is not None and name not in kept:
+        raise LabError(f"no laboratory {name!r} was left up; there are: {listed}")
+    if name is None and not everyone and len(kept) > 1:
+        raise LabError(
+            f"{len(kept)} laboratories are up: {listed}; name one (lab down NAME) or use --all"
+        )
+    return [name] if name is not None else kept
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -152,11 +189,12 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _tell_how_to_use(lab: Laboratory) -> None:
+    _say(f"this laboratory is {lab.topology.name}")
     for node in lab.nodes.values():
         _say(f"{node.id}: ip netns exec {node.namespace} haclusterctl "
              f"--socket {node.run_dir}/haclusterd.sock status")  # fmt: skip
     _say(f"client: ip netns exec {lab.topology.client} bash; files: {lab.directory}")
-    _say("haclusterctl lab down ends it")
+    _say(f"haclusterctl lab down {lab.topology.name} ends it")
 
 
 def _say(text: str) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 _MCL_CURRENT_AND_FUTURE = 3
-
-# FreeSWITCH raises itself to this priority, and the nodes of a laboratory share their processors
-# with whatever else runs: without it a busy machine looks like a hung FreeSWITCH.
-PREFERRED = ("nice", "-n", "-10")
+_AT_ONCE_PRIORITY = 60
 
 
 def now_ns() -> int:
@@ -21,6 +19,26 @@ def now_ns() -> int:
 def wall_offset_ns() -> int:
     """What to add to a wall-clock time (kernel packet stamps) to have it on this clock."""
     return now_ns() - time.time_ns()
+
+
+def preferred(nice: int) -> tuple[str, ...]:
+    """What to put before a command so that it runs at `nice` (`LabPlan.nice` says why)."""
+    return ("nice", "-n", str(nice)) if nice else ()
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """This thread before all ordinary work, if permitted; what it starts is ordinary again."""
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    with suppress(OSError):
+        os.sched_setscheduler(
+            0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_AT_ONCE_PRIORITY)
+        )
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setscheduler(0, policy, param)
 
 
 def be_punctual(priority: int) -> None:

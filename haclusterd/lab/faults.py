@@ -8,8 +8,8 @@
 | freeze-node | SIGSTOP to every process; its kernel goes on answering | SIGCONT |
 | links | all heartbeat cables cut; the service network stays | plugged in |
 | nic | one heartbeat cable cut | plugged in |
-| stun-heart | SIGSTOP to the heart for `STUN_MS` | SIGCONT |
-| stun-switch | all cables cut for `STUN_MS` | plugged in |
+| stun-heart | SIGSTOP to the heart for a given time | SIGCONT |
+| stun-switch | all cables cut for a given time | plugged in |
 | kill-agent, kill-heart | SIGKILL to that process | by haclusterd, or never |
 | switchover, upgrade | the operator's command | |
 """
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from haclusterd.lab import netns
-from haclusterd.lab.clock import now_ns
+from haclusterd.lab.clock import at_once, now_ns
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.node import LabNode
 from haclusterd.lab.topology import Topology
@@ -44,13 +44,19 @@ FAULTS = tuple(sorted(MOVING | STAYING))
 
 @dataclass
 class Injection:
-    """A fault that happened at `at_ns` (BOOTTIME). `heal` undoes it, harmless when repeated."""
+    """A fault done from `at_ns` to `done_ns` (BOOTTIME). `heal` undoes it, harmless when repeated.
+
+    `held_ms` is how long a stun really lasted, None for what is no stun: a thread that wants to
+    end it waits for its CPU as everybody does.
+    """
 
     fault: str
     node: str
-    at_ns: int
     heal: Callable[[], None]
     complete: Callable[[], None]  # what may take its time once the fault is there
+    at_ns: int = 0
+    done_ns: int = 0
+    held_ms: float | None = None
     visible_ns: list[int] = field(default_factory=list)  # when the pidfd of FreeSWITCH fired
     watcher: threading.Thread | None = None
     complaint: str = ""  # what the operator's command said when it was refused
@@ -60,6 +66,29 @@ class Injection:
         if self.watcher is not None:
             self.watcher.join(2.0)
         return (self.visible_ns[0] - self.at_ns) / 1e6 if self.visible_ns else None
+
+
+def strike(injectors: list[Injector], stun_ms: float = STUN_MS) -> list[Injection]:
+    """All of them within microseconds: what takes time is done before the first or after the last.
+
+    Stuns end together, `stun_ms` after the last of them has begun.
+    """
+    injections = [injector.aim() for injector in injectors]
+    with at_once():
+        for injector, injection in zip(injectors, injections, strict=True):
+            injector.fire(injection)
+        if any(injector.is_stun for injector in injectors):
+            time.sleep(stun_ms / 1000)
+            for injection in injections:
+                injection.heal()
+                injection.held_ms = (now_ns() - injection.at_ns) / 1e6
+    return injections
+
+
+def spread_ms(injections: list[Injection]) -> float:
+    """From before the first fault to after the last one."""
+    first, last = min(i.at_ns for i in injections), max(i.done_ns for i in injections)
+    return (last - first) / 1e6
 
 
 class Injector:
@@ -79,18 +108,26 @@ class Injector:
         self._complaint = ""
         self._prepare()
 
-    def fire(self) -> Injection:
+    @property
+    def is_stun(self) -> bool:
+        return self.fault.startswith("stun-")
+
+    def aim(self) -> Injection:
+        """Begin to watch for what the fault makes visible."""
         descriptor = os.pidfd_open(self._watched_pid) if self._watched_pid else None
-        injection = Injection(self.fault, self.node.id, 0, self._heal, self._complete)
+        injection = Injection(self.fault, self.node.id, self._heal, self._complete)
         if descriptor is not None:
             injection.watcher = threading.Thread(
                 target=_watch_exit, args=(descriptor, injection.visible_ns), daemon=True
             )
             injection.watcher.start()
+        return injection
+
+    def fire(self, injection: Injection) -> None:
         injection.at_ns = now_ns()
         self._act()
+        injection.done_ns = now_ns()
         injection.complaint = self._complaint
-        return injection
 
     def _prepare(self) -> None:
         kind, _, what = self.fault.partition("-")
@@ -127,9 +164,6 @@ class Injector:
             self._act = lambda: self.node.send(pids, number)
             if kind != "kill":
                 self._heal = lambda: self.node.send(pids, signal.SIGCONT)
-        if kind == "stun":
-            begin, end = self._act, self._heal
-            self._act = lambda: _for_a_while(begin, end)
 
     def _cables(self, nics: tuple[str, ...]) -> None:
         self._act = lambda: self._topology.cut(self.node.id, nics)
@@ -149,12 +183,6 @@ class Injector:
         if done.returncode:
             said = done.stderr.strip() or done.stdout.strip()
             self._complaint = f"haclusterctl {' '.join(words)}: exit {done.returncode}: {said}"
-
-
-def _for_a_while(begin: Callable[[], None], end: Callable[[], None]) -> None:
-    begin()
-    time.sleep(STUN_MS / 1000)
-    end()
 
 
 def _watch_exit(descriptor: int, visible_ns: list[int]) -> None:

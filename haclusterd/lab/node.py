@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.lab import netns
-from haclusterd.lab.clock import PREFERRED
+from haclusterd.lab.clock import preferred
 from haclusterd.lab.echo import ECHO_PORT
 from haclusterd.lab.instrument import python_environment
 from haclusterd.lab.netns import LabError
@@ -47,6 +47,10 @@ class LabNode:
             self.switch = Switch(topology.plan, self.directory, self.namespace, prefix)
         self._topology = topology
         self._config = config
+        self._environment = python_environment()
+        if not topology.plan.kernel_fence:
+            folder = _refusing_nft(self.directory)
+            self._environment["PATH"] = f"{folder}:{self._environment.get('PATH', os.defpath)}"
         self._children: list[subprocess.Popen[bytes]] = []
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -62,8 +66,9 @@ class LabNode:
         arguments = [str(ECHO_PORT), str(self.plan.number), str(pid_file)]
         self._spawn(["-m", "haclusterd.lab.echo", *arguments], self.directory / "echo.log")
 
-    def start_haclusterd(self) -> None:
-        arguments = ["--config", str(self._config), "--node", self.id]
+    def start_haclusterd(self, config: Path | None = None) -> None:
+        """`config`: another file (and other keys beside it) than the rest of the cluster has."""
+        arguments = ["--config", str(config or self._config), "--node", self.id]
         arguments += ["--run-dir", str(self.run_dir)]
         self._daemon = self._spawn(["-m", "haclusterd", *arguments], self.log)
 
@@ -138,16 +143,27 @@ class LabNode:
     def _spawn(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         with netns.inside(self.namespace), log.open("ab") as output:
             child = subprocess.Popen(
-                [*PREFERRED, sys.executable, *arguments],
+                [*preferred(self._topology.plan.nice), sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=python_environment(),
+                env=self._environment,
                 cwd=self.directory,
                 start_new_session=True,
             )
         self._children.append(child)
         return child
+
+
+def _refusing_nft(directory: Path) -> Path:
+    """A folder with an `nft` that says what it says on a kernel without egress hooks."""
+    folder = directory / "no-nft"
+    folder.mkdir()
+    program = folder / "nft"
+    refusal = "Error: Could not process rule: Operation not supported"
+    program.write_text(f"#!/bin/sh\necho '{refusal}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    return folder
 
 
 def _words(pid: int) -> list[str]:

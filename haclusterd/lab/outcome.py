@@ -19,9 +19,13 @@ class Outcome:
     outage_ms: float
     exit_visible_ms: float | None
     holders: int
+    overlap_end_ms: float  # after the fault, when two of them last spoke at once; 0 if never
+    overlap_bound_ms: int  # until when the fence in use admits to that
     late_ms: float  # the prober's own worst lateness: an outage of that size means nothing
     verdicts: list[CallVerdict] = field(default_factory=list)  # calls of the services lost
     foreign: list[CallVerdict] = field(default_factory=list)
+    stun_ms: float | None = None  # how long a stun really lasted
+    spread_ms: float | None = None  # how far apart the faults of several nodes were
     report: dict[str, Any] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
@@ -32,6 +36,16 @@ class Outcome:
     @property
     def lost(self) -> list[CallVerdict]:
         return [verdict for verdict in self.verdicts if verdict.lost]
+
+    @property
+    def rtp_lost(self) -> int:
+        """Packets numbered by their sender that never came, of the calls of the services lost."""
+        return sum(verdict.rtp_lost for verdict in self.verdicts)
+
+    @property
+    def rtp_restarts(self) -> int:
+        """How often another sender went on with the media of one of these calls."""
+        return sum(verdict.rtp_restarts for verdict in self.verdicts)
 
     @property
     def touched(self) -> list[CallVerdict]:
@@ -52,7 +66,7 @@ class Outcome:
             f"{v.lost or f'{v.reinvites} re-INVITE(s)'}"
             for v in self.touched
         ]
-        if self.holders > 1:
+        if self.holders > 1 and self.overlap_end_ms > self.overlap_bound_ms:
             found.append(f"{self.holders} nodes held an address at once")
         return found
 
@@ -72,6 +86,11 @@ class Outcome:
                 "foreign_touched": len(self.touched),
             },
             "holders_max": self.holders,
+            "owner_kept": not self.moved,
+            "rtp_lost": self.rtp_lost,
+            "rtp_restarts": self.rtp_restarts,
+            "stun_ms": _rounded(self.stun_ms),
+            "spread_ms": _rounded(self.spread_ms),
             "report": self.report,
         }
 
@@ -86,12 +105,19 @@ class Outcome:
         words = [f"{self.fault}: {moves}", f"address silent {self.outage_ms:.1f} ms"]
         if self.exit_visible_ms is not None:
             words.append(f"exit visible after {self.exit_visible_ms:.1f} ms")
+        if self.stun_ms is not None:
+            words.append(f"stunned for {self.stun_ms:.1f} ms")
+        if self.spread_ms is not None:
+            words.append(f"within {self.spread_ms:.1f} ms")
         if self.verdicts:
             total = len(self.verdicts)
             gap = gaps(self.verdicts)
             words.append(f"{total - len(self.lost)}/{total} calls up")
             words.append(f"media gap p50 {gap['p50']} max {gap['max']} ms")
+            words.append(f"{self.rtp_lost} RTP packets lost")
         words.append(f"holders {self.holders}")
+        if self.holders > 1:
+            words.append(f"until {self.overlap_end_ms:.0f} ms, bound {self.overlap_bound_ms} ms")
         if self.late_ms > 5:
             words.append(f"(disturbed: the prober itself was {self.late_ms:.0f} ms late)")
         return ", ".join(words)

@@ -52,7 +52,13 @@ class LabPlan:
     `freeswitch`: "none" (addresses only), "process" (only a process is watched: `esl_port = 0`),
     "emulator", or "real". Two nodes get a witness, because two votes survive no loss. What only a
     real FreeSWITCH knows: `bridge_target`, HOST:PORT of the telephone that extension 41xx calls,
-    and `rtp_ports`, the first and last port of its media.
+    and `rtp_ports`, the first and last port of its media. Without `kernel_fence` the nodes find an
+    `nft` that refuses, as on a kernel without egress hooks.
+
+    `nice` is what FreeSWITCH, haclusterd, the echo service and SIPp run at. FreeSWITCH raises
+    itself to -10, and the nodes of a laboratory share their processors with whatever else runs:
+    without it a busy machine looks like a hung FreeSWITCH. It flatters figures taken on a busy
+    machine, so results say what it was.
     """
 
     masters: int = 1
@@ -65,6 +71,8 @@ class LabPlan:
     bridge_target: str = ""
     rtp_ports: tuple[int, int] = (16384, 32768)
     timing: dict[str, int] = field(default_factory=dict)
+    kernel_fence: bool = True
+    nice: int = -10
 
     def __post_init__(self) -> None:
         if self.masters < 1 or self.slaves < 0 or self.masters + self.slaves < 2:
@@ -73,6 +81,8 @@ class LabPlan:
             raise PlanError(f"at most {NODES_MAX} nodes: lower --masters or --slaves")
         if not 1 <= self.nics <= NICS_MAX:
             raise PlanError(f"--nics must be 1 to {NICS_MAX}")
+        if not -20 <= self.nice <= 19:
+            raise PlanError("--nice must be -20 to 19; 0 is like everything else on the machine")
 
     @property
     def nodes(self) -> tuple[NodePlan, ...]:

@@ -11,14 +11,15 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from haclusterd.lab import netns
 from haclusterd.lab.calls import badly_ended, has_media, judge
 from haclusterd.lab.clock import now_ns
-from haclusterd.lab.faults import MOVING, Injection, Injector
+from haclusterd.lab.ending import end_calls, living_twice, still_there
+from haclusterd.lab.faults import MOVING, STUN_MS, Injection, Injector, spread_ms, strike
 from haclusterd.lab.frames import mac_bytes
 from haclusterd.lab.holders import Span, holders_max, overlaps
 from haclusterd.lab.laboratory import Laboratory, Observation
@@ -30,9 +31,11 @@ MOVED_S = 10.0  # a service that is not answered by then has not moved
 FROZEN_S = 2.0  # how long a fault that can be undone goes on after the move
 WATCHED_S = 1.5  # how long is looked on after the last thing that was done
 _CALM_S = 0.5
+_STEADY_S = 5.0
 _MEDIA_S = 20.0
 _LAST_FRAMES_S = 0.1  # the observer gets frames in blocks
 _OVERLAPS_MAX = 10
+_FALLBACK_BOUND_MS = 1100  # what status says of a node without nf_tables
 
 Say = Callable[[str], None]
 Live = Callable[[Laboratory, list[Injection]], None]
@@ -56,6 +59,11 @@ class Phase:
     def fault_ns(self) -> int:
         return min(injection.at_ns for injection in self.injections)
 
+    @property
+    def spread_ms(self) -> float:
+        """How far apart the faults of several victims were, at most."""
+        return spread_ms(self.injections)
+
 
 @contextmanager
 def ready_cluster(plan: LabPlan, prefix: str | None, say: Say) -> Iterator[Laboratory]:
@@ -75,6 +83,7 @@ def measure(
     victims: tuple[str, ...] = (),
     calls: int = 0,
     foreign_calls: int = 0,
+    stun_ms: float = STUN_MS,
 ) -> Outcome:
     """`calls` on each service of the victims, `foreign_calls` on every other one, then the fault.
 
@@ -86,7 +95,7 @@ def measure(
         {s.name: calls if s.name in lost else foreign_calls for s in lab.plan.services},
         say,
     )
-    phase = endure(lab, fault, say, victims=victims)
+    phase = endure(lab, fault, say, victims=victims, stun_ms=stun_ms)
     return conclude(lab, [phase])[0]
 
 
@@ -106,8 +115,9 @@ def endure(
     *,
     victims: tuple[str, ...] = (),
     live: Live | None = None,
+    stun_ms: float = STUN_MS,
 ) -> Phase:
-    """The fault on all victims within a few ms, until the cluster is calm again."""
+    """The fault on all victims at one instant, until the cluster is calm again."""
     lost = owned_by(lab, victims)
     by_node = {node: service for service, node in lost.items()}
     injectors = [
@@ -119,7 +129,7 @@ def endure(
     time.sleep(_CALM_S + random.uniform(0, 0.1))
     lab.arm()
     say(f"{fault} of {', '.join(sorted(by_node))} ({', '.join(sorted(lost))})")
-    injections = [injector.fire() for injector in injectors]
+    injections = strike(injectors, stun_ms)
     for injection in injections:
         injection.complete()
     complaints = [i.complaint for i in injections if i.complaint]
@@ -142,26 +152,36 @@ def endure(
 
 
 def conclude(lab: Laboratory, phases: list[Phase]) -> list[Outcome]:
-    """End all calls and judge; a call that does not end well is lost in the last phase."""
+    """End all calls and judge; what goes wrong with their ends is a complaint of the last phase."""
+    complaints: list[str] = []
+    by_switch: set[str] = set()
     ending_ns = now_ns()
     if lab.callers:
-        lab.end_calls()
+        complaints += living_twice(lab)
+        ending_ns = now_ns()
+        by_switch, failed = end_calls(lab)
+        complaints += failed + still_there(lab)
         time.sleep(_LAST_FRAMES_S)
     after = lab.observe()
     outcomes = [_outcome(lab, phase, after) for phase in phases]
-    last = outcomes[-1]
-    for call_id, reason in badly_ended(after.calls, ending_ns).items():
-        last.complaints.append(f"call {call_id}: {reason}")
+    for call_id, reason in badly_ended(after.calls, ending_ns, by_switch).items():
+        complaints.append(f"call {call_id}: {reason}")
+    outcomes[-1].complaints += complaints
     return outcomes
 
 
 def owned_by(lab: Laboratory, nodes: tuple[str, ...]) -> dict[str, str]:
     """{service: node} of what these nodes serve; of the first service's owner if there are none."""
+    with suppress(LabError):  # what is not answered by then is owned by nobody
+        netns.wait_for(
+            lambda: all(lab.holder(service.ip) for service in lab.plan.services),
+            _STEADY_S, "every service to be answered steadily",
+        )  # fmt: skip
     owned = {service.name: lab.holder(service.ip) for service in lab.plan.services}
     chosen = nodes or (owned[lab.plan.services[0].name],)
     found = {name: node for name, node in owned.items() if node and node in chosen}
     if not found:
-        raise LabError(f"{', '.join(chosen)} serves nothing, so nothing can be measured")
+        raise LabError(f"{', '.join(chosen)} serves nothing, so nothing can be measured: {owned}")
     return found
 
 
@@ -169,10 +189,16 @@ def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
     verdicts = judge(after.calls, phase.seen.streams, phase.fault_ns, phase.until_ns)
     mine = {lab.plan.service(name).ip for name in phase.victims}
     spans = _spans(phase.seen)
-    complaints = phase.complaints + _overlap_texts(lab, spans, phase.fault_ns)
+    bound_ms = 0 if lab.plan.kernel_fence else _FALLBACK_BOUND_MS
+    pairs = overlaps(spans)
+    end_ms = max((_end_ms(one, other, phase.fault_ns) for one, other in pairs), default=0.0)
+    complaints = list(phase.complaints)
+    if end_ms > bound_ms:
+        complaints += _overlap_texts(lab, pairs, phase.fault_ns)
     if phase.seen.dropped:
         complaints.append("the observer missed frames: nothing can be said about holders")
     visible = [i.exit_visible_ms for i in phase.injections if i.exit_visible_ms is not None]
+    held = [i.held_ms for i in phase.injections if i.held_ms is not None]
     return Outcome(
         fault=phase.fault,
         preset=lab.plan.preset,
@@ -180,7 +206,11 @@ def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
         owners=phase.owners,
         outage_ms=max(phase.probed[ip]["longest_ms"] for ip in mine),
         exit_visible_ms=max(visible, default=None),
+        stun_ms=max(held, default=None),
+        spread_ms=phase.spread_ms if len(phase.injections) > 1 else None,
         holders=holders_max(spans),
+        overlap_end_ms=end_ms,
+        overlap_bound_ms=bound_ms,
         late_ms=max(record["late_ms"] for record in phase.probed.values()),
         verdicts=[v for v in verdicts if v.service_ip in mine],
         foreign=[v for v in verdicts if v.service_ip not in mine],
@@ -240,7 +270,12 @@ def _spans(seen: Observation) -> list[Span]:
     ]
 
 
-def _overlap_texts(lab: Laboratory, spans: list[Span], fault_ns: int) -> list[str]:
+def _end_ms(one: Span, other: Span, fault_ns: int) -> float:
+    """When the two last spoke at once; never 0, also where that was before the fault."""
+    return max((min(one.last_ns, other.last_ns) - fault_ns) / 1e6, 0.1)
+
+
+def _overlap_texts(lab: Laboratory, pairs: list[tuple[Span, Span]], fault_ns: int) -> list[str]:
     names = {mac_bytes(node.mac): node.id for node in lab.plan.nodes}
 
     def told(span: Span) -> str:
@@ -250,7 +285,7 @@ def _overlap_texts(lab: Laboratory, spans: list[Span], fault_ns: int) -> list[st
 
     return [
         f"{ipaddress.ip_address(one.address)}: {told(other)}, while {told(one)}"
-        for one, other in overlaps(spans)[:_OVERLAPS_MAX]
+        for one, other in pairs[:_OVERLAPS_MAX]
     ]
 
 

@@ -7,6 +7,7 @@ its SDP (a recovered call keeps both, so a takeover shows as a gap, not as anoth
 from __future__ import annotations
 
 import re
+import struct
 from typing import Any
 
 import msgspec
@@ -14,6 +15,15 @@ import msgspec
 CALLS_MAX = 20_000
 STREAMS_MAX = 40_000
 MESSAGES_PER_CALL_MAX = 400
+
+# What tells numbers that one sender skipped from another sender: a recovered call of a real
+# FreeSWITCH keeps its SSRC and numbers from anywhere, so RFC 3550's bound of 3000 is too wide.
+_PACKET_NS = 20_000_000  # the callers ask for it (a=ptime)
+_BURST_MAX = 10
+_MISORDER_MAX = 100
+_MISORDER_NS = 60_000_000
+
+_RTP = struct.Struct("!xxHxxxxI")  # sequence number, SSRC
 
 _CALL_ID = re.compile(rb"^(?:Call-ID|i)\s*:\s*(\S+)", re.I | re.M)
 _CSEQ = re.compile(rb"^CSeq\s*:\s*\d+\s+(\w+)", re.I | re.M)
@@ -30,13 +40,41 @@ class Message(msgspec.Struct, array_like=True):
 
 
 class Stream(msgspec.Struct):
-    """RTP from one address and port. Gaps since the last `arm`, in ns of BOOTTIME."""
+    """RTP from one address and port. Gaps since the last `arm`, in ns of BOOTTIME.
+
+    `lost`: packets that their sender numbered and the wire never saw, since the last `arm`.
+    `restarts`: how often another sender (SSRC or numbering) went on with the stream since then; it
+    numbers anew, so what was missing between the two is in the gap and not in `lost`.
+    """
 
     first_ns: int
     last_ns: int
     packets: int = 0
     gap_ns: int = 0
     gap_end_ns: int = 0
+    ssrc: int = 0
+    sequence: int = 0
+    lost: int = 0
+    restarts: int = 0
+
+    def arm(self) -> None:
+        self.gap_ns = self.gap_end_ns = self.lost = self.restarts = 0
+
+    def arrived(self, sequence: int, ssrc: int, at_ns: int) -> None:
+        gap_ns = at_ns - self.last_ns
+        if gap_ns > self.gap_ns:
+            self.gap_ns, self.gap_end_ns = gap_ns, at_ns
+        self.last_ns = at_ns
+        self.packets += 1
+        ahead = (sequence - self.sequence) & 0xFFFF
+        if ssrc == self.ssrc and ahead <= gap_ns // _PACKET_NS + _BURST_MAX:
+            self.sequence = sequence
+            self.lost += max(0, ahead - 1)
+        elif ssrc == self.ssrc and 0x10000 - ahead <= _MISORDER_MAX and gap_ns < _MISORDER_NS:
+            self.lost = max(0, self.lost - 1)  # one of those counted as lost was only late
+        else:
+            self.ssrc, self.sequence = ssrc, sequence
+            self.restarts += 1
 
 
 class Call(msgspec.Struct):
@@ -55,18 +93,18 @@ class CallWatch:
         self.calls: dict[str, Call] = {}
         self.streams: dict[tuple[bytes, int], Stream] = {}
 
-    def rtp(self, source: bytes, port: int, at_ns: int) -> None:
+    def rtp(self, source: bytes, port: int, at_ns: int, head: bytes) -> None:
+        """`head` is the 12 bytes of RTP header; what is shorter or of another version is none."""
+        if len(head) < _RTP.size or head[0] >> 6 != 2:
+            return
+        sequence, ssrc = _RTP.unpack_from(head)
         stream = self.streams.get((source, port))
         if stream is None:
             if len(self.streams) >= STREAMS_MAX:
                 raise OverflowError("more RTP streams than can be recorded")
-            self.streams[source, port] = Stream(at_ns, at_ns, 1)
-            return
-        gap_ns = at_ns - stream.last_ns
-        if gap_ns > stream.gap_ns:
-            stream.gap_ns, stream.gap_end_ns = gap_ns, at_ns
-        stream.last_ns = at_ns
-        stream.packets += 1
+            self.streams[source, port] = Stream(at_ns, at_ns, 1, ssrc=ssrc, sequence=sequence)
+        else:
+            stream.arrived(sequence, ssrc, at_ns)
 
     def sip(self, source_port: int, source: str, target: str, text: bytes, at_ns: int) -> None:
         call_id = _CALL_ID.search(text)
@@ -88,9 +126,9 @@ class CallWatch:
             call.media = f"{host}:{int(audio[1])}"
 
     def arm(self) -> None:
-        """Forget gaps, not calls."""
+        """Forget gaps and losses, not calls."""
         for stream in self.streams.values():
-            stream.gap_ns = stream.gap_end_ns = 0
+            stream.arm()
 
     def report(self) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ class Observer:
             ends = (socket.inet_ntoa(frame[26:30]), socket.inet_ntoa(frame[30:34]))
             self.calls.sip(source_port, *ends, bytes(payload), at_ns)
         elif watched and source_port != ECHO_PORT and not source_port & 1:
-            self.calls.rtp(address, source_port, at_ns)
+            self.calls.rtp(address, source_port, at_ns, bytes(payload[:12]))
 
     def report(self) -> dict[str, Any]:
         return {

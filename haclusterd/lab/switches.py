@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
 
 from haclusterd.lab import netns
-from haclusterd.lab.clock import PREFERRED
+from haclusterd.lab.clock import preferred
 from haclusterd.lab.emulator.config import EmulatorConfig, EslConfig, ProfileConfig
 from haclusterd.lab.esl_blocking import BlockingEsl, EslRefused
 from haclusterd.lab.freeswitch import FreeswitchInstance, FreeswitchOptions, ServiceProfile
@@ -80,6 +81,15 @@ class Switch:
     def esl(self, timeout_s: float = 5.0) -> BlockingEsl:
         return BlockingEsl(ESL_PORT, ESL_PASSWORD, namespace=self.namespace, timeout_s=timeout_s)
 
+    def recovery_rows(self) -> list[tuple[str, ...]]:
+        """Table `recovery` of core.db, all columns but `runtime_uuid`, by uuid."""
+        with closing(sqlite3.connect(self.core_db, timeout=5)) as connection:
+            found: list[tuple[str, ...]] = connection.execute(
+                "SELECT technology, profile_name, hostname, uuid, metadata FROM recovery"
+                " ORDER BY uuid"
+            ).fetchall()
+        return found
+
     def _is_ready(self) -> bool:
         if self.pid is None:
             return False
@@ -136,7 +146,7 @@ class Switch:
         text = _SCRIPT.format(
             pid_file=shlex.quote(str(self.pid_file)),
             mark=shlex.quote(str(self.directory)),
-            command=shlex.join([*PREFERRED, "env", "-i", *environment, *command]),
+            command=shlex.join([*preferred(self._plan.nice), "env", "-i", *environment, *command]),
             log=shlex.quote(str(self.log)),
         )
         self.script.write_text(text)

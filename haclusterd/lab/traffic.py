@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from haclusterd.lab import netns
-from haclusterd.lab.clock import PREFERRED
+from haclusterd.lab.clock import preferred
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.plan import SIP_PORT, LabPlan, ServicePlan
 from haclusterd.lab.switches import EXTENSION
@@ -50,12 +50,15 @@ class Callers:
         directory: Path,
         count: int,
         tag: str = "1",
+        extension: str = EXTENSION,
     ) -> None:
         if shutil.which("sipp") is None:
             raise LabError("sipp is missing: apt-get install sip-tester")
         self.service = service
         self.count = count
         self._host = plan.client_ip
+        self._nice = plan.nice
+        self._extension = extension
         self._namespace = namespace
         number = plan.services.index(service) + len(plan.services) * (int(tag) - 1)
         self._port = _FIRST_SIP_PORT + number
@@ -115,8 +118,8 @@ class Callers:
 
     def _command(self, scenario: Path, rtp_port: int) -> list[str]:
         return [
-            *PREFERRED, "sipp", f"{self.service.ip}:{SIP_PORT}",
-            "-sf", str(scenario), "-s", EXTENSION, "-cid_str", f"%u{self._suffix}",
+            *preferred(self._nice), "sipp", f"{self.service.ip}:{SIP_PORT}",
+            "-sf", str(scenario), "-s", self._extension, "-cid_str", f"%u{self._suffix}",
             "-i", self._host, "-p", str(self._port),
             "-rtp_echo", "-mi", self._host, "-mp", str(rtp_port),
             "-m", str(self.count), "-l", str(self.count), "-r", str(CALLS_PER_S),

@@ -57,16 +57,13 @@ class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Keepalive; `sent_us` comes back in the echo and is meaningful to the sender only."""
+    """Keepalive. `echo_us` is `sent_us` of the peer's newest beat (it alone can read it), which
+    came `held_us` ago; -1 before the first."""
 
     sent_us: int
+    echo_us: int
+    held_us: int
     heads: list[Head]
-
-
-class Echo(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Answer to a beat."""
-
-    sent_us: int
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -104,7 +101,6 @@ class Found(msgspec.Struct, frozen=True, array_like=True, tag=7):
 Message: TypeAlias = (
     Hello
     | Beat
-    | Echo
     | Request
     | Response
     | Want

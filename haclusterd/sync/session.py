@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol, cast
+from zlib import crc32
 
 import msgspec
 
 from haclusterd.sync.codec import (
     VERSION,
     Beat,
-    Echo,
     FrameReader,
     Head,
     Hello,
@@ -44,7 +45,7 @@ class SyncTiming(msgspec.Struct, frozen=True):
     behind a copy may be and still count as in sync.
     """
 
-    beat_ms: int = 200
+    beat_ms: int = 333
     dead_ms: int = 1000
     connect_ms: int = 500
     backoff_ms_min: int = 50
@@ -106,6 +107,7 @@ class Session(asyncio.Protocol):
         self._scheduled = False
         self._turn = 0
         self._quiet_ticks = 0
+        self._echo_us = self._heard_us = -1
         self._tick: asyncio.TimerHandle | None = None
         self._reason = "closed by the peer"
 
@@ -225,12 +227,16 @@ class Session(asyncio.Protocol):
             self._hello(message)
         elif not self.ready:
             raise Malformed("the first message is not a hello")
-        elif isinstance(message, Echo):
-            self.rtt_ms = (_now_us() - message.sent_us) / 1000
         else:
             if isinstance(message, Beat):
-                self.send(Echo(message.sent_us))
+                self._heard(message)
             self._owner.session_message(self, message)
+
+    def _heard(self, beat: Beat) -> None:
+        now_us = _now_us()
+        self._echo_us, self._heard_us = beat.sent_us, now_us
+        if beat.echo_us >= 0:
+            self.rtt_ms = max(0, now_us - beat.echo_us - beat.held_us) / 1000
 
     def _hello(self, hello: Hello) -> None:
         if self.ready:
@@ -248,8 +254,12 @@ class Session(asyncio.Protocol):
             self._owner.session_ready(self)
 
     def _schedule_tick(self) -> None:
-        delay_s = self._timing.beat_ms / 1000
-        self._tick = asyncio.get_running_loop().call_later(delay_s, self._beat)
+        """All sessions of a node tick together, to wake it once; those of others at other times."""
+        loop = asyncio.get_running_loop()
+        beat_s = self._timing.beat_ms / 1000
+        phase_s = crc32(self.node.encode()) % self._timing.beat_ms / 1000
+        ticks = math.floor((loop.time() - phase_s) / beat_s + 1e-3) + 1
+        self._tick = loop.call_at(ticks * beat_s + phase_s, self._beat)
 
     def _beat(self) -> None:
         self._quiet_ticks += 1  # ticks, not time: a loop that was held up saw no silence
@@ -257,7 +267,9 @@ class Session(asyncio.Protocol):
             self.abort("dead", f"silent for {self._timing.dead_ms} ms")
             return
         if self.ready and self._writable:
-            self.send(Beat(_now_us(), self._owner.session_heads()))
+            now_us = _now_us()
+            held_us = now_us - self._heard_us if self._echo_us >= 0 else 0
+            self.send(Beat(now_us, self._echo_us, held_us, self._owner.session_heads()))
         self._schedule_tick()
 
 

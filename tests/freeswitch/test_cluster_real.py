@@ -47,7 +47,9 @@ PLAN = LabPlan(masters=1, slaves=2, freeswitch="real")
 CALLS = 10
 SLAVE_AGAIN_S = 60.0
 LOOKED_ON_S = 2.0
-AT_ONCE_MS = 25  # far less than any takeover; a busy machine needs more than 10 for two kills
+AT_ONCE_MS = 10
+QUIET_GAP_MS = 100  # on a busy machine: what a call hears of a takeover that is not its own
+TRIES = 3
 
 
 def good(outcomes: list[Outcome]) -> None:
@@ -100,13 +102,14 @@ def test_calls_move_once_and_live_on(fault: str, calls: int) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, CALLS, 100])
-def test_calls_hear_nothing_of_a_frozen_agent_or_an_upgrade(calls: int) -> None:
+def test_calls_hear_nothing_of_a_lost_agent_or_an_upgrade(calls: int) -> None:
     with ready_cluster(PLAN, None, print) as lab:
         bring_calls(lab, {"east1": calls}, print)
-        phases = [endure(lab, fault, print) for fault in ("upgrade", "freeze-agent")]
+        phases = [endure(lab, fault, print) for fault in ("upgrade", "kill-agent", "freeze-agent")]
         outcomes = conclude(lab, phases)
     good(outcomes)
     for outcome in outcomes:
+        assert (outcome.rtp_lost, outcome.rtp_restarts) == (0, 0)
         assert len(outcome.verdicts) == calls
         assert outcome.owners == {"east1": "fs-a"}
         assert reinvites(outcome) == {0}
@@ -181,22 +184,51 @@ def test_a_slave_that_serves_takes_a_second_service() -> None:
     assert [len(outcome.foreign) for outcome in outcomes] == [CALLS, CALLS]
 
 
-@pytest.mark.parametrize("masters", [2, 3])
-def test_two_masters_lost_at_once_go_to_one_slave_each(masters: int) -> None:
-    with ready_cluster(replace(PLAN, masters=masters, slaves=2), None, print) as lab:
+@pytest.mark.parametrize("fault", ["freeswitch", "node"])
+def test_eg2_eg25_two_masters_lost_within_10_ms_go_to_one_slave_each(fault: str) -> None:
+    for _ in range(TRIES):
+        spread_ms = two_masters_lost(fault)
+        if spread_ms < AT_ONCE_MS:
+            return
+        print(f"again: the scheduler put {spread_ms:.1f} ms between the two faults")
+    pytest.fail(f"never two {fault} faults within {AT_ONCE_MS} ms in {TRIES} runs")
+
+
+def two_masters_lost(fault: str) -> float:
+    """One run, all of it asserted but how far apart the faults were: that is returned, in ms."""
+    with ready_cluster(replace(PLAN, masters=3, slaves=2), None, print) as lab:
         bring_calls(lab, {service.name: CALLS for service in lab.plan.services}, print)
-        phase = endure(lab, "freeswitch", print, victims=("fs-a", "fs-b"))
-        apart_ms = abs(phase.injections[0].at_ns - phase.injections[1].at_ns) / 1e6
-        slaves = [node.id for node in lab.plan.nodes[masters:]]
-        kept = [channels(lab, node) for node in slaves]
+        third = lab.nodes["fs-c"].switch
+        assert third is not None
+        before = third.recovery_rows()
+        phase = endure(lab, fault, print, victims=("fs-a", "fs-b"))
+        kept = {node: channels(lab, node) for node in ("fs-c", "fs-d", "fs-e")}
+        after = third.recovery_rows()
         outcome = conclude(lab, [phase])[0]
     good([outcome])
-    assert apart_ms < AT_ONCE_MS
-    assert sorted([outcome.owners["east1"], outcome.owners["east2"]]) == slaves
-    assert kept == [CALLS, CALLS]
+    assert {outcome.owners["east1"], outcome.owners["east2"]} == {"fs-d", "fs-e"}
+    assert outcome.owners["east3"] == "fs-c"
+    assert kept == {"fs-c": CALLS, "fs-d": CALLS, "fs-e": CALLS}
+    assert len(before) == CALLS
+    assert after == before
     assert len(outcome.verdicts) == 2 * CALLS
-    assert len(outcome.foreign) == (masters - 2) * CALLS
     assert reinvites(outcome) == {1}
+    assert len(outcome.foreign) == CALLS
+    assert not any(v.reinvites or v.rtp_lost or v.rtp_restarts for v in outcome.foreign)
+    assert max(verdict.gap_ms for verdict in outcome.foreign) < QUIET_GAP_MS
+    return phase.spread_ms
+
+
+@pytest.mark.parametrize("fault", ["stun-heart", "stun-switch"])
+def test_a_stun_costs_silence_for_its_time_and_no_call(fault: str) -> None:
+    with ready_cluster(PLAN, None, print) as lab:
+        outcome = measure(lab, fault, print, calls=CALLS)
+    good([outcome])
+    assert len(outcome.verdicts) == CALLS
+    assert outcome.rtp_lost >= CALLS
+    # The owner that was kept has the same calls, and says nothing in them.
+    assert reinvites(outcome) == {int(outcome.moved)}
+    assert {verdict.rtp_restarts for verdict in outcome.verdicts} == {int(outcome.moved)}
 
 
 def test_new_calls_share_no_port_with_recovered_ones() -> None:

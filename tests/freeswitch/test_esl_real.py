@@ -228,8 +228,8 @@ def recover(
         await until(lambda: recovery.problem == "")
         began = asyncio.get_running_loop().time()
 
-        def note(stage: str, legs: int) -> None:
-            stages[stage] = (asyncio.get_running_loop().time() - began) * 1000
+        def note(stage: str, legs: int, at: float) -> None:
+            stages[stage] = (at - began) * 1000
 
         verdicts = await recovery.recover(
             profile, [profile], records, note, epoch=1, outage_began=began

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from haclusterd.heart.clock import jiffy_us
 from haclusterd.heart.errors import HeartError
-from haclusterd.heart.fence import FencedService, KernelLease, RuleFence, load_fence
+from haclusterd.heart.fence import FencedService, KernelLease
 from haclusterd.heart.nft import table_name
-from tests.lab.heart_net import inside, needs_root, run, two_hosts
+from tests.lab.heart_net import (
+    Ear,
+    hear_once_resolved,
+    inside,
+    last_output_ms,
+    mac_of,
+    needs_root,
+    python_in,
+    run,
+    sender,
+    two_hosts,
+)
 
 pytestmark = [pytest.mark.lab, needs_root]
 
@@ -36,38 +42,10 @@ def hosts() -> Iterator[tuple[str, str]]:
         yield pair
 
 
-def sender(address: str) -> socket.socket:
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-    made.bind((address, 0))
-    return made
-
-
-class Ear:
-    """A UDP socket in the right host: does what `left` sends arrive?"""
-
-    def __init__(self, address: str) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.socket = socket.socket(family, socket.SOCK_DGRAM)
-        self.socket.bind((address, 4000))
-        self.socket.setblocking(False)
-        self.address = address
-
-    def hears(self, source: socket.socket) -> bool:
-        source.sendto(b"x", (self.address, 4000))
-        ready, _, _ = select.select([self.socket], [], [], 0.03)
-        if ready:
-            self.socket.recv(10)
-        return bool(ready)
-
-
 @pytest.fixture
 def ears(hosts: tuple[str, str]) -> tuple[Ear, Ear]:
     with inside(hosts[1]):
         return Ear("10.9.0.2"), Ear("fd00:9::2")
-
-
-def hear_once_resolved(ear: Ear, source: socket.socket) -> bool:
-    return any(ear.hears(source) for _try in range(20))
 
 
 def test_closed_at_load_open_while_renewed_closed_at_once(
@@ -147,13 +125,31 @@ def test_a_set_that_takes_no_element_is_not_a_table_that_is_gone(hosts: tuple[st
         fence.unload()
 
 
-def test_arp_is_fenced(hosts: tuple[str, str]) -> None:
+def test_a_service_of_ipv6_only(hosts: tuple[str, str], ears: tuple[Ear, Ear]) -> None:
+    with inside(hosts[0]):
+        fence = KernelLease(TABLE, {0: FencedService(("eth0",), (V6,))}, fence_ms=2000, arm_ms=10)
+        fence.load()
+        six, four = sender(V6), sender(V4)
+        assert not ears[1].hears(six)
+        assert hear_once_resolved(ears[0], four), "it is no service's"
+        assert fence.arm()
+        assert fence.renew([0])
+        assert hear_once_resolved(ears[1], six)
+        assert fence.close([0])
+        assert not ears[1].hears(six)
+        fence.unload()
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+def test_the_kernel_answers_neighbours_only_while_open(
+    hosts: tuple[str, str], address: str
+) -> None:
     with inside(hosts[0]):
         fence = KernelLease(TABLE, SERVICES, fence_ms=1000, arm_ms=10)
         fence.load()
-    ping = ["ip", "netns", "exec", hosts[1], "ping", "-c1", "-W1", V4]
+    ping = ["ip", "netns", "exec", hosts[1], "ping", "-c1", "-W1", address]
     assert subprocess.run(ping, capture_output=True, check=False).returncode
-    assert "lladdr" not in run("ip", "-n", hosts[1], "neigh", "show", "to", V4)
+    assert "lladdr" not in run("ip", "-n", hosts[1], "neigh", "show", "to", address)
     assert fence.arm()
     assert fence.renew([0])
     run("ip", "-n", hosts[1], "neigh", "flush", "all")
@@ -209,36 +205,6 @@ def test_loopback_down_is_a_message_with_its_fix(hosts: tuple[str, str]) -> None
             fence.load()
 
 
-def test_rule_fence_stops_ipv4_and_ipv6(hosts: tuple[str, str], ears: tuple[Ear, Ear]) -> None:
-    with inside(hosts[0]):
-        four, six = sender(V4), sender(V6)
-        fence = RuleFence(SERVICES)
-        fence.load()
-        for ear, source in ((ears[0], four), (ears[1], six)):
-            with pytest.raises(OSError, match="denied"):
-                ear.hears(source)
-        assert fence.renew([0])
-        assert hear_once_resolved(ears[0], four)
-        assert hear_once_resolved(ears[1], six)
-        assert fence.close([0])
-        with pytest.raises(OSError, match="denied"):
-            ears[1].hears(six)
-        fence.unload()
-        assert "prohibit" not in run("ip", "rule") + run("ip", "-6", "rule")
-
-
-def test_without_nft_the_fallback_says_so(
-    hosts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with inside(hosts[0]):
-        fence, sentence = load_fence(TABLE, SERVICES, fence_ms=60, arm_ms=10)
-        assert fence.mode == "iprule"
-        assert fence.overlap_bound_ms == 1100
-        assert "apt-get install nftables" in sentence
-        fence.unload()
-
-
 _HOLDER = """
 import sys, time
 from haclusterd.heart.fence import FencedService, KernelLease
@@ -266,65 +232,20 @@ while True:
 """
 
 
-def _python(namespace: str, source: str) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parents[2])
-    command = ["ip", "netns", "exec", namespace, sys.executable, "-c", source]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root)
-
-
-def _last_output_ms(
-    namespace: str, holder: subprocess.Popen[bytes], mac: bytes
-) -> dict[str, float]:
-    """SIGSTOP the holder; per kind, ms until the last frame of the service on the wire."""
-    with inside(namespace):
-        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        wire.bind(("eth0", 3))
-    last: dict[str, float] = {}
-    stopped, end = 0.0, time.monotonic() + 0.1
-    try:
-        while (now := time.monotonic()) < end:
-            wire.settimeout(max(end - now, 0.001))
-            try:
-                frame = wire.recv(2000)
-            except TimeoutError:
-                break
-            finally:
-                if not stopped and now > end - 0.05:
-                    os.kill(holder.pid, signal.SIGSTOP)
-                    stopped, end = time.monotonic(), time.monotonic() + 0.3
-            kind = int.from_bytes(frame[12:14], "big")
-            if frame[6:12] != mac:
-                continue
-            if kind == 0x0800 and socket.inet_ntoa(frame[26:30]) == V4:
-                last["ipv4"] = time.monotonic()
-            elif kind == 0x86DD and frame[22:38] == socket.inet_pton(socket.AF_INET6, V6):
-                last["na" if frame[20] == 58 and frame[54] == 136 else "ipv6"] = time.monotonic()
-            elif kind == 0x0806 and socket.inet_ntoa(frame[28:32]) == V4:
-                last["arp"] = time.monotonic()
-    finally:
-        os.kill(holder.pid, signal.SIGCONT)
-        wire.close()
-    return {kind: (at - stopped) * 1000 for kind, at in last.items()}
-
-
 def test_a_stopped_process_falls_silent(hosts: tuple[str, str], ears: tuple[Ear, Ear]) -> None:
     """SIGSTOP ends IPv4, IPv6, ARP and NA within fence_ms + 20 ms, ten times of ten."""
     fence_ms = 60
     values = {"table": TABLE, "v4": V4, "v6": V6, "fence_ms": fence_ms}
-    holder = _python(hosts[0], _HOLDER.format(**values))
-    talker = _python(hosts[0], _TALKER.format(**values))
+    holder = python_in(hosts[0], _HOLDER.format(**values))
+    talker = python_in(hosts[0], _TALKER.format(**values))
     worst: dict[str, float] = {}
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
         time.sleep(0.5)
-        mac = bytes.fromhex(
-            run("ip", "netns", "exec", hosts[0], "cat", "/sys/class/net/eth0/address")
-            .strip()
-            .replace(":", "")
-        )
+        mac = mac_of(hosts[0])
         for _again in range(10):
-            ended = _last_output_ms(hosts[1], holder, mac)
+            ended = last_output_ms(hosts[1], holder, mac, V4, V6)
             assert set(ended) == {"ipv4", "ipv6", "arp", "na"}, "all four kinds were flowing"
             assert max(ended.values()) <= fence_ms + 20, ended
             for kind, at in ended.items():

@@ -6,16 +6,21 @@ import os
 import select
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from haclusterd.core.model import AddressSpec, ServiceSpec
+from haclusterd.heart.addresses import ANNOUNCE_ROUNDS, ServiceAddresses
 from haclusterd.heart.announce import Alien, Announcer
+from haclusterd.heart.clock import now_us
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.netlink import FOREVER_S, Address, Link, Netlink, NetlinkEvents
 from tests.lab.heart_net import inside, needs_root, run, two_hosts
 
 pytestmark = [pytest.mark.lab, needs_root]
 
+SECOND_US = 1_000_000
 V4, V6 = "10.9.0.50", "fd00:9::50"
 
 
@@ -140,6 +145,71 @@ def test_only_frames_about_our_addresses_wake_us(hosts: tuple[str, str]) -> None
     assert announcer.receive() == [Alien(V4, nic.mac.hex(":"))] * 2
     announcer.close()
     other.close()
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+def test_a_war_of_macs_is_told_seldom_and_answered_once(
+    hosts: tuple[str, str], address: str
+) -> None:
+    left, right = hosts
+    with inside(right):
+        rivals = [Announcer("eth0", bytes([2, 0, 0, 0, 9, n]), [address]) for n in (1, 2)]
+        netlink = Netlink()
+        listener = Announcer("eth0", eth0(netlink).mac, [address])
+    with inside(left):
+        ours = eth0(Netlink()).mac
+        addresses = service_addresses(address)
+    addresses.add(0, now_us())
+    told = []
+    for _round in range(140):
+        for rival in rivals:
+            rival.announce(address)
+        time.sleep(0.005)
+        told += addresses.receive("eth0", now_us())
+        assert addresses.look_after(now_us()) == []
+    assert [alien.mac[-2:] for alien in told] in (["01", "02"], ["01", "02", "02"])
+    assert addresses.flooded("eth0") is (address == V4)  # two frames a round for IPv4
+    spoken = [alien.mac for alien in listener.receive(limit=1000)]
+    assert spoken.count(ours.hex(":")) == ANNOUNCE_ROUNDS * (2 if address == V4 else 1)
+    addresses.listen_again()
+    assert not addresses.flooded("eth0")
+    addresses.remove(0)
+    addresses.close()
+
+
+def service_addresses(*addresses: str) -> ServiceAddresses:
+    specs = tuple(AddressSpec(a, 64 if ":" in a else 24, "eth0") for a in addresses)
+    services = [ServiceSpec("east", specs)]
+    made = ServiceAddresses(services, Netlink(), valid_s=5, renew_us=SECOND_US)
+    made.refresh_links()
+    return made
+
+
+def test_an_address_that_failed_duplicate_detection_is_replaced(hosts: tuple[str, str]) -> None:
+    left, right = hosts
+    run("ip", "-n", right, "addr", "add", f"{V6}/64", "dev", "eth0", "nodad")
+    run("ip", "-n", left, "addr", "add", f"{V6}/64", "dev", "eth0")
+    end = time.monotonic() + 10
+    while "dadfailed" not in run("ip", "-n", left, "-6", "addr", "show", "dev", "eth0"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    with inside(left):
+        addresses = service_addresses(V6)
+    assert addresses.add(0, now_us()) == ""
+    shown = run("ip", "-n", left, "-6", "addr", "show", "dev", "eth0")
+    line = next(text for text in shown.splitlines() if V6 in text)
+    assert "dadfailed" not in line
+    assert "tentative" not in line
+    assert "nodad" in line
+    addresses.close()
+
+
+def test_disabled_ipv6_is_named_with_its_fix(hosts: tuple[str, str]) -> None:
+    with inside(hosts[0]):
+        Path("/proc/sys/net/ipv6/conf/eth0/disable_ipv6").write_text("1\n")
+        addresses = service_addresses(V6)
+        assert "disable_ipv6 to 0" in addresses.add(0, now_us())
+        addresses.close()
 
 
 def test_source_rules_are_set_once(hosts: tuple[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -14,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from haclusterd.heart.announce import Announcer
+from haclusterd.heart.nft import table_name
+from haclusterd.heart.ruleset import RulesetEvents
 from tests.lab.heart_cluster import SERVICE_IPS, HeartCluster, HeartNode, Prober, hearts
-from tests.lab.heart_net import needs_root, run
+from tests.lab.heart_net import inside, needs_root, run
 
 pytestmark = [pytest.mark.lab, needs_root]
 
@@ -134,6 +138,54 @@ def test_a_flushed_ruleset_is_loaded_again(cluster: HeartCluster, owner: HeartNo
     assert "do not `flush ruleset`" in owner.said()
 
 
+def next_change(events: RulesetEvents) -> float:
+    """When the table was damaged, or was whole again, whichever comes now."""
+    before = events.damaged
+    while events.damaged == before:
+        assert select.select([events], [], [], 5)[0], "nobody loads the fence again"
+        events.receive(limit=1)
+    return time.monotonic()
+
+
+def test_a_flood_of_false_announcements_is_a_few_lines(
+    cluster: HeartCluster, owner: HeartNode
+) -> None:
+    said = owner.said()
+    with inside(cluster.switch):
+        rivals = [Announcer("br2", bytes([2, 0, 0, 0, 9, n]), [A]) for n in range(8)]
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        for rival in rivals:
+            rival.announce(A)
+        time.sleep(0.002)
+    lines = re.findall(r"02:00:00:00:09:\S+ answers for", owner.said()[len(said) :])
+    assert 1 <= len(lines) <= 5
+    for rival in rivals:
+        rival.close()
+    assert cluster.holders(A) == [owner.id]
+
+
+@pytest.mark.parametrize(
+    "harm", ["flush ruleset", "flush chain netdev {table} guard", "delete table netdev {table}"]
+)
+def test_harm_to_the_fence_wakes_heart(cluster: HeartCluster, owner: HeartNode, harm: str) -> None:
+    """Also harm that leaves the chain which heart drives, so that no renewal would notice."""
+    time.sleep(1.1)  # at most one load a second
+    table = table_name("hearts", owner.id)
+    before = run("ip", "netns", "exec", owner.namespace, "nft", "list", "chains")
+    with inside(owner.namespace):
+        events = RulesetEvents(table)
+        nft = subprocess.Popen(["nft", *harm.format(table=table).split()])
+        harmed = next_change(events)
+        unfenced_ms = (next_change(events) - harmed) * 1000
+        assert nft.wait() == 0
+        events.close()
+    print(f"{harm}: unfenced for {unfenced_ms:.0f} ms")
+    assert run("ip", "netns", "exec", owner.namespace, "nft", "list", "chains") == before
+    assert unfenced_ms < 900, "not by the look once a second"
+    settled(cluster)
+
+
 def test_an_address_taken_away_comes_back(cluster: HeartCluster, owner: HeartNode) -> None:
     run("ip", "-n", owner.namespace, "addr", "del", f"{A}/24", "dev", "svc0")
     time.sleep(0.3)
@@ -212,12 +264,13 @@ def test_a_frozen_owner_is_replaced_and_never_speaks_again(
 
 
 def test_a_planned_stop_hands_over_first(cluster: HeartCluster, owner: HeartNode) -> None:
+    pid = owner.pid
     gap_ms = gap_during(cluster, 3.0, lambda: owner.signal(signal.SIGTERM))
     print(f"planned stop: {gap_ms:.1f} ms without an answer")
     assert gap_ms < 60
     assert not owner.has(A)
     end = time.monotonic() + 5
-    while Path(f"/proc/{owner.pid}").exists() and time.monotonic() < end:
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         if owner.process is not None:
             owner.process.poll()
         time.sleep(0.05)

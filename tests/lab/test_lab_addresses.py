@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from haclusterd.lab import netns
+from haclusterd.lab.faults import STUN_MS
 from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import measure, ready_cluster
@@ -24,9 +25,13 @@ pytestmark = [
 MOVED_MS = 500.0
 
 
-def strike(fault: str, freeswitch: str = "none", nics: int = 2) -> Outcome:
-    plan = LabPlan(masters=1, slaves=2, nics=nics, freeswitch=freeswitch)
+def strike(
+    fault: str, freeswitch: str = "none", nics: int = 2, *, kernel_fence: bool = True
+) -> Outcome:
+    plan = LabPlan(masters=1, slaves=2, nics=nics, freeswitch=freeswitch, kernel_fence=kernel_fence)
     with ready_cluster(plan, None, print) as lab:
+        for node in lab.nodes.values():
+            assert ("overlap_bound_ms" in str(node.status())) is not kernel_fence
         outcome = measure(lab, fault, print)
     print(outcome.line())
     assert outcome.problems == []
@@ -39,6 +44,19 @@ def test_a_lost_owner_is_replaced_once(fault: str) -> None:
     outcome = strike(fault)
     assert outcome.owners == {"east1": "fs-b"}
     assert outcome.outage_ms < MOVED_MS
+
+
+@pytest.mark.parametrize("fault", ["freeze-heart", "links"])
+def test_without_nf_tables_the_watchdog_leaves_one_holder(fault: str) -> None:
+    outcome = strike(fault, kernel_fence=False)
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.outage_ms < MOVED_MS
+
+
+def test_without_nf_tables_an_upgrade_moves_nothing() -> None:
+    outcome = strike("upgrade", kernel_fence=False)
+    assert not outcome.moved
+    assert outcome.outage_ms < 60
 
 
 def test_the_death_of_the_watched_process_moves_the_address_at_once() -> None:
@@ -58,8 +76,11 @@ def test_what_is_no_loss_moves_nothing(fault: str) -> None:
 
 
 def test_a_short_outage_of_the_switch_has_one_holder() -> None:
-    """Who owns it afterwards depends on the phase of the beats; that there is one does not."""
+    """Who owns it afterwards is a matter of 40 ms, on a busy machine of chance; that it is one is
+    not."""
     outcome = strike("stun-switch")
+    assert outcome.stun_ms is not None
+    assert outcome.stun_ms >= STUN_MS
     assert outcome.owners["east1"] in ("fs-a", "fs-b")
     assert outcome.outage_ms < MOVED_MS
 

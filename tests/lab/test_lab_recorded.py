@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from haclusterd.lab import netns
-from haclusterd.lab.faults import Injector
+from haclusterd.lab.faults import Injector, strike
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.node import LabNode
 from haclusterd.lab.plan import LabPlan
@@ -43,7 +43,8 @@ def test_foretold_recorded_replayed_explained(tmp_path: Path) -> None:
         assert (foretold["was"], foretold["outcome"]) == ("fs-a", "moved")
         assert owner_of(lab, service, watcher) == "fs-a", "asking changed nothing"
 
-        Injector(lab.topology, lab.nodes["fs-a"], "node").fire().complete()
+        (injection,) = strike([Injector(lab.topology, lab.nodes["fs-a"], "node")])
+        injection.complete()
         lab.wait(lambda: owner_of(lab, service, watcher) not in (None, "fs-a"), 10, "a new owner")
         owner = owner_of(lab, service, watcher)
         assert owner == foretold["owner"]

@@ -282,15 +282,18 @@ async def test_before_hearts_first_word_everything_but_live_is_503(
 
 
 async def test_bodies_and_headers(http: Http, source: FakeSource) -> None:
-    source.history.add("T101", "<b>claims</b>")
+    source.history.add("T101", "<b>claims</b>\x1b[2J\u202e")
     code, headers, body = await path_of(http, "/")
     assert code == 200
     assert "default-src 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
-    assert b"&lt;b&gt;claims&lt;/b&gt;" in body
+    assert rb"&lt;b&gt;claims&lt;/b&gt;\x1b[2J\u202e" in body
     assert b"x&lt;script&gt;" in body
     assert b"<script" not in body
     assert json.loads((await path_of(http, "/status"))[2])["node"] == "fs-a"
+    raw = (await path_of(http, "/history"))[2].decode().rstrip("\n")
+    assert raw.isprintable()
+    assert json.loads(raw)[-1]["text"] == "<b>claims</b>\x1b[2J\u202e"
     metrics = (await path_of(http, "/metrics"))[2].decode()
     assert 'haclusterd_node_role{node="fs-a",role="master"} 1.0' in metrics
     assert 'haclusterd_events_total{event="decisions"} 4.0' in metrics

@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent.history import FOLLOWER_QUEUE, FOLLOWERS_MAX, History, TooMany
-from haclusterd.agent.logs import REPEATS_MAX, RateLimit
-from haclusterd.agent.pid import read_process
+from haclusterd.agent.logs import REPEATS_MAX, JournalFormat, RateLimit
+from haclusterd.agent.pid import ExitWatch, Process, read_process, running
 from haclusterd.agent.reports import FILE_BYTES_MAX, Reports
 from haclusterd.agent.starting import Starter
-from haclusterd.agent.state_file import (
-    NAME,
-    StateFileError,
-    encode,
-    promises,
-    read,
-)
 from haclusterd.core.model import NOBODY, Identity
+from haclusterd.core.promises import FILE_BYTES_MAX as PROMISES_BYTES_MAX
+from haclusterd.core.promises import FILE_NAME as NAME
+from haclusterd.core.promises import PromisesError, decode, encode
 from haclusterd.files import write_atomically
 from haclusterd.heart.promised import read_promises
 from tests.fixtures.agent_parts import spec
@@ -32,38 +30,33 @@ from tests.fixtures.agent_parts import spec
 def test_heart_reads_what_the_agent_wrote(tmp_path: Path) -> None:
     cluster = spec()
     given = (Identity(7, 1, 2**63), NOBODY)
-    content = encode("voice1", "fs-a", cluster.nodes, cluster.services, given)
-    write_atomically(tmp_path / NAME, content)
+    write_atomically(tmp_path / NAME, encode(cluster, "boot", given))
     assert read_promises([tmp_path], cluster) == (given, "")
-    state = read(tmp_path / NAME, "voice1")
-    assert state is not None
-    assert promises(state, cluster.nodes, cluster.services) == given
     assert oct((tmp_path / NAME).stat().st_mode)[-3:] == "600"
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
-def test_promises_follow_names_not_positions(tmp_path: Path) -> None:
+def test_promises_follow_names_not_positions() -> None:
     cluster = spec()
-    content = encode(
-        "voice1", "fs-a", cluster.nodes, cluster.services, (Identity(7, 1, 5), Identity(3, 2, 6))
+    content = encode(cluster, "boot", (Identity(7, 1, 5), Identity(3, 2, 6)))
+    turned = msgspec.structs.replace(
+        cluster, nodes=cluster.nodes[::-1], services=cluster.services[::-1]
     )
-    write_atomically(tmp_path / NAME, content)
-    state = read(tmp_path / NAME, "voice1")
-    assert state is not None
-    turned = promises(state, cluster.nodes[::-1], cluster.services[::-1])
-    assert turned == (Identity(3, 0, 6), Identity(7, 1, 5))
+    assert decode(content, turned) == (Identity(3, 0, 6), Identity(7, 1, 5))
 
 
-def test_a_missing_state_file_is_none_a_foreign_or_damaged_one_an_error(tmp_path: Path) -> None:
-    path = tmp_path / NAME
-    assert read(path, "voice1") is None
+def test_a_missing_state_file_is_none_a_foreign_or_damaged_one_says_why(tmp_path: Path) -> None:
+    path, cluster = tmp_path / NAME, spec()
+    assert read_promises([tmp_path], cluster) == (None, "")
     path.write_text("{")
-    with pytest.raises(StateFileError, match=r"damaged.*Fix"):
-        read(path, "voice1")
-    cluster = spec()
-    path.write_bytes(encode("other", "fs-a", cluster.nodes, cluster.services, ()))
-    with pytest.raises(StateFileError, match="cluster 'other'"):
-        read(path, "voice1")
+    promises, complaint = read_promises([tmp_path], cluster)
+    assert promises is None
+    assert re.search(rf"{path}: is damaged .*not known.*Fix", complaint)
+    other = msgspec.structs.replace(cluster, name="other")
+    with pytest.raises(PromisesError, match="cluster 'other'"):
+        decode(encode(other, "boot", ()), cluster)
+    with pytest.raises(PromisesError, match="larger than"):
+        decode(b" " * (PROMISES_BYTES_MAX + 1), cluster)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -100,6 +93,25 @@ def test_a_pid_file_counts_only_while_its_process_lives(tmp_path: Path) -> None:
     path.write_text(str(child.pid))
     assert read_process(path) is None, "a zombie is no FreeSWITCH"
     child.wait()
+
+
+async def test_the_end_of_a_process_is_news_at_once_and_another_one_is_not_mistaken_for_it() -> (
+    None
+):
+    child = subprocess.Popen(["sleep", "20"])
+    process = running(child.pid)
+    assert process is not None
+    watch = ExitWatch()
+    assert not watch.watch(Process(child.pid, process.start + 1)), "the pid was reused"
+    assert watch.watch(process)
+    waiting = asyncio.create_task(watch.wait(10))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    child.kill()
+    await asyncio.wait_for(waiting, 2)
+    child.wait()
+    assert not watch.watch(process), "it is gone"
+    watch.close()
 
 
 async def test_a_slow_follower_loses_the_oldest_and_stops_nobody() -> None:
@@ -195,3 +207,14 @@ async def test_what_was_shut_down_on_purpose_stays_down(tmp_path: Path) -> None:
     await asyncio.sleep(0.5)
     assert not (tmp_path / "mark").exists()
     await starter.stop()
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_others_wrote_is_shown_in_the_log_as_it_is(journal: bool) -> None:
+    record = logging.LogRecord(
+        "a", logging.WARNING, "", 1, "ESL: %s", ("no\x1b[2J\u202e\nx",), None
+    )
+    text = JournalFormat(journal).format(record)
+    assert r"no\x1b[2J\u202e" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert ("\n" in text) is not journal

@@ -185,6 +185,45 @@ async def test_a_freeswitch_that_came_back_gets_the_calls_of_services_that_staye
     assert bench.reports.find("last").cause == "FreeSWITCH came back"
 
 
+async def test_a_freeswitch_that_dies_in_mid_takeover_gets_every_call_again(bench: Bench) -> None:
+    bench.replication.inherited = [record("u1"), record("u2", version=5)]
+    bench.switch.hold.clear()
+    bench.services.recover(recover())
+    await asyncio.sleep(0.02)
+    await bench.services.call_changes([record("u1", version=9)])  # was up, and tracked, already
+    await bench.services.freeswitch_replaced()
+    bench.switch.lost = {"u1"}
+    bench.switch.hold.set()
+    await bench.services.call_changes([record("u2", version=11)])
+    await bench.settle()
+    (call,) = [done for done in bench.switch.done if done[0] == "recover"]
+    assert sorted(call[3]) == ["u1", "u2"]
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 99), True, "")]
+    assert Tombstone("east", "u1", 9, "") in bench.replication.appended
+    assert bench.replication.settled == ["east"]
+    await bench.services.freeswitch_replaced()  # now everything has its verdict: in place
+    await bench.settle()
+    assert bench.reports.find("last").cause == "FreeSWITCH came back"
+
+
+async def test_a_recovery_that_failed_half_way_is_done_again_as_a_whole(bench: Bench) -> None:
+    bench.replication.inherited = [record("u1"), record("u2")]
+    bench.switch.fail = SwitchError("FreeSWITCH died")
+    bench.services.recover(recover())
+    await bench.services.call_changes([record("u1", version=9)])  # was up, and tracked, already
+    await asyncio.sleep(1.2)
+    ended = RecoveryEnded(0, Identity(7, 0, 99), False, "FreeSWITCH died")
+    assert bench.sent == [ended]
+    bench.switch.fail = None
+    bench.services.freeswitch_connected()
+    await bench.services.freeswitch_replaced()
+    await bench.services.call_changes([record("u2", version=11)])
+    await bench.settle()
+    assert sorted(bench.switch.done[-1][3]) == ["u1", "u2"]
+    assert bench.sent == [ended, RecoveryEnded(0, Identity(7, 0, 99), True, "")]
+    assert bench.replication.settled == ["east"]
+
+
 async def test_old_rows_are_cleared_at_every_login(bench: Bench) -> None:
     bench.services.freeswitch_connected()
     assert bench.services.busy("west") == "clearing old rows"

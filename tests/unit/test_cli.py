@@ -17,6 +17,7 @@ import pytest
 from haclusterd.cli import tables
 from haclusterd.cli.main import main
 from haclusterd.cli.show import Table, plain, show, style_of
+from haclusterd.config import load_cluster
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -263,8 +264,21 @@ def test_keys_are_created_once(config: Path, capsys: Printed) -> None:
     written = [Path(p) for p in json.loads(capsys.readouterr().out)["written"]]
     assert {p.name for p in written} >= {"cluster.key", "ca.crt", "fs-a.key", "fs-c.crt"}
     assert all(p.stat().st_mode & 0o777 == 0o600 for p in written)
-    assert main(["keys", "create", "--config", str(config)]) == 1
-    assert "refusing to overwrite" in capsys.readouterr().err
+    assert main(["keys", "create", "--config", str(config)]) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_a_node_more_is_told_what_to_copy(config: Path, capsys: Printed) -> None:
+    main(["keys", "create", "--config", str(config)])
+    assert "copy " in capsys.readouterr().out
+    more = '[[node]]\nid = "fs-z"\nlinks = ["10.99.7.9"]\n[[service]]'
+    links = len(load_cluster(config).nodes[0].links)
+    more = more.replace('["10.99.7.9"]', json.dumps([f"10.9{k}.7.9" for k in range(links)]))
+    config.write_text(config.read_text().replace("[[service]]", more, 1))
+    assert main(["keys", "create", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "copy to fs-z, into the same folder: cluster.key, ca.crt, fs-z.crt, fs-z.key" in told
+    assert f"the same {config.name} as fs-z" in told
 
 
 def test_the_socket_is_found_by_the_configuration(config: Path, capsys: Printed) -> None:
@@ -326,3 +340,19 @@ def test_a_terminal_gets_the_same_words_and_no_markup_of_others(
     show(tables.status(found), out)
     assert "[red]not markup[/red]" in out.getvalue()
     assert "203.0.113.10/24 dev eth0" in out.getvalue()
+
+
+def test_words_of_others_never_command_the_terminal(
+    daemon: FakeDaemon, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caller ids, reasons, versions: an escape is shown as its number, a line break makes none."""
+    evil = "\x1b]0;x\x07\x9b2J\u202eslave\nfs-z  master"
+    report = json.loads(json.dumps(REPORT))
+    report["calls"]["verdicts"][-1]["reason"] = report["cause"] = evil
+    monkeypatch.setitem(ANSWERS, "report", report)
+    assert main(["report"]) == 0
+    shown = capsys.readouterr().out
+    assert r"\x1b]0;x\x07\x9b2J\u202eslave\x0afs-z  master" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert main(["--socket", f"/tmp/{evil}", "status"]) == 3
+    assert all(line.isprintable() for line in capsys.readouterr().err.split("\n"))

@@ -118,6 +118,7 @@ BAD: list[tuple[str, str, str, str, str]] = [
     ('"cluster.key"', '"fs-a.key"', "node[fs-a].id", "taken", "another id"),
     ("[timing]", "[timing]\nhearbeat_ms = 9", "timing.hearbeat_ms", "heartbeat_ms", "remove"),
     ("[timing]", "[timing]\nlease_ms = 0", "timing.lease_ms", "out of range", "1 to"),
+    ("[timing]", "[timing]\ndead_ms = 60001", "timing.dead_ms", "out of range", "60000"),
     ("[timing]", "[timing]\nlease_ms = true", "timing.lease_ms", "not an integer", "123"),
     ("[timing]", "[timing]\nlease_ms = 109", "timing.dead_ms", "148.5", "at least 151"),
     ("[timing]", "[timing]\nfence_ms = 100", "timing.fence_ms", "not below lease_ms", "75"),
@@ -129,8 +130,19 @@ BAD: list[tuple[str, str, str, str, str]] = [
     ('["systemctl"', "[3", "freeswitch.start_command", "item 1 is 3", '["..."'),
     ("port = 7801", "port = 7800", "heartbeat.port|sync.port", "already", "another port"),
     ("port = 7801", "port = 7802", "api.http", "7802 is already sync.port", "another port"),
+    ("port = 7801", "port = 8021", "sync.port", "already freeswitch.esl_port", "another port"),
+    ("port = 7801", "port = 0", "sync.port", "out of range", "1 to 65535"),
     ("[sync]\nport = 7801", "sync = 7801", "freeswitch.sync", "unknown key", "known here"),
     ("127.0.0.1:7802", "7802", "api.http", "ADDRESS:PORT", '"127.0.0.1:7802"'),
+    ("127.0.0.1:7802", "not a host:7802", "api.http", "ADDRESS:PORT", "7802"),
+    ('"127.0.0.1"', '""', "freeswitch.esl_host", "no address", "mod_event_socket"),
+    ('"cluster.key"', '"ca.key"', "cluster.key_file", "file of the CA", "cluster.key"),
+    ('"cluster.key"', '"fs-a.crt"', "node[fs-a].id", "taken", "another id"),
+    ("/run/haclusterd/", f"/run/{'x' * 87}/", "api.socket", "108 bytes", "shorter"),
+    ("/run/haclusterd/", f"/run/{'x' * 83}{{node}}/", "api.socket", "108 bytes", "shorter"),
+    ("/run/freeswitch/", "/run/\\u001b[2J/", "freeswitch.pid_file", "U+001B", "by hand"),
+    ("/run/freeswitch/", "/run/\\u202e/", "freeswitch.pid_file", "U+202E", "by hand"),
+    ('["systemctl"', '["a\\u0085"', "freeswitch.start_command", "U+0085", "by hand"),
     ("127.0.0.1:7802", "127.0.0.1:99999", "api.http", "ADDRESS:PORT", "7802"),
     ("[[service]]", "[servce]\n[[service]]", "servce", 'mean "service"', "known"),
     ('id = "fs-b"', 'id = "fs-a"', "node[fs-a].id", "twice", "rename"),
@@ -143,6 +155,13 @@ BAD: list[tuple[str, str, str, str, str]] = [
     ("10.1.0.2", "10.1.0", "node[fs-b].links", "not an IP address", "IPv4 or IPv6"),
     ("10.1.0.2", "224.0.0.1", "node[fs-b].links", "cannot serve", "this NIC"),
     ("10.1.0.2", "fe80::1", "node[fs-b].links", "cannot serve", "this NIC"),
+    ("10.1.0.2", "fe80::1%eth0", "node[fs-b].links", "cannot serve", "this NIC"),
+    ("10.1.0.2", "fd00::1%eth0", "node[fs-b].links", "has a scope", "this NIC"),
+    ("10.1.0.2", "0.0.0.0", "node[fs-b].links", "no address", "this NIC"),
+    ("10.1.0.2", "127.0.0.2", "node[fs-b].links", "loopback", "this NIC"),
+    ("10.1.0.2", "::1", "node[fs-b].links", "loopback", "this NIC"),
+    ("10.1.0.2", "255.255.255.255", "node[fs-b].links", "reserved", "this NIC"),
+    ("10.1.0.2", "::ffff:10.1.0.1", "node[fs-b].links", "write it as 10.1.0.1", "this NIC"),
     ("10.1.0.2", "fd00::2", "node[fs-b].links", "10.1.0.1 on fs-a", "one address family"),
     ("capacity = 1000", "capacity = 0", "node[fs-a].capacity", "out of range", "1 to"),
     ("capacity = 1000", "capcity = 9", "node[fs-a].capcity", 'mean "capacity"', "remove"),
@@ -153,7 +172,12 @@ BAD: list[tuple[str, str, str, str, str]] = [
     ("10/24 dev", "0/24 dev", "service[east].addresses", "network", "one host"),
     ("10/24 dev", "255/24 dev", "service[east].addresses", "broadcast", "one host"),
     ("203.0.113.10/24", "127.0.0.9/8", "service[east].addresses", "no client", "one host"),
-    ("dev eth0", "dev a-name-longer-than-15", "service[east].addresses", "NIC", "dev eth0"),
+    ("dev eth0", "dev a-name-longer-than-15", "service[east].addresses", "NIC", "at most 15"),
+    ("dev eth0", "dev ..", "service[east].addresses", "NIC", "at most 15"),
+    ("dev eth0", "dev eth0;", "service[east].addresses", "NIC", "ip link"),
+    ("10/24 dev", "10/0 dev", "service[east].addresses", "too wide", "one host"),
+    ("203.0.113.10", "240.0.0.1", "service[east].addresses", "reserved", "one host"),
+    ('["east"]', f"{[f'p{n}' for n in range(65)]}", "service[east].profiles", "65", "at most 64"),
     ("203.0.113.10", "10.1.0.3", "service[east].addresses", "link address of fs-c", "free"),
     ('preferred = "fs-a"', 'preferred = "fs-d"', "service[east].preferred", "no node", '"fs-a"'),
     ('profiles = ["east"]', 'profiles = "east"', "service[east].profiles", "array", '["..."]'),
@@ -339,3 +363,24 @@ def test_what_the_toml_reader_chokes_on_is_named(tmp_path: Path, content: str) -
 def test_only_regular_files_are_read() -> None:
     with pytest.raises(ConfigError, match="no regular file"):
         load_cluster(Path("/dev/zero"))
+
+
+def test_the_longest_paths_of_a_socket(write: Write, tmp_path: Path) -> None:
+    """107 bytes fit; `--run-dir` counts too, whatever the file says."""
+    config = load_cluster(write(changed("/run/haclusterd/", f"/run/{'x' * 82}{{node}}/")))
+    assert len(str(config.bound_to(0).api.socket)) == 107
+    run_dir = tmp_path / "r"
+    run_dir /= "x" * (106 - len(str(run_dir)) - len("/haclusterd.sock"))
+    assert len(str(load(write(GOOD), node="fs-a", run_dir=run_dir).api.socket)) == 107
+    with pytest.raises(ConfigError, match=r"--run-dir: .* has 108 bytes.*Fix: use a shorter"):
+        load(write(GOOD), node="fs-a", run_dir=Path(f"{run_dir}x"))
+
+
+def test_what_the_file_holds_never_commands_the_terminal(write: Write) -> None:
+    text = changed('id = "fs-b"', 'id = "\\u001b[31mfs\\u009b"\n"\\u001b[2J" = 1')
+    with pytest.raises(ConfigError) as caught:
+        load_cluster(write(text))
+    shown = str(caught.value)
+    assert r"\x1b[31mfs\x9b" in shown
+    assert r"\x1b[2J" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))

@@ -223,11 +223,16 @@ def test_recover_names_the_lost_owner_and_the_times() -> None:
     owner = Identity(3, 1, 7)
     bench.keep_hearing(200, (1, entry(owner, State.OWNED)), (2, STANDBY))
     bench.keep_hearing(180, (2, entry(owner)))
+    bench.obeys = False
     bench.hear(2, entry(bench.service.promise))
+    added_us = bench.service.times["granted"] + 700  # the kernel took its time
+    bench.give(inp.AddressesAdded(0, True, at_us=added_us))
     (recover,) = kinds(bench.asked, Recover)
     assert recover.from_node == 1
-    times = [recover.times[name] for name in ("last_heartbeat", "dead", "claimed", "granted")]
+    names = ("last_heartbeat", "dead", "claimed", "granted", "address_up")
+    times = [recover.times[name] for name in names]
     assert times == sorted(times)
+    assert times[-1] == added_us
     assert times[1] - times[0] >= 100_000
 
 

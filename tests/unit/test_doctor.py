@@ -12,6 +12,7 @@ from haclusterd import config as configuration
 from haclusterd import keys
 from haclusterd.cli.checks import Check, HostProbe, host_checks
 from haclusterd.cli.checks_freeswitch import core_db_check, facts_checks, process_checks
+from haclusterd.cli.checks_peers import peer_checks
 from haclusterd.cli.doctor import examine
 from haclusterd.cli.main import main
 from haclusterd.config import Config
@@ -110,8 +111,8 @@ def test_a_fit_host_passes(config: Config, host: FakeHost) -> None:
     assert {check.state for check in checks} == {"ok"}
     assert all(not check.fix for check in checks)
     assert {c.name for c in checks} == {
-        "keys", "links", "peer fs-b", "peer fs-c", "service NICs", "nf_tables", "capabilities",
-        "clock", "net.ipv4.ip_nonlocal_bind", "net.ipv6.ip_nonlocal_bind", "ESL password",
+        "keys", "links", "service NICs", "nf_tables", "capabilities", "clock",
+        "net.ipv4.ip_nonlocal_bind", "net.ipv6.ip_nonlocal_bind", "ESL password",
     }  # fmt: skip
 
 
@@ -149,13 +150,40 @@ def test_links_and_peers(config: Config, host: FakeHost) -> None:
     check = found(config, host, "links")
     assert (check.state, "10.98.0.1" in check.text) == ("failed", True)
     host.silent = {"10.98.0.2"}
-    assert found(config, host, "peer fs-b").state == "warning"
+    assert peer(config, host).state == "warning"
     host.silent = {"10.98.0.2", "10.99.0.2"}
-    check = found(config, host, "peer fs-b")
+    check = peer(config, host)
     assert check.state == "failed"
     assert "TCP 7801, UDP 7800" in check.fix
+    host.silent, host.reach = set(), "refused"
+    assert peer(config, host).fix == "start haclusterd on fs-b"
+
+
+def peer(config: Config, host: FakeHost, *links: tuple[bool, str]) -> Check:
+    """What doctor says of fs-b; `links`: (up, unreadable) as the daemon here has it, if it runs."""
+    addresses = zip(("10.99.0.2", "10.98.0.2"), links, strict=False)
+    shown = [{"address": a, "up": up, "unreadable": why} for a, (up, why) in addresses]
+    status = {"nodes": [{"id": "fs-b", "links": shown}]} if links else None
+    return next(c for c in peer_checks(config, host, status) if c.name == "peer fs-b")
+
+
+def test_a_peer_answers_when_beats_pass_both_ways(config: Config, host: FakeHost) -> None:
+    assert peer(config, host).state == "skipped", "a listening port is no proof"
+    assert peer(config, host, (True, ""), (True, "")).state == "ok"
+    check = peer(config, host, (True, ""), (False, ""))
+    assert (check.state, "10.98.0.2" in check.text) == ("warning", True)
+    check = peer(config, host, (False, ""), (False, ""))
+    assert (check.state, "listens" in check.text) == ("failed", True)
+    assert "UDP 7800" in check.fix
     host.reach = "refused"
-    assert found(config, host, "peer fs-c").fix == "start haclusterd on fs-c"
+    assert peer(config, host, (False, ""), (False, "")).fix == "start haclusterd on fs-b"
+
+
+def test_a_peer_whose_beats_cannot_be_read_fails(config: Config, host: FakeHost) -> None:
+    check = peer(config, host, (False, "bad mac"), (False, "bad mac"))
+    assert check.state == "failed"
+    assert "10.99.0.2 (bad mac)" in check.text
+    assert "sha256sum" in check.fix
 
 
 def test_files_nics_and_clock(config: Config, host: FakeHost) -> None:

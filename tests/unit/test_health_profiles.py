@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from haclusterd.freeswitch import console, profiles
+from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.health import Health, HealthProbe, parse_status
 from tests.fixtures.freeswitch.fake_esl import FakeEsl
@@ -79,6 +80,74 @@ async def test_hang_and_return(server: FakeEsl) -> None:
     server.send_all(b"Content-Type: api/response\nContent-Length: 1\n\nU")
     await until(lambda: probe.health.state == "up")
     assert [health.state for health in changes] == ["up", "hung", "up"]
+    await probe.stop()
+
+
+async def test_a_stall_of_the_agent_is_no_hang_of_freeswitch(server: FakeEsl) -> None:
+    server.api["status"] = lambda _: STATUS
+    changes: list[Health] = []
+    probe = HealthProbe(factory(server), changes.append, interval_ms=20)
+    await probe.start()
+    await until(lambda: probe.health.state == "up")
+    for _ in range(8):
+        server.api["status"] = lambda _: None  # is slow just while the agent has no CPU
+        await asyncio.sleep(0.005)
+        time.sleep(0.05)
+    server.api["status"] = lambda _: STATUS
+    server.send_all(b"Content-Type: api/response\nContent-Length: 1\n\nU")
+    await until(lambda: probe.health.misses == 0)
+    assert [health.state for health in changes] == ["up"]
+    server.api["status"] = lambda _: None
+    end = time.monotonic() + 5
+    while probe.health.state != "hung":  # an agent that is always late finds out all the same
+        assert time.monotonic() < end, "a hang is never seen"
+        await asyncio.sleep(0)
+        time.sleep(0.035)
+    await probe.stop()
+
+
+def thread(folder: Path, tid: int, waited_ms: int) -> None:
+    (folder / "7/task" / str(tid)).mkdir(parents=True, exist_ok=True)
+    (folder / "7/task" / str(tid) / "schedstat").write_text(f"1 {waited_ms * 1_000_000} 1\n")
+
+
+def test_waiting_for_a_cpu_counts_from_the_last_look(tmp_path: Path) -> None:
+    wait = CpuWait(lambda: 7, tmp_path)
+    assert wait.look() == 0.0, "nobody there"
+    thread(tmp_path, 7, 5000)
+    thread(tmp_path, 8, 100)
+    assert wait.look() == 0.0
+    thread(tmp_path, 8, 180)
+    thread(tmp_path, 9, 9000)
+    assert wait.look() == pytest.approx(0.08)
+    thread(tmp_path, 7, 6000)
+    wait.forget()
+    assert wait.look() == 0.0
+    assert CpuWait(lambda: 0, tmp_path).look() == 0.0
+
+
+class Starved(CpuWait):
+    """A FreeSWITCH that waits for a CPU all the time, until `starving` is over."""
+
+    starving = True
+
+    def look(self) -> float:
+        return 1.0 if self.starving else 0.0
+
+
+async def test_a_freeswitch_without_cpu_is_not_killed_a_stopped_one_is(server: FakeEsl) -> None:
+    server.api["status"] = lambda _: STATUS
+    changes: list[Health] = []
+    wait = Starved(lambda: 7)
+    probe = HealthProbe(factory(server), changes.append, interval_ms=20, cpu_wait=wait)
+    await probe.start()
+    await until(lambda: probe.health.state == "up")
+    server.api["status"] = lambda _: None
+    await asyncio.sleep(0.3)  # many times what a hang takes, half of what is excused
+    assert probe.health.state == "up"
+    wait.starving = False
+    await until(lambda: probe.health.state == "hung")  # it gets CPU, and is as silent
+    assert [health.state for health in changes] == ["up", "hung"]
     await probe.stop()
 
 

@@ -20,6 +20,7 @@ from haclusterd.heart.announce import (
     solicitation_frame,
 )
 from haclusterd.heart.errors import HeartError, refused
+from haclusterd.heart.fence import least_life_us
 from haclusterd.heart.nft import ruleset, table_name
 from haclusterd.heart.pidfd import WatchedProcess, start_time_ticks
 from haclusterd.heart.sdnotify import ServiceNotifier
@@ -119,6 +120,13 @@ def test_watchdog_is_for_this_process_only(monkeypatch: pytest.MonkeyPatch) -> N
     assert sdnotify.watchdog_interval_ms() == 0
     monkeypatch.setenv("WATCHDOG_USEC", "soon")
     assert sdnotify.watchdog_interval_ms() == 0
+
+
+def test_a_kernel_lease_lives_up_to_two_ticks_less_than_it_was_given() -> None:
+    assert least_life_us(60, 4000) == 56_000
+    assert least_life_us(10, 4000) == 4_000, "shorter than a beat of preset fast"
+    assert least_life_us(10, 1000) == 9_000
+    assert least_life_us(3, 10_000) == 0
 
 
 def test_clock_runs_on_and_a_jiffy_is_one_to_ten_ms() -> None:

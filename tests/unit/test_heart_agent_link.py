@@ -152,11 +152,11 @@ def test_a_reader_that_stalls_does_not_stall_the_journal() -> None:
     journal = Journal(write, levels=True)
     before = time.perf_counter()
     for _line in range(5 * LINES_MAX):
-        journal.say("x" * 200 + "\nforged <0> line")
+        journal.say("x" * 200 + "\nforged <0> line\x1b[2J\u202e")
     assert time.perf_counter() - before < 2
     first = os.read(read, 1 << 16).decode().splitlines()[0]
     assert first.startswith("<6>xxx")
-    assert "forged" in first, "one sentence is one line"
+    assert r"xx forged <0> line\x1b[2J\u202e" in first, "one sentence is one line"
     os.close(read)
     journal.close(0.5)
     os.close(write)

@@ -63,6 +63,7 @@ class FakeFence:
 
     mode: Mode = "nftables"
     overlap_bound_ms = 0
+    fault = ""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.calls = clock, []  # type: tuple[Clock, list[str]]
@@ -77,6 +78,9 @@ class FakeFence:
 
     def unload(self) -> None:
         self.calls.append("unload")
+
+    def hand_on(self) -> None:
+        self.calls.append("hand on")
 
     def begin_load(self) -> None:
         self.calls.append("load")
@@ -219,11 +223,14 @@ def test_a_lost_table_that_comes_back_costs_no_service(world: World) -> None:
 
 def test_results_come_back_as_inputs(world: World) -> None:
     results = world.executor.execute([CloseFence(0), AddAddresses(0), RemoveAddresses(0)])
-    assert results == [FenceClosed(0, True), AddressesAdded(0, True), AddressesRemoved(0, True)]
+    done_us = world.clock()
+    assert results == [
+        FenceClosed(0, True), AddressesAdded(0, True, at_us=done_us), AddressesRemoved(0, True)
+    ]  # fmt: skip
     world.fence.loaded, world.fence.refuse_load = False, True
     world.addresses.failure = "no NIC"
     results = world.executor.execute([CloseFence(0), AddAddresses(0)])
-    assert results == [FenceClosed(0, False), AddressesAdded(0, False, "no NIC")]
+    assert results == [FenceClosed(0, False), AddressesAdded(0, False, "no NIC", done_us)]
 
 
 def test_decisions_and_promises_go_to_the_agent(world: World) -> None:

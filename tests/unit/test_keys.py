@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import ssl
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_create_writes_everything_private(config: Config) -> None:
-    written = keys.create(config)
+    written = keys.create(config).written
     folder = config.key_file.parent
     nodes = {f"fs-{n}.{kind}" for n in "abc" for kind in ("crt", "key")}
     assert names_in(folder) == {path.name for path in written}
@@ -44,7 +46,7 @@ def test_create_writes_everything_private(config: Config) -> None:
 def test_private_even_with_an_open_umask(config: Config) -> None:
     before = os.umask(0)
     try:
-        written = keys.create(config)
+        written = keys.create(config).written
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o600}
@@ -134,13 +136,114 @@ def test_another_clusters_certificate_is_refused(config: Config, tmp_path: Path)
         handshake(server, client, "fs-a")
 
 
-@pytest.mark.parametrize("name", ["cluster.key", "ca.key", "fs-b.crt"])
-def test_refuses_to_overwrite(config: Config, tmp_path: Path, name: str) -> None:
+NODE_D = '[[node]]\nid = "fs-d"\nlinks = ["10.1.0.4", "10.2.0.4"]\n[[service]]'
+
+
+@pytest.fixture
+def grown(config: Config) -> Config:
+    """The same configuration with a node more."""
+    config.path.write_text(GOOD.replace("[[service]]", NODE_D))
+    return load_cluster(config.path)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names_in(folder)}
+
+
+def test_again_is_nothing_to_do(config: Config, tmp_path: Path) -> None:
+    first = keys.create(config)
+    before = contents_of(tmp_path)
+    again = keys.create(config)
+    assert (again.written, again.nodes) == ((), ())
+    assert set(again.kept) == set(first.written)
+    assert contents_of(tmp_path) == before
+    (tmp_path / "ca.key").unlink()
+    assert keys.create(config).written == ()
+
+
+def test_a_node_more_gets_its_certificate_and_nothing_else_changes(
+    config: Config, grown: Config, tmp_path: Path
+) -> None:
+    keys.create(config)
+    before = contents_of(tmp_path)
+    done = keys.create(grown)
+    assert [path.name for path in done.written] == ["fs-d.crt", "fs-d.key"]
+    assert done.nodes == ("fs-d",)
+    after = contents_of(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert {stat.S_IMODE(path.stat().st_mode) for path in done.written} == {0o600}
+    keys.check_readable(grown, "fs-d")
+    handshake(*contexts(grown, "fs-a", "fs-d"), "fs-a")
+    copied = {path.name for path in keys.to_copy(grown, "fs-d")}
+    assert copied == {"cluster.key", "ca.crt", "fs-d.crt", "fs-d.key"}
+
+
+def test_without_the_ca_key_nothing_is_signed(
+    config: Config, grown: Config, tmp_path: Path
+) -> None:
+    keys.create(config)
+    (tmp_path / "ca.key").unlink()
+    before = contents_of(tmp_path)
+    with pytest.raises(
+        KeysError, match=r"ca\.key: is missing.*signed for fs-d.*Fix: run this where"
+    ):
+        keys.create(grown)
+    assert contents_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ca.key", "nonsense", r"ca\.key with ca\.crt: the private key is not plain PEM"),
+        ("ca.crt", "nonsense", r"ca\.key with ca\.crt: the certificate is not PEM"),
+        ("ca.key", "fs-a.key", r"ca\.key with ca\.crt: .* belongs to another certificate"),
+        ("cluster.key", "nonsense", r"cluster\.key: does not begin"),
+    ],
+)
+def test_what_is_there_must_be_whole(
+    config: Config, grown: Config, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    keys.create(config)
+    source = tmp_path / content
+    (tmp_path / name).write_text(source.read_text() if source.exists() else content)
+    before = contents_of(tmp_path)
+    with pytest.raises(KeysError, match=message):
+        keys.create(grown)
+    assert contents_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [("cluster.key", 1), ("ca.key", 2), ("ca.crt", 2), ("fs-b.crt", 3), ("fs-b.key", 3)],
+)
+def test_a_file_alone_is_no_key_material(
+    config: Config, tmp_path: Path, name: str, problems: int
+) -> None:
     (tmp_path / name).write_text("precious")
-    with pytest.raises(KeysError, match=rf"refusing to overwrite .*{name}.*Fix:"):
+    with pytest.raises(KeysError, match=r"is missing.*Fix:") as caught:
         keys.create(config)
+    assert len(str(caught.value).splitlines()) == problems, "all that is wrong, at once"
     assert names_in(tmp_path) == {name}
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_ctrl_c_waits_for_the_whole_and_then_takes_it_back(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen = keys._place, list[int]()
+
+    def struck(source: Path, target: Path) -> None:
+        place(source, target)
+        # To this thread: others, left over from other tests, have it unblocked.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        seen.append(len(names_in(tmp_path)))
+
+    monkeypatch.setattr(keys, "_place", struck)
+    with pytest.raises(KeyboardInterrupt):
+        keys.create(config)
+    assert len(seen) == 9, "the interrupt waits"
+    assert len(names_in(tmp_path)) in (0, 9)
+    assert not list(tmp_path.glob(".keys-*"))
 
 
 @pytest.mark.parametrize("linked", [True, False])
@@ -175,7 +278,7 @@ def test_without_hard_links(
         raise PermissionError("no hard links here")
 
     monkeypatch.setattr(os, "link", no_links)
-    assert names_in(tmp_path) == set() != {path.name for path in keys.create(config)}
+    assert names_in(tmp_path) == set() != {path.name for path in keys.create(config).written}
     assert len(names_in(tmp_path)) == 9
 
 
@@ -270,7 +373,7 @@ def test_a_node_without_one_of_its_files(config: Config, tmp_path: Path, name: s
     [("fs-a.key", "belongs to another certificate"), ("ca.crt", "not issued by this CA")],
 )
 def test_files_of_two_creations(config: Config, tmp_path: Path, name: str, message: str) -> None:
-    written = keys.create(config)
+    written = keys.create(config).written
     old = (tmp_path / name).read_bytes()
     for path in written:
         path.unlink()

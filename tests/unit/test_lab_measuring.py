@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import tomllib
 from pathlib import Path
 
@@ -128,9 +129,15 @@ def live_call() -> CallWatch:
     media = "c=IN IP4 10.9.0.101\r\nm=audio 16400 RTP/AVP 0\r\n"
     sip(watch, 20, ours=True, text=message("SIP/2.0 200 OK", sdp=media))
     sip(watch, 30, ours=False, text=message("ACK sip:9197@10.9.0.101 SIP/2.0", "ACK"))
-    for ms in range(40, 1001, 20):
-        watch.rtp(IP, 16400, ms * MS)
+    rtp(watch, range(40, 1001, 20))
     return watch
+
+
+def rtp(watch: CallWatch, times_ms: range, ssrc: int = 7, shift: int = 0xFFBB) -> None:
+    """One packet at each of these times, numbered by its time plus `shift`; wraps at 1380 ms."""
+    for ms in times_ms:
+        number = (ms // 20 + shift) & 0xFFFF
+        watch.rtp(IP, 16400, ms * MS, struct.pack("!BBHII", 0x80, 0, number, 8 * ms, ssrc))
 
 
 def verdict(watch: CallWatch, fault_ms: int, until_ms: int) -> CallVerdict:
@@ -144,18 +151,52 @@ def test_a_recovered_call_shows_its_gap_and_its_reinvite() -> None:
     watch = live_call()
     watch.arm()
     sip(watch, 1040, ours=True, text=message("INVITE sip:caller@10.9.0.200 SIP/2.0"))
-    for ms in range(1150, 2001, 20):
-        watch.rtp(IP, 16400, ms * MS)
+    rtp(watch, range(1150, 2001, 20), ssrc=8)
     found = verdict(watch, 1005, 2000)
     assert (found.lost, found.reinvites, found.first_reinvite_ms) == ("", 1, 35.0)
     assert found.gap_ms == 150.0
     assert found.touched
+    # Two senders number apart: what is missing between them cannot be counted.
+    assert (found.rtp_lost, found.rtp_restarts) == (0, 1)
 
 
 def test_an_untouched_call_is_untouched() -> None:
     found = verdict(live_call(), 500, 1010)
     assert not found.touched
     assert found.gap_ms == 20.0
+    assert (found.rtp_lost, found.rtp_restarts) == (0, 0)
+
+
+def test_packets_that_never_came_are_counted_by_their_numbers() -> None:
+    watch = live_call()
+    watch.arm()
+    rtp(watch, range(1020, 1301, 20))
+    rtp(watch, range(1380, 1501, 20))  # three are missing before the numbers wrap
+    found = verdict(watch, 1005, 1510)
+    assert (found.rtp_lost, found.rtp_restarts) == (3, 0)
+    rtp(watch, range(1340, 1341))  # one of them comes late
+    rtp(watch, range(1500, 1501))  # one comes twice
+    assert verdict(watch, 1005, 1510).rtp_lost == 2
+    watch.arm()
+    assert verdict(watch, 1005, 1510).rtp_lost == 0
+
+
+@pytest.mark.parametrize("jump", [0x8000, 1000, 30, -5, -1000])
+def test_a_new_sender_with_the_old_ssrc_has_lost_nothing(jump: int) -> None:
+    """A recovered call of a real FreeSWITCH: the numbers jump further than the time did."""
+    watch = live_call()
+    watch.arm()
+    rtp(watch, range(1200, 1601, 20), shift=0xFFBB - 10 + jump)
+    found = verdict(watch, 1005, 1610)
+    assert (found.rtp_lost, found.rtp_restarts) == (0, 1)
+
+
+def test_what_is_no_rtp_is_not_counted() -> None:
+    watch = live_call()
+    before = watch.report()["streams"]["10.9.0.101:16400"].packets
+    watch.rtp(IP, 16400, 1010 * MS, b"\x80\x00\x00")
+    watch.rtp(IP, 16400, 1010 * MS, b"\x00" * 12)
+    assert watch.report()["streams"]["10.9.0.101:16400"].packets == before
 
 
 def test_a_call_without_media_is_lost_and_its_gap_is_open() -> None:
@@ -178,6 +219,19 @@ def test_a_call_that_is_told_to_end_must_end_with_an_answer() -> None:
     assert badly_ended(watch.calls, 1000 * MS) == {"1.east1.1@lab": "BYE not answered"}
     sip(watch, 1012, ours=True, text=message("SIP/2.0 200 OK", "BYE"))
     assert badly_ended(watch.calls, 1000 * MS) == {}
+    assert badly_ended(watch.calls, 1000 * MS, {"1.east1.1@lab"}) == {
+        "1.east1.1@lab": "FreeSWITCH was told to end it, and its caller did"
+    }
+
+
+def test_a_bye_of_freeswitch_is_answered_by_the_caller_and_by_nobody_else() -> None:
+    watch = live_call()
+    sip(watch, 1010, ours=True, text=message("BYE sip:caller@10.9.0.200 SIP/2.0", "BYE"))
+    sip(watch, 1011, ours=True, text=message("SIP/2.0 200 OK", "BYE"))
+    mine = {"1.east1.1@lab"}
+    assert badly_ended(watch.calls, 1000 * MS, mine) == {"1.east1.1@lab": "BYE not answered"}
+    sip(watch, 1012, ours=False, text=message("SIP/2.0 200 OK", "BYE"))
+    assert badly_ended(watch.calls, 1000 * MS, mine) == {}
 
 
 def test_no_calls_no_gap() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from haclusterd.freeswitch import metadata
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_protocol import Event
-from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
 from haclusterd.freeswitch.verify import Verification
 from tests.fixtures.freeswitch.fake_esl import FakeEsl, json_event
 
@@ -97,8 +98,11 @@ class Switch(FakeEsl):
         if partner in self.channels and not self.unbridged and not mute:
             self.event("CHANNEL_BRIDGE", uuid, other=partner)
 
-    def event(self, name: str, uuid: str, *, cause: str = "", other: str = "") -> None:
+    def event(
+        self, name: str, uuid: str, *, cause: str = "", other: str = "", made_s_ago: float = 0.0
+    ) -> None:
         headers = {"Event-Name": name, "Unique-ID": uuid, "variable_recovered": "true"}
+        headers["Event-Date-Timestamp"] = str(int((time.time() - made_s_ago) * 1e6))
         if cause:
             headers |= {"Hangup-Cause": cause, "variable_sip_cseq": "1"}
         if other:
@@ -145,13 +149,65 @@ async def test_one_call_needs_one_command(switch: Switch) -> None:
     async with recovering(switch) as recovery:
         loop = asyncio.get_running_loop()
         verdicts = await recovery.recover(
-            "east", ["pa"], calls(1), lambda stage, _: stages.append(stage),
+            "east", ["pa"], calls(1), lambda stage, *_: stages.append(stage),
             outage_began=loop.time() - 1,
         )  # fmt: skip
     assert [v.verdict for v in verdicts] == ["recovered"]
     assert 1000 <= verdicts[0].gap_ms < 3000
     assert switch.lines == ["sofia profile pa recover"]
-    assert stages == ["injected", "first_reinvite", "verified", "recovered"]
+    assert stages == ["injected", "first_answer", "verified", "recovered"]
+
+
+async def test_the_head_does_not_wait_for_the_rest(switch: Switch) -> None:
+    moments: list[tuple[str, float]] = []
+    rest: asyncio.Future[list[CallRecord]] = asyncio.get_running_loop().create_future()
+    async with recovering(switch) as recovery:
+        began = asyncio.get_running_loop().time()
+        under_way = asyncio.create_task(
+            recovery.recover(
+                "east",
+                ["pb", "pa"],
+                calls(3)[:2],
+                lambda stage, _, at: moments.append((stage, at - began)),
+                epoch=3,
+                rest=lambda: rest,
+            )
+        )
+        await asyncio.sleep(0.15)
+        assert set(switch.channels) == {"call-0", "call-1"}
+        assert switch.lines == ["sofia profile pa recover", "sofia profile pb recover"]
+        switch.event("CHANNEL_CREATE", "call-1", made_s_ago=0.1)
+        await asyncio.sleep(0.05)
+        rest.set_result(calls(20))
+        verdicts = await under_way
+        assert short(verdicts) == {r.uuid: "recovered" for r in calls(20)}
+        assert len(switch.recovered_rows) == 20
+        assert all("#" in name for uuid, name, _ in switch.recovered_rows[2:])
+        dated = dict(moments)
+        assert 0.02 < dated["first_reinvite"] < 0.1, "as FreeSWITCH stamped it, not as it came"
+        assert dated["first_reinvite"] < dated["injected"]
+        again = await recovery.recover("east", ["pa"], calls(2), epoch=3, rest=given(20))
+        assert short(again) == short(verdicts)
+    async with recovering(switch) as recovery:  # the agent was restarted
+        again = await recovery.recover("east", ["pa"], calls(2), epoch=3, rest=given(21))
+    assert {v.verdict for v in again} == {"recovered"}
+    assert len(switch.recovered_rows) == 21
+
+
+async def test_a_head_of_none_lifts_standby_and_a_lone_call_is_not_deleted_with_it(
+    switch: Switch,
+) -> None:
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa"], [], rest=given(1))
+    assert short(verdicts) == {"call-0": "recovered"}
+    assert switch.lines == ["sofia profile pa recover", "fsctl recover sofia:pa#0"]
+
+
+def given(count: int) -> Rest:
+    async def rest() -> list[CallRecord]:
+        return calls(count)
+
+    return rest
 
 
 async def test_many_calls_use_streams_and_standby_is_lifted_early(switch: Switch) -> None:

@@ -307,6 +307,19 @@ async def test_second_link_is_used_when_the_first_is_dead(cluster: Cluster) -> N
     assert "a" in b.mesh.sessions
 
 
+async def test_an_idle_node_says_one_beat_per_peer_and_wakes_once_for_all(cluster: Cluster) -> None:
+    a, *_ = [await cluster.start(n) for n in NODES]
+    sessions = a.mesh.sessions
+    await until(lambda: len(sessions) == 2 and all(s.rtt_ms >= 0 for s in sessions.values()))
+    assert all(s.rtt_ms < TIMING.beat_ms for s in sessions.values()), "the time it was held counts"
+    sent: list[float] = []
+    for session in sessions.values():
+        session.wake = lambda: sent.append(time.monotonic())  # type: ignore[method-assign]
+    await asyncio.sleep(TIMING.beat_ms * 3 / 1000)
+    assert 4 <= len(sent) <= 8
+    assert all(second - first < 0.005 for first, second in zip(sent[::2], sent[1::2], strict=False))
+
+
 async def test_requests(cluster: Cluster) -> None:
     a, b = await cluster.start("a"), await cluster.start("b")
     gate = asyncio.Event()

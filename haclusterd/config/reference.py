@@ -1,0 +1,144 @@
+"""docs/configuration.md, made of what the readers of the file ask for and the meanings below.
+
+`pytest tests/unit/test_config_reference.py --rewrite` writes it. Keys, types, defaults and ranges
+are the code's own; a key without a meaning here, or a meaning without a key, fails a test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from haclusterd.config.load import SECTIONS, read_document
+from haclusterd.config.presets import PRESETS
+from haclusterd.config.reading import Asked, Problems
+
+_HEAD = """# Every key of haclusterd.toml
+
+Generated from `haclusterd/config/` (`pytest tests/unit/test_config_reference.py --rewrite`); do not
+edit.
+
+The file is TOML and the same bytes on every node; a node finds itself by its link addresses.
+`haclusterctl config check` names everything that is wrong with it at once, by file, key and fix.
+Relative paths are relative to the folder of the file. `{node}` in a path or command stands for the
+node's id. A *name* has 1 to 63 letters, digits, `.`, `_` or `-`, the first one a letter or digit.
+No value may hold a line break or another unprintable character.
+
+A changed file takes a restart of haclusterd, node by node (`haclusterctl upgrade` refuses it). In
+between, nodes whose files differ in meaning raise the alarm `config_mismatch`, and those that
+differ from most claim nothing. Where the number of nodes or services differs, they cannot read each
+other's beats at all (`unreadable_peer`).
+"""
+_SECTION_TEXTS = {
+    "cluster": "What the nodes have in common. Required.",
+    "timing": "Protocol times in ms. Each overrides the preset; rules between them are checked.",
+    "freeswitch": "The FreeSWITCH beside haclusterd. Without this section only addresses move.",
+    "sync": "Replication of call state between the agents, over mutual TLS.",
+    "heartbeat": "Beats between the hearts, over UDP on every link.",
+    "api": "How this node is asked and looked at.",
+    "node": "One `[[node]]` for each host, in the same order everywhere.",
+    "service": "One `[[service]]` for each set of addresses that moves as one.",
+}
+MEANINGS = {
+    "cluster.name": "Goes into every beat: clusters with other names do not hear each other, also "
+    "on one network.",
+    "cluster.key_file": "The secret that seals the beats. CA and certificates lie beside it; "
+    "`haclusterctl keys create` writes them all, mode 0600.",
+    "cluster.preset": "Protocol times: `lan` a switched LAN, `fast` needs real-time scheduling "
+    "(experimental), `wan` routed links.",
+    "cluster.quorum": "Who may act alone. `majority`: nobody; more than half of all nodes must "
+    "agree. `witness`: the same, with a node that only votes. `availability`: a minority acts, and "
+    "two nodes may own a service while they cannot see each other. Left out: `witness` where there "
+    "is one, else `majority`; two nodes have to choose.",
+    "cluster.last_resort": "When no slave is left for a lost service: `masters`, the least loaded "
+    "master within its capacity takes it; `none`, it stays unserved.",
+    "timing.heartbeat_ms": "From one beat to the next, on every link.",
+    "timing.lease_ms": "How long an owner may serve after its last beat that a majority echoed.",
+    "timing.stop_ms": "How long an owner may take to stop sending once its lease is over; the rule "
+    "for `dead_ms` counts with it.",
+    "timing.dead_ms": "Silence on all links after which a node is lost and its services are "
+    "claimed. At least `(lease_ms + max(stop_ms, arm_ms)) / 0.99`.",
+    "timing.arm_ms": "How old a decision to renew the kernel fence may be.",
+    "timing.fence_ms": "How long the kernel lets a service address send without renewal. More than "
+    "`heartbeat_ms`, at most `lease_ms - heartbeat_ms`.",
+    "timing.rank_delay_ms": "How much later each further slave in line claims.",
+    "timing.discovery_ms": "How long a cold start waits for the preferred node of a service.",
+    "freeswitch.esl_host": "Where mod_event_socket of the local FreeSWITCH listens.",
+    "freeswitch.esl_port": "Its port. 0: no ESL, only the process in `pid_file` is watched, and "
+    "calls are not recovered.",
+    "freeswitch.esl_password_file": "Holds the password of event_socket.conf.xml in its first "
+    "line; mode 0600.",
+    "freeswitch.core_db": "FreeSWITCH's core database, where it keeps what recovers a call; "
+    "haclusterd writes to it.",
+    "freeswitch.pid_file": "Which process FreeSWITCH is: its end moves the services at once.",
+    "freeswitch.start_command": "Brings FreeSWITCH back after a crash or after it was ended behind "
+    "the fence. Left out: something else does.",
+    "sync.port": "TCP, on every link address.",
+    "heartbeat.port": "UDP, on every link address.",
+    "api.socket": "The Unix socket of `haclusterctl`; its folder is the run directory. At most 107 "
+    "bytes. `haclusterd --run-dir` overrides it.",
+    "api.http": "Status page, metrics and health checks, read only and without a login: keep it on "
+    "loopback or behind a firewall. Empty: none.",
+    "node.id": "Names the node everywhere, and its certificate file.",
+    "node.links": "One address for each heartbeat NIC, 1 to 8, in the same order on every node: "
+    "the first ones share a network, and so on. Not a loopback, link-local or service address.",
+    "node.priority": "The higher one ranks first among slaves that are ready.",
+    "node.capacity": "How many call legs the node can carry: the measure of its load.",
+    "node.witness": "Votes, but has no FreeSWITCH and never owns a service.",
+    "service.name": "Names the service everywhere.",
+    "service.addresses": "The addresses that move with it, each on its NIC, which must exist on "
+    "every node; at most 64.",
+    "service.profiles": "SIP profiles that move with it, each in one service only; at most 64.",
+    "service.preferred": "Who owns it at a cold start. Nothing moves back to it later.",
+    "service.priority": "Of several services lost at once the higher one is served first; then by "
+    "name.",
+}
+_TYPES = {str: "string", int: "integer", bool: "boolean", list: "array of strings"}
+# Just enough of a file for every reader to be asked.
+_SAMPLE: dict[str, Any] = {"freeswitch": {}, "node": [{}], "service": [{}]}
+
+
+def asked() -> list[Asked]:
+    """Every key that the file may hold, in the order of its sections, as the readers ask."""
+    problems = Problems("")
+    read_document(Path("haclusterd.toml"), _SAMPLE, problems)
+    return sorted(problems.asked, key=lambda key: SECTIONS.index(key.section))
+
+
+def render() -> str:
+    """The whole document."""
+    parts = [_HEAD]
+    for section in SECTIONS:
+        title = f"[[{section}]]" if section in ("node", "service") else f"[{section}]"
+        parts.append(f"\n## {title}\n\n{_SECTION_TEXTS[section]}\n\n")
+        keys = [key for key in asked() if key.section == section]
+        parts += _times(keys) if section == "timing" else _table(keys)
+    return "".join(parts)
+
+
+def _table(keys: list[Asked]) -> Iterator[str]:
+    yield "| key | type | default | meaning |\n|---|---|---|---|\n"
+    for key in keys:
+        kind = _TYPES[key.kind] + (f": {key.allowed}" if key.allowed else "")
+        meaning = MEANINGS[f"{key.section}.{key.name}"]
+        yield f"| `{key.name}` | {kind} | {_default(key)} | {meaning} |\n"
+
+
+def _times(keys: list[Asked]) -> Iterator[str]:
+    """The defaults are the presets', so each has a column."""
+    names = list(PRESETS)
+    yield f"| key | range | {' | '.join(names)} | meaning |\n|---|---|{'---|' * (len(names) + 1)}\n"
+    for key in keys:
+        values = " | ".join(str(PRESETS[name][key.name]) for name in names)
+        meaning = MEANINGS[f"{key.section}.{key.name}"]
+        yield f"| `{key.name}` | {key.allowed} | {values} | {meaning} |\n"
+
+
+def _default(key: Asked) -> str:
+    if key.default is None:
+        return "required"
+    if key.default in ("", []):
+        return "none"
+    return f"`{json.dumps(key.default)}`"

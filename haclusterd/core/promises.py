@@ -1,0 +1,69 @@
+"""The content of `state.json`: the promises that must outlive a restart (DESIGN 6, Epochs).
+
+The agent writes the file when heart asks, heart reads it at its start; the format is here, so that
+both mean the same. Names, not positions, so that a changed configuration does not give one service
+the promise of another. `boot_id` tells people whether the kernel has restarted since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from haclusterd.core.model import NOBODY, ClusterSpec, Identity
+
+FILE_NAME = "state.json"
+FILE_BYTES_MAX = 1 << 20
+FORMAT = 1
+
+
+class PromisesError(Exception):
+    """The content is not this cluster's, or is damaged; the message says which."""
+
+
+class _Promise(msgspec.Struct, frozen=True):
+    """`node` supported for `service` at `epoch`; `nonce` is the claim's."""
+
+    service: str
+    epoch: int
+    node: str
+    nonce: int
+
+
+class _File(msgspec.Struct, frozen=True):
+    format: int
+    cluster: str
+    promises: list[_Promise]
+    node: str = ""
+    boot_id: str = ""
+
+
+def encode(spec: ClusterSpec, boot_id: str, promises: Sequence[Identity]) -> bytes:
+    """The file for these promises, one by service."""
+    kept = [
+        _Promise(service.name, promise.epoch, spec.nodes[promise.node].id, promise.nonce)
+        for service, promise in zip(spec.services, promises, strict=False)
+        if promise.epoch > 0 and 0 <= promise.node < len(spec.nodes)
+    ]
+    content = _File(FORMAT, spec.name, kept, spec.nodes[spec.me].id, boot_id)
+    return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+
+
+def decode(content: bytes, spec: ClusterSpec) -> tuple[Identity, ...]:
+    """By service for `inputs.Restored`, NOBODY where the file names none. Raises PromisesError."""
+    if len(content) > FILE_BYTES_MAX:
+        raise PromisesError(f"is larger than {FILE_BYTES_MAX} bytes")
+    try:
+        found = msgspec.json.decode(content, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PromisesError(f"is damaged ({error})") from None
+    if found.format != FORMAT or found.cluster != spec.name:
+        raise PromisesError(f"belongs to cluster {found.cluster!r}, format {found.format}")
+    nodes = {node.id: number for number, node in enumerate(spec.nodes)}
+    known = {
+        promise.service: Identity(promise.epoch, nodes[promise.node], promise.nonce)
+        for promise in found.promises
+        if promise.node in nodes
+    }
+    return tuple(known.get(service.name, NOBODY) for service in spec.services)
