@@ -31,7 +31,7 @@ WALL_CLOCK = {
     "haclusterd/freeswitch/proving.py": "FreeSWITCH stamps its events by it",
     "haclusterd/cli/": "shows the time of day",
     "haclusterd/lab/": "the emulator stamps events as FreeSWITCH does",
-    "haclusterd/trace.py": "a recording says when it was made",
+    "haclusterd/trace/": "a recording says when it was made",
 }
 WALL_CLOCK_CALLS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
 

@@ -29,6 +29,7 @@ class Answers:
         self.history = agent.history
         self.reports = agent.reports
         self.operators = agent.operators
+        self.traces = agent.traces
 
     def view(self) -> View:
         """Heart's newest word. Raises OperatorError before the first."""

@@ -16,8 +16,10 @@ from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.reports import Reports
+from haclusterd.agent.traces import Traces
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.trace.folder import Saved
 
 CALLS_SHOWN = 1000
 CALLS_SHOWN_MAX = 20_000
@@ -33,6 +35,8 @@ class Source(Protocol):
     def reports(self) -> Reports: ...
     @property
     def operators(self) -> Operators: ...
+    @property
+    def traces(self) -> Traces: ...
 
     def view(self) -> View: ...
     def status(self) -> schema.Status: ...
@@ -80,6 +84,10 @@ class Commands:
             "switchover": self._switchover,
             "maintenance": self._maintenance,
             "upgrade": self._upgrade,
+            "trace": self._trace,
+            "trace_save": self._trace_save,
+            "trace_list": self._trace_list,
+            "trace_read": self._trace_read,
         }
 
     async def run(self, method: str, params: dict[str, Any]) -> Any:
@@ -147,6 +155,22 @@ class Commands:
 
     async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
         return schema.Done(await self._source.operators.upgrade())
+
+    async def _trace(self, params: dict[str, Any]) -> schema.TraceContent:
+        """The recording as it is now, or only the present state (`whole` false)."""
+        whole = params.get("whole", True)
+        if not isinstance(whole, bool):
+            raise OperatorError("parameter 'whole' must be true or false", schema.USAGE)
+        return schema.TraceContent(await self._source.traces.fetch(whole))
+
+    async def _trace_save(self, params: dict[str, Any]) -> Saved:
+        return await self._source.traces.save()
+
+    async def _trace_list(self, params: dict[str, Any]) -> list[Saved]:
+        return await self._source.traces.listed()
+
+    async def _trace_read(self, params: dict[str, Any]) -> schema.TraceContent:
+        return schema.TraceContent(await self._source.traces.named(text(params, "name")))
 
 
 def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.Call:

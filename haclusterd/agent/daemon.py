@@ -20,7 +20,6 @@ from haclusterd.agent.answers import Answers
 from haclusterd.agent.api import Api, ApiError
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
-from haclusterd.agent.files import boot_id, write_atomically
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
@@ -30,6 +29,7 @@ from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.standing import Facts, judge
+from haclusterd.agent.traces import Traces
 from haclusterd.config import Config, cluster_spec
 from haclusterd.core import promises
 from haclusterd.core.actions import (
@@ -40,10 +40,13 @@ from haclusterd.core.actions import (
     Published,
     Recover,
     ToAgent,
+    TracePart,
 )
 from haclusterd.core.inputs import LocalReport
 from haclusterd.core.view import View
+from haclusterd.files import boot_id, write_atomically
 from haclusterd.sync.transport import SyncError
+from haclusterd.trace.folder import NAME as TRACES_NAME
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class Agent:
         self.reports = Reports(config.state_dir)
         self.link = HeartLink(heart_fd, self._take)
         self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
+        self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
         self.services = Services(
             self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
@@ -99,6 +103,7 @@ class Agent:
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
+        self._stops.append(self.traces.stop)
         api = Api(self.config.api.socket, self.history, Commands(self.answers))
         self._stops.append(api.stop)
         self._keep_trying("api", api.start)
@@ -245,6 +250,8 @@ class Agent:
                 self._persist(message)
             case Answered():
                 self.operators.answered(message)
+            case TracePart():
+                self.traces.take(message)
 
     def _take_view(self) -> None:
         if self._view_taken is not None:
@@ -273,6 +280,7 @@ class Agent:
         services = self.spec.services
         name = services[message.service].name if 0 <= message.service < len(services) else None
         self.history.add(message.row, message.text, message.at_us, name, message.epoch)
+        self.traces.decided(message)
 
     def _persist(self, message: Persist) -> None:
         """Only the newest counts; one write at a time, in a thread."""

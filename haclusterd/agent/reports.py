@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.agent.clock import now_us, wall_text
-from haclusterd.agent.files import write_atomically
 from haclusterd.agent.schema import Calls, Moment, Report, Verdict
 from haclusterd.core.actions import Recover
 from haclusterd.core.records import CallVerdict
+from haclusterd.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -217,6 +217,12 @@ class About(msgspec.Struct, frozen=True):
     run_dir: str
 
 
+class TraceContent(msgspec.Struct, frozen=True):
+    """A recording as the bytes of its file; base64 in JSON."""
+
+    content: bytes
+
+
 class Done(msgspec.Struct, frozen=True):
     """An operator's command was carried out."""
 

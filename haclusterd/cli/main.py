@@ -20,9 +20,21 @@ DONE, FAILED, USAGE, UNREACHABLE, PARTLY = range(5)
 DEFAULT_CONFIG = Path("/etc/haclusterd/haclusterd.toml")
 DEFAULT_SOCKET = Path("/run/haclusterd/haclusterd.sock")
 _REMOTE = frozenset(
-    {"status", "rank", "history", "report", "calls", "sync", "switchover", "maintenance",
-     "upgrade", "events", "watch"}
+    {
+        "status",
+        "rank",
+        "history",
+        "report",
+        "calls",
+        "sync",
+        "switchover",
+        "maintenance",
+        "upgrade",
+        "events",
+        "watch",
+    }
 )  # fmt: skip
+_RECORDED = frozenset({"trace", "explain", "replay", "simulate"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from haclusterd.cli import remote
 
             return remote.run(arguments, socket_path(arguments))
+        if arguments.command in _RECORDED:
+            from haclusterd.cli import recorded
+
+            return recorded.run(arguments, lambda: socket_path(arguments))
         from haclusterd.cli import local
 
         return local.run(arguments)
@@ -110,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_looking(commands, common)
     _add_acting(commands, common)
+    _add_recorded(commands, common)
     _add_local(commands, common)
     return parser
 
@@ -161,6 +178,33 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     add("upgrade", "replace the running daemon by the installed version; nothing moves")
 
 
+def _add_recorded(commands: Commands, common: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    trace = add("trace", "the flight recorder: save what led to the present, list what is saved")
+    trace.add_argument("action", choices=("save", "list"))
+    trace.add_argument("file", nargs="?", metavar="FILE", help="where to (default: its folder)")
+    explain = add("explain", "the last decisions, each with what was known and what led to it")
+    explain.add_argument("count", nargs="?", type=_count, default=5, metavar="N", help="(5)")
+    explain.add_argument("--all", action="store_true", help="links and peers that come and go, too")
+    explain.add_argument("--trace", metavar="FILE", help="explain a saved recording instead")
+    replay = add("replay", "run a recording through the core again: it has to decide the same")
+    replay.add_argument("file", metavar="FILE")
+    simulate = add("simulate", "who would own what, if: nothing is changed, the cores only think")
+    failures = {
+        "--fail": ("NODE,..", "these nodes are lost at once"),
+        "--fail-freeswitch": ("NODE,..", "the FreeSWITCH of each exits"),
+        "--stop": ("NODE,..", "these nodes are stopped as planned"),
+        "--cut": ("NIC,..", "these heartbeat NICs (nic1, nic2, ..) are gone on all nodes"),
+    }
+    for option, (what, meaning) in failures.items():
+        simulate.add_argument(
+            option, metavar=what, help=meaning, type=_names, default=[], action="extend"
+        )
+    simulate.add_argument("--trace", metavar="FILE", help="on the last state of a recording")
+
+
 def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
@@ -179,6 +223,10 @@ def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
     return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _seconds(text: str) -> float:

@@ -129,7 +129,16 @@ class Published(msgspec.Struct, frozen=True, tag=True):
     view: bytes
 
 
-ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published
+class TracePart(msgspec.Struct, frozen=True, tag=True):
+    """The next piece of what `TraceRequested` asked for; `refusal` says why there is none."""
+
+    request: int
+    data: bytes
+    last: bool
+    refusal: str = ""
+
+
+ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published | TracePart
 
 Action = (
     SendBeat

@@ -142,6 +142,16 @@ class UpgradeRequested(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
+class TraceRequested(msgspec.Struct, frozen=True, tag=True):
+    """Hand out the recording, or (not `whole`) only the present state; in `TraceParts`.
+
+    Answered by heart's loop itself; never reaches the core.
+    """
+
+    request: int
+    whole: bool
+
+
 FromAgent = (
     LocalReport
     | FreeswitchHung
@@ -150,6 +160,7 @@ FromAgent = (
     | RecoveryEnded
     | UpgradeRequested
     | StopRequested
+    | TraceRequested
 )
 
 Input = (

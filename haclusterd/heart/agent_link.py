@@ -179,6 +179,11 @@ class AgentLink:
             self._queue.append(packet)
         self.flush()
 
+    @property
+    def waiting(self) -> int:
+        """Messages that the agent has not taken yet."""
+        return len(self._queue)
+
     def flush(self) -> None:
         """Send what waits: promises first, then messages in order, then the newest view."""
         if self._socket is None:

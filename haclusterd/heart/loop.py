@@ -18,13 +18,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from haclusterd.core.actions import Decided
+from haclusterd.core.actions import Action, Decided
 from haclusterd.core.inputs import Froze, Input, Received, Tick
 from haclusterd.core.model import Beat
 from haclusterd.core.node import is_calm, next_deadline_us, step
 from haclusterd.core.state import Node
 from haclusterd.heart.clock import now_us
 from haclusterd.heart.executor import Executor
+from haclusterd.trace.recorder import Recorder
 
 DATAGRAMS_PER_TURN = 128  # per link
 _INPUTS_PER_TURN_MAX = 1000
@@ -81,6 +82,7 @@ class Loop:
         self._ticked_us = self._last_us
         self._collected_us = self._last_us
         self._lease_us = node.spec.timing.lease_us
+        self.recorder = Recorder(node, self._last_us)
         self._inputs: deque[Input] = deque()
         self._busy = False
 
@@ -204,12 +206,21 @@ class Loop:
             for _count in range(_INPUTS_PER_TURN_MAX):
                 if not self._inputs:
                     break
-                _node, actions = step(self.node, self._inputs.popleft(), at_us)
+                actions = self._step(self._inputs.popleft(), at_us)
                 if actions:
                     self.decided = self.decided or any(type(a) is Decided for a in actions)
                     self._inputs.extend(self.executor.execute(actions))
         finally:
             self._busy = False
+
+    def _step(self, event: Input, at_us: int) -> list[Action]:
+        try:
+            _node, actions = step(self.node, event, at_us)
+        except BaseException:
+            self.recorder.broke(event, at_us)
+            raise
+        self.recorder.note(event, at_us, actions)
+        return actions
 
     def close(self) -> None:
         self._epoll.close()

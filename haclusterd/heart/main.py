@@ -42,6 +42,8 @@ from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
 from haclusterd.heart.upgrade import HandOver, Predecessor, unpack_wire
 from haclusterd.keys import KeysError, load_cluster_key
+from haclusterd.trace import folder
+from haclusterd.trace.recorder import Recorder
 from haclusterd.wire import KeyRing, Wire
 
 DEFAULT_CONFIG = Path("/etc/haclusterd/haclusterd.toml")
@@ -115,6 +117,7 @@ def _live(heart: Heart, opening: _Opening, journal: Journal) -> int:
         for line in traceback.format_exc().splitlines():
             journal.say(line, ERROR)
         opening.abandon()
+        opening.keep_last_words(heart.loop.recorder)
         raise
     if not heart.handed_over:
         opening.unlock()
@@ -344,6 +347,16 @@ class _Opening:
                 self._addresses.remove(k)
         self._agent.stop(1.0)
         self.unlock()
+
+    def keep_last_words(self, recorder: Recorder) -> None:
+        """The recording that led to a fault of this program: heart's only write, after its end."""
+        try:
+            content = folder.content_of(self._spec, recorder.last_words(), folder.FAULT)
+            saved = folder.save(self._config.state_dir / folder.NAME, content, folder.FAULT)
+        except OSError as error:
+            self._journal.say(f"the recording of this fault was not saved: {error}", ERROR)
+        else:
+            self._journal.say(f"the recording of this fault is in {saved.path}", ERROR)
 
 
 def _gone(state: HandOver) -> Callable[[], bool]:

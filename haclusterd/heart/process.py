@@ -20,6 +20,7 @@ from haclusterd.core.inputs import (
     LocalReport,
     Restored,
     StopRequested,
+    TraceRequested,
     UpgradeRequested,
 )
 from haclusterd.core.model import Identity
@@ -34,6 +35,7 @@ from haclusterd.heart.loop import Chores, Loop
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.sdnotify import watchdog_interval_ms
 from haclusterd.heart.tallies import Tallies
+from haclusterd.heart.trace_out import TraceOut
 from haclusterd.heart.upgrade_run import Upgrade
 
 _LOOK_EVERY_US = 1_000_000
@@ -73,6 +75,7 @@ class Heart(Chores):
         )
         self.loop = Loop(node, executor, self, last_us=last_us)
         self._executor = executor
+        self._trace_out = TraceOut(parts.agent, self.loop.recorder)
         self._kernel = KernelNews(self.loop, executor, parts, self._look_soon)
         self._tallies = Tallies(
             node.spec, parts.wire, parts.links, parts.journal.say, self.loop.last_us
@@ -156,7 +159,11 @@ class Heart(Chores):
 
     def due_us(self) -> int:
         due_us = min(
-            self._look_at_us, self._addresses.due_us(), self._watchdog_at_us, self._agent_due_us()
+            self._look_at_us,
+            self._addresses.due_us(),
+            self._watchdog_at_us,
+            self._agent_due_us(),
+            self._trace_out.due_us(),
         )
         if self.loop.decided:
             due_us = min(due_us, self._published_us + _VIEW_PAUSE_US)
@@ -174,6 +181,7 @@ class Heart(Chores):
         for k, reason in self._addresses.look_after(now_us):
             self.loop.feed(AddressesAdded(k, False, reason), now_us)
         self._look_after_agent(now_us)
+        self._trace_out.advance(now_us)
         if now_us >= self._look_at_us:
             self._look_at_us = now_us + _LOOK_EVERY_US
             self._reopen_links()
@@ -247,6 +255,7 @@ class Heart(Chores):
         now = self.loop.last_us
         self.loop.unwatch(self._agent.fileno())
         self.loop.unwatch(self._agent.pidfd)
+        self._trace_out.drop()
         self._journal.say(self._agent.ended(now), WARNING)
         self._tell_agent(now)
 
@@ -261,6 +270,8 @@ class Heart(Chores):
                     self._watch_freeswitch()
             elif isinstance(message, UpgradeRequested):
                 self._begin_upgrade(message.request)
+            elif isinstance(message, TraceRequested):
+                self._trace_out.begin(message, now)
             elif isinstance(message, StopRequested):
                 self._request_stop()
             else:

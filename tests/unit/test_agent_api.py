@@ -20,6 +20,7 @@ from haclusterd.agent.http import Http, HttpError
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.peers import Word
 from haclusterd.agent.reports import Reports
+from haclusterd.agent.traces import Traces
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from tests.fixtures.agent_parts import record, spec, view
@@ -38,6 +39,7 @@ class FakeSource:
         self.history = History()
         self.reports = Reports(None)
         self.now: View | None = view({"east": ("fs-a", 7)})
+        self.traces = Traces(spec(), Path("none"), lambda message: None)
         self.operators = Operators(spec(), self.history, lambda: self.now, lambda message: None)
 
     def view(self) -> View:
@@ -94,6 +96,14 @@ async def ask(path: Path, *lines: bytes) -> list[dict[str, Any]]:
 
 def line(method: str, **params: Any) -> bytes:
     return json.dumps({"method": method, "params": params}).encode()
+
+
+async def test_recordings_are_asked_for_with_the_right_words(served: Path) -> None:
+    wrong = [line("trace", whole="no"), line("trace_read"), line("trace_read", name="../x")]
+    answers = await ask(served, *wrong, line("trace_list"))
+    codes = [answer.get("error", {}).get("code") for answer in answers[:3]]
+    assert codes == ["usage", "usage", "refused"]
+    assert answers[3]["result"] == []
 
 
 async def test_status_is_the_contract(served: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from haclusterd.agent.files import write_atomically
 from haclusterd.agent.history import FOLLOWER_QUEUE, FOLLOWERS_MAX, History, TooMany
 from haclusterd.agent.logs import REPEATS_MAX, JournalFormat, RateLimit
 from haclusterd.agent.pid import ExitWatch, Process, read_process, running
@@ -23,6 +22,7 @@ from haclusterd.core.model import NOBODY, Identity
 from haclusterd.core.promises import FILE_BYTES_MAX as PROMISES_BYTES_MAX
 from haclusterd.core.promises import FILE_NAME as NAME
 from haclusterd.core.promises import PromisesError, decode, encode
+from haclusterd.files import write_atomically
 from haclusterd.heart.promised import read_promises
 from tests.fixtures.agent_parts import spec
 

@@ -1,0 +1,109 @@
+"""Where saved recordings lie: one folder per node, of each kind the newest few.
+
+Files are for root only (mode 0600): they name every address of the cluster, though no key and no
+caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from haclusterd import __version__
+from haclusterd.core.model import ClusterSpec
+from haclusterd.files import write_atomically
+from haclusterd.trace.file import (
+    FILE_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    MAGIC,
+    Header,
+    TraceError,
+    pack,
+    read_header,
+)
+
+NAME = "traces"
+ASKED, OWNER, FAULT = "asked", "owner", "fault"
+KEPT = {ASKED: 10, OWNER: 5, FAULT: 3}
+_FILE = re.compile(r"\d{8}T\d{9}Z-(asked|owner|fault)\.trace")
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """A file of the folder. `reason` is why it was saved: asked, owner (a change), fault."""
+
+    name: str
+    path: str
+    bytes: int
+    reason: str
+    saved: str
+    node: str
+    version: str
+
+
+def content_of(spec: ClusterSpec, pieces: Sequence[bytes | bytearray], reason: str) -> bytes:
+    """A file's content for a recording of this node, as of now."""
+    saved = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    node = spec.nodes[spec.me].id
+    header = Header(__version__, spec.name, node, f"{spec.config_hash:08x}", saved, reason)
+    return pack(header, pieces)
+
+
+def save(folder: Path, content: bytes, reason: str) -> Saved:
+    """Write `content_of` into the folder, and let the oldest of its kind go. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    path = folder / f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{reason}.trace"
+    write_atomically(path, content)
+    for old in _files(folder, reason)[: -KEPT[reason]]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return _described(path)
+
+
+def listed(folder: Path) -> list[Saved]:
+    """What lies there, oldest first; what cannot be read is left out."""
+    found = []
+    for path in _files(folder, ""):
+        with contextlib.suppress(OSError, TraceError):
+            found.append(_described(path))
+    return found
+
+
+def read(path: Path) -> bytes:
+    """A recording's bytes, for `file.unpack`. Raises TraceError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}: see `haclusterctl trace list`") from None
+
+
+def read_named(folder: Path, name: str) -> bytes:
+    """One of `listed` by its name. Raises TraceError."""
+    if not _FILE.fullmatch(name):
+        raise TraceError(f"{name[:64]!r} names no recording: see `haclusterctl trace list`")
+    return read(folder / name)
+
+
+def _files(folder: Path, reason: str) -> list[Path]:
+    """By age, oldest first: the name begins with the time."""
+    try:
+        names = [path for path in folder.iterdir() if _FILE.fullmatch(path.name)]
+    except OSError:
+        return []
+    return sorted(path for path in names if path.name.endswith(f"{reason}.trace"))
+
+
+def _described(path: Path) -> Saved:
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC) + HEADER_BYTES_MAX + 64)
+        size = file.seek(0, 2)
+    header, _ = read_header(start, str(path))
+    return Saved(
+        path.name, str(path), size, header.reason, header.saved, header.node, header.version
+    )
