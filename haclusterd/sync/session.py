@@ -45,8 +45,8 @@ class SyncTiming(msgspec.Struct, frozen=True):
     behind a copy may be and still count as in sync.
     """
 
-    beat_ms: int = 333
-    dead_ms: int = 1000
+    beat_ms: int = 500
+    dead_ms: int = 1500
     connect_ms: int = 500
     backoff_ms_min: int = 50
     backoff_ms_max: int = 2000
