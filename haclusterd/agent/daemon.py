@@ -293,7 +293,7 @@ class Agent:
         while (message := self._promises) is not None:
             self._promises = None
             path = self.config.state_dir / promises.FILE_NAME
-            content = promises.encode(self.spec, boot_id(), message.promises)
+            content = promises.encode(self.spec, boot_id(), message)
             try:
                 await asyncio.to_thread(_write, path, content)
                 self.problems.pop("state", None)

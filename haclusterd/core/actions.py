@@ -102,6 +102,7 @@ class Persist(msgspec.Struct, frozen=True, tag=True):
     """Write the promises to disk, in your own time; result: none."""
 
     promises: tuple[Identity, ...]
+    owned: tuple[int, ...] = ()  # by service: the highest epoch known to have been owned
 
 
 class Decided(msgspec.Struct, frozen=True, tag=True):

@@ -91,6 +91,11 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     due_us = _due(node, k, service, now_us)
     if due_us > now_us:
         return due_us
+    others = service.promise.node not in (node.spec.me, NOBODY_NODE)
+    if others and service.holding and service.state is State.STANDBY:
+        # It let the service go and may not have heard who had it since: its calls are the past.
+        happen(node, k, Event.SUPERSEDED, now_us, out)
+        return now_us
     service.from_node = service.promise.node
     silent = node.peers[service.promise.node] if service.promise.node >= 0 else None
     service.times = {"last_heartbeat": silent.heard_us if silent else now_us}

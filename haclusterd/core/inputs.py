@@ -32,6 +32,7 @@ class Restored(msgspec.Struct, frozen=True, tag=True):
     """What this node had promised before it restarted; by service, NOBODY where unknown."""
 
     promises: tuple[Identity, ...]
+    owned: tuple[int, ...] = ()  # by service: the highest epoch known to have been owned
 
 
 class FenceClosed(msgspec.Struct, frozen=True, tag=True):

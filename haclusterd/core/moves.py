@@ -99,7 +99,8 @@ def promise(node: Node, service: Service, identity: Identity, now_us: int) -> No
 
 def persist(node: Node, out: list[Action]) -> None:
     """Have the promises written; at most the newest write of a turn counts."""
-    out.append(Persist(tuple(s.promise for s in node.services)))
+    promises = tuple(s.promise for s in node.services)
+    out.append(Persist(promises, tuple(s.owned_epoch for s in node.services)))
 
 
 def _claim(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
@@ -178,6 +179,7 @@ def _recover(node: Node, k: int, service: Service, now_us: int, out: list[Action
     if service.holding:
         return  # reclaimed in time: the calls never left this FreeSWITCH
     service.holding = True
+    service.recovering, service.unrecovered = service.identity, ""
     times = dict(service.times)
     cause = service.given_up
     out.append(Recover(k, service.identity, service.from_node, cause, times))

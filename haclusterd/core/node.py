@@ -154,6 +154,8 @@ def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
             give_up(node, k, "its FreeSWITCH is gone", now_us, out)
         elif not service.carrier:
             give_up(node, k, "its NIC has no carrier", now_us, out)
+        elif service.unrecovered:
+            _leave_unrecovered(node, k, now_us, out)
 
 
 def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
@@ -203,6 +205,8 @@ def _restored(node: Node, event: Restored, now_us: int, out: list[Action]) -> No
         if promise.epoch > service.promise.epoch:
             service.promise = promise
             service.highest = max(service.highest, promise.epoch)
+    for service, epoch in zip(node.services, event.owned, strict=False):
+        service.owned_epoch = max(service.owned_epoch, epoch)
 
 
 def _fence_closed(node: Node, event: FenceClosed, now_us: int, out: list[Action]) -> None:
@@ -235,9 +239,10 @@ def _freeswitch_exited(node: Node, event: FreeswitchExited, now_us: int, out: li
     node.freeswitch_gone = True
     node.rank_dirty = True
     out.append(Decided(now_us, "M5", f"FreeSWITCH on {_me(node)} {event.cause}"))
-    for k, service in enumerate(node.services):
+    for service in node.services:  # all of them first: `give_up` ranks the nodes anew
         service.holding = False
         service.ready = False
+    for k in range(len(node.services)):
         give_up(node, k, f"its FreeSWITCH {event.cause}", now_us, out)
 
 
@@ -335,11 +340,21 @@ def stopped(node: Node) -> bool:
 
 
 def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Action]) -> None:
+    """The word is about one Recover, whatever right the service is held by now: a lease that was
+    renewed or reclaimed since keeps the calls, and what is wrong with them."""
     service = node.services[event.service]
-    if event.ok or event.identity != service.identity or not owns(service):
-        return
-    if give_up(node, event.service, f"it cannot recover the calls: {event.reason}", now_us, out):
+    if event.identity == service.recovering and not event.ok:
+        service.unrecovered = event.reason or "no reason given"
+        _leave_unrecovered(node, event.service, now_us, out)
+
+
+def _leave_unrecovered(node: Node, k: int, now_us: int, out: list[Action]) -> None:
+    """Somebody who has the calls' state as well shall try, as soon as this node may let go."""
+    service = node.services[k]
+    cause = f"it cannot recover the calls: {service.unrecovered}"
+    if owns(service) and give_up(node, k, cause, now_us, out):
         service.holding = False
+        service.unrecovered = ""
         service.backoff_until_us = now_us + 10_000_000
 
 

@@ -7,10 +7,10 @@ the promise of another. `boot_id` tells people whether the kernel has restarted 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
+from haclusterd.core.actions import Persist
+from haclusterd.core.inputs import Restored
 from haclusterd.core.model import NOBODY, ClusterSpec, Identity
 
 FILE_NAME = "state.json"
@@ -29,6 +29,7 @@ class _Promise(msgspec.Struct, frozen=True):
     epoch: int
     node: str
     nonce: int
+    owned: int = 0  # the highest epoch at which anybody is known to have owned it
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -39,19 +40,20 @@ class _File(msgspec.Struct, frozen=True):
     boot_id: str = ""
 
 
-def encode(spec: ClusterSpec, boot_id: str, promises: Sequence[Identity]) -> bytes:
-    """The file for these promises, one by service."""
+def encode(spec: ClusterSpec, boot_id: str, known: Persist) -> bytes:
+    """The file for what heart wants to be kept."""
+    owned = known.owned or (0,) * len(known.promises)
     kept = [
-        _Promise(service.name, promise.epoch, spec.nodes[promise.node].id, promise.nonce)
-        for service, promise in zip(spec.services, promises, strict=False)
+        _Promise(service.name, promise.epoch, spec.nodes[promise.node].id, promise.nonce, epoch)
+        for service, promise, epoch in zip(spec.services, known.promises, owned, strict=False)
         if promise.epoch > 0 and 0 <= promise.node < len(spec.nodes)
     ]
     content = _File(FORMAT, spec.name, kept, spec.nodes[spec.me].id, boot_id)
     return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
 
 
-def decode(content: bytes, spec: ClusterSpec) -> tuple[Identity, ...]:
-    """By service for `inputs.Restored`, NOBODY where the file names none. Raises PromisesError."""
+def decode(content: bytes, spec: ClusterSpec) -> Restored:
+    """What heart is told at its start: NOBODY where the file names none. Raises PromisesError."""
     if len(content) > FILE_BYTES_MAX:
         raise PromisesError(f"is larger than {FILE_BYTES_MAX} bytes")
     try:
@@ -66,4 +68,9 @@ def decode(content: bytes, spec: ClusterSpec) -> tuple[Identity, ...]:
         for promise in found.promises
         if promise.node in nodes
     }
-    return tuple(known.get(service.name, NOBODY) for service in spec.services)
+    owned = {promise.service: promise.owned for promise in found.promises}
+    names = [service.name for service in spec.services]
+    return Restored(
+        tuple(known.get(name, NOBODY) for name in names),
+        tuple(owned.get(name, 0) for name in names),
+    )

@@ -49,6 +49,7 @@ def keep_step(node: Node, sender: NodeIndex, now_us: int) -> None:
     spacing_us = node.spec.timing.heartbeat_us * 3 // 5
     if sender < node.spec.me and now_us - node.beat_us >= spacing_us and _is_first(node, sender):
         node.next_beat_us = min(node.next_beat_us, now_us)
+        node.wake_us = now_us  # its own deadlines would hardly ever come: look at the time, too
 
 
 def _lapsed_just_now(node: Node, service: Service, now_us: int) -> bool:

@@ -111,6 +111,8 @@ class Service(msgspec.Struct):
     carrier: bool = True
     acquiring_us: int = NEVER  # when the addresses were last asked to come
     stop_asked_us: int = NEVER  # when fence or addresses were last asked to go
+    recovering: Identity = NOBODY  # of the newest Recover: what RecoveryEnded is about
+    unrecovered: str = ""  # why the calls cannot be recovered here; they leave when they can
     holding: bool = False  # FreeSWITCH here carries this service's calls
     # as claimant
     claim: Claim | None = None

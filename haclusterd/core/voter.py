@@ -96,7 +96,9 @@ def _hear_owner(
     out: list[Action],
 ) -> None:
     """The lease echo, and the same event restarts the silence timer (DESIGN 6, Lease)."""
-    service.owned_epoch = max(service.owned_epoch, entry.promise.epoch)
+    if entry.promise.epoch > service.owned_epoch:
+        service.owned_epoch = entry.promise.epoch
+        persist(node, out)  # a former owner that returns has to be told, also after a restart
     if entry.promise == service.promise:
         service.lease_seq = beat.seq
         service.silence_us = now_us

@@ -182,10 +182,10 @@ class _Opening:
             successor_command,
         )  # fmt: skip
         folders = (self._config.state_dir, self._config.run_dir)
-        promises, complaint = read_promises(folders, self._spec)
+        restored, complaint = read_promises(folders, self._spec)
         if complaint:
             self._complain(complaint)
-        heart.begin(promises)
+        heart.begin(restored)
         return heart
 
     def take_over(self, predecessor: Predecessor, successor_command: Sequence[str]) -> Heart:

@@ -23,7 +23,6 @@ from haclusterd.core.inputs import (
     TraceRequested,
     UpgradeRequested,
 )
-from haclusterd.core.model import Identity
 from haclusterd.core.node import stopped
 from haclusterd.core.state import Node
 from haclusterd.core.view import AlarmView, view
@@ -95,11 +94,11 @@ class Heart(Chores):
 
     # -- before the first turn -------------------------------------------------------------------
 
-    def begin(self, promises: Sequence[Identity] | None) -> None:
+    def begin(self, restored: Restored | None) -> None:
         """A fresh start: look at the NICs, open the links, tell the core what it promised."""
         now = self.loop.now()
-        if promises is not None:
-            self.loop.feed(Restored(tuple(promises)), now)
+        if restored is not None:
+            self.loop.feed(restored, now)
         self._watch_everything()
 
     def go_on(self, agent_gone: Callable[[], bool], freeswitch: tuple[int, int]) -> None:

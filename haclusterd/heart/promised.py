@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from haclusterd.core.model import ClusterSpec, Identity
+from haclusterd.core.inputs import Restored
+from haclusterd.core.model import ClusterSpec
 from haclusterd.core.promises import FILE_BYTES_MAX, FILE_NAME, PromisesError, decode
 
 _UNKNOWN = (
@@ -18,10 +19,8 @@ _UNKNOWN = (
 )
 
 
-def read_promises(
-    folders: Sequence[Path], spec: ClusterSpec
-) -> tuple[tuple[Identity, ...] | None, str]:
-    """(promises by service or None, "" or why a file could not be used); the first file counts.
+def read_promises(folders: Sequence[Path], spec: ClusterSpec) -> tuple[Restored | None, str]:
+    """(what is known, "" or why a file could not be used); the first file counts.
 
     Without promises the hold-down after the start, and the epochs heard from the others, protect
     what this node may have promised.

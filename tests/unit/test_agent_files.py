@@ -18,6 +18,8 @@ from haclusterd.agent.logs import REPEATS_MAX, JournalFormat, RateLimit
 from haclusterd.agent.pid import ExitWatch, Process, read_process, running
 from haclusterd.agent.reports import FILE_BYTES_MAX, Reports
 from haclusterd.agent.starting import Starter
+from haclusterd.core.actions import Persist
+from haclusterd.core.inputs import Restored
 from haclusterd.core.model import NOBODY, Identity
 from haclusterd.core.promises import FILE_BYTES_MAX as PROMISES_BYTES_MAX
 from haclusterd.core.promises import FILE_NAME as NAME
@@ -30,19 +32,20 @@ from tests.fixtures.agent_parts import spec
 def test_heart_reads_what_the_agent_wrote(tmp_path: Path) -> None:
     cluster = spec()
     given = (Identity(7, 1, 2**63), NOBODY)
-    write_atomically(tmp_path / NAME, encode(cluster, "boot", given))
-    assert read_promises([tmp_path], cluster) == (given, "")
+    write_atomically(tmp_path / NAME, encode(cluster, "boot", Persist(given, (9, 0))))
+    assert read_promises([tmp_path], cluster) == (Restored(given, (9, 0)), "")
     assert oct((tmp_path / NAME).stat().st_mode)[-3:] == "600"
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 def test_promises_follow_names_not_positions() -> None:
     cluster = spec()
-    content = encode(cluster, "boot", (Identity(7, 1, 5), Identity(3, 2, 6)))
+    known = Persist((Identity(7, 1, 5), Identity(3, 2, 6)), (7, 2))
+    content = encode(cluster, "boot", known)
     turned = msgspec.structs.replace(
         cluster, nodes=cluster.nodes[::-1], services=cluster.services[::-1]
     )
-    assert decode(content, turned) == (Identity(3, 0, 6), Identity(7, 1, 5))
+    assert decode(content, turned) == Restored((Identity(3, 0, 6), Identity(7, 1, 5)), (2, 7))
 
 
 def test_a_missing_state_file_is_none_a_foreign_or_damaged_one_says_why(tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_a_missing_state_file_is_none_a_foreign_or_damaged_one_says_why(tmp_path
     assert re.search(rf"{path}: is damaged .*not known.*Fix", complaint)
     other = msgspec.structs.replace(cluster, name="other")
     with pytest.raises(PromisesError, match="cluster 'other'"):
-        decode(encode(other, "boot", ()), cluster)
+        decode(encode(other, "boot", Persist(())), cluster)
     with pytest.raises(PromisesError, match="larger than"):
         decode(b" " * (PROMISES_BYTES_MAX + 1), cluster)
 

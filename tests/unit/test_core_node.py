@@ -8,7 +8,14 @@ import msgspec
 import pytest
 
 from haclusterd.core import inputs as inp
-from haclusterd.core.actions import Answered, Decided, KillFreeswitch, Recover, SendBeat
+from haclusterd.core.actions import (
+    Answered,
+    Decided,
+    KillFreeswitch,
+    Persist,
+    Recover,
+    SendBeat,
+)
 from haclusterd.core.model import NOBODY, Flag, Identity, Release, State
 from haclusterd.core.node import ALIENS_KEPT, next_deadline_us, step, stopped
 from haclusterd.core.state import Node
@@ -110,6 +117,45 @@ def test_recovery_failed_gives_the_service_to_the_next_and_backs_off() -> None:
     assert bench.service.backoff_until_us > bench.now_us
     bench.pass_ms(10_100)
     assert bench.service.backoff_until_us < 0
+
+
+def test_recovery_that_failed_while_fenced_is_not_forgotten() -> None:
+    """The right is another one by now, the calls and what is wrong with them are the same."""
+    bench = owner_bench()
+    identity = bench.service.identity
+    bench.pass_ms(110)
+    assert bench.stands_in(State.LAPSED)
+    bench.give(inp.RecoveryEnded(0, identity, False, "no profile"))
+    assert bench.stands_in(State.LAPSED)
+    bench.hear(1, entry(identity))
+    bench.hear(2, entry(identity))
+    bench.pass_ms(60)
+    claim = bench.service.promise
+    assert bench.stands_in(State.RECLAIMING)
+    bench.hear(1, entry(claim))
+    bench.pass_ms(30)
+    assert bench.service.release is not None
+    assert "it cannot recover the calls: no profile" in bench.service.given_up
+
+
+def test_a_freeswitch_that_exits_is_ranked_by_nobody_any_more() -> None:
+    bench = Bench(spec_of(3, 3)).after_hold_down()
+    bench.keep_hearing(100, (1, STANDBY), (2, STANDBY))
+    assert all(0 in line for line in bench.node.successors)
+    bench.give(inp.FreeswitchExited("was killed"))
+    bench.pass_ms(1)
+    assert not any(0 in line for line in bench.node.successors)
+
+
+def test_what_was_owned_outlives_a_restart() -> None:
+    """A voter that restarted tells a former owner that returns of whom came after it."""
+    bench = Bench(ready=False).after_hold_down()
+    bench.hear(1, entry(Identity(5, 1, 7), State.OWNED))
+    assert kinds(bench.asked, Persist)[-1].owned == (5,)
+    again = Bench(ready=False)
+    again.give(inp.Restored((Identity(5, 1, 7),), (5,)))
+    again.pass_ms(30)
+    assert kinds(again.asked, SendBeat)[-1].beats[0].services[0].held == 5
 
 
 def test_stop_hands_over_or_fences_and_ends() -> None:

@@ -110,6 +110,16 @@ def test_step_answers_and_one_way_beats_set_no_pace() -> None:
     assert regular(bench) == []
 
 
+def test_step_does_not_keep_a_node_from_looking_at_the_time() -> None:
+    """Its own deadlines never come while it beats with the first node; a dead peer still shows."""
+    bench = settled(3)
+    for _ in range(7):
+        bench.pass_ms(24)
+        bench.hear(1, OWNS_S0)
+        bench.pass_ms(0)
+    assert "M4" in bench.rows  # node 2, silent for 168 ms
+
+
 def test_step_without_the_first_node_the_others_go_on_within_a_tenth() -> None:
     bench = settled(3)
     bench.pass_ms(400)

@@ -14,7 +14,7 @@ import pytest
 
 from haclusterd.config.presets import PRESETS, to_timing
 from haclusterd.core.actions import Decided, EndCalls, Persist, Published, Recover, ToAgent
-from haclusterd.core.inputs import LocalReport, RecoveryEnded
+from haclusterd.core.inputs import LocalReport, RecoveryEnded, Restored
 from haclusterd.core.model import NOBODY, AddressSpec, ClusterSpec, Identity, NodeSpec, ServiceSpec
 from haclusterd.heart.agent_link import SILENT_US, AgentLink
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
@@ -177,7 +177,10 @@ def test_promises_are_read_by_name(tmp_path: Path) -> None:
         {"service": "east", "epoch": 5, "node": "stranger", "nonce": 1},
     ]
     path.write_bytes(msgspec.json.encode({"format": 1, "cluster": "c", "promises": kept}))
-    assert read_promises([tmp_path / "none", tmp_path], spec) == ((NOBODY, Identity(4, 1, 7)), "")
+    assert read_promises([tmp_path / "none", tmp_path], spec) == (
+        Restored((NOBODY, Identity(4, 1, 7)), (0, 0)),
+        "",
+    )
     path.write_bytes(b"{")
     promises, complaint = read_promises([tmp_path], spec)
     assert promises is None
