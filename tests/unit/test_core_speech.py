@@ -12,9 +12,9 @@ OWNS_S0 = entry(Identity(3, 1, 77), State.OWNED)
 OWNS_S1 = entry(Identity(3, 2, 78), State.OWNED)
 
 
-def settled(me: int, services: int = 2) -> Bench:
+def settled(me: int) -> Bench:
     """A node that hears two owners, nodes 1 and 2, and has just sent a regular beat."""
-    bench = Bench(spec_of(4, services, me=me)).after_hold_down()
+    bench = Bench(spec_of(4, 2, me=me)).after_hold_down()
     bench.report(ready=False)
     for _ in range(4):
         for owner in {1, 2} - {me}:
@@ -112,12 +112,19 @@ def test_step_answers_and_one_way_beats_set_no_pace() -> None:
 
 def test_step_does_not_keep_a_node_from_looking_at_the_time() -> None:
     """Its own deadlines never come while it beats with the first node; a dead peer still shows."""
-    bench = settled(3)
-    for _ in range(7):
-        bench.pass_ms(24)
-        bench.hear(1, OWNS_S0)
-        bench.pass_ms(0)
-    assert "M4" in bench.rows  # node 2, silent for 168 ms
+    bench = Bench(spec_of(5, me=4)).after_hold_down()
+    bench.report(ready=False)
+    heard = {0: STANDBY, 1: OWNS_S0, 2: STANDBY, 3: STANDBY}
+    for _ in range(20):
+        for peer, word in heard.items():
+            bench.hear(peer, word)
+        bench.pass_ms(17)
+    bench.hear(3, heard.pop(3))
+    for _ in range(10):
+        for peer, word in heard.items():
+            bench.hear(peer, word)
+        bench.pass_ms(17)
+    assert not bench.hears(3)  # it owns nothing, and was silent for 170 ms
 
 
 def test_step_without_the_first_node_the_others_go_on_within_a_tenth() -> None:
