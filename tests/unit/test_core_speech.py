@@ -114,7 +114,7 @@ def test_step_does_not_keep_a_node_from_looking_at_the_time() -> None:
     """Its own deadlines never come while it beats with the first node; a dead peer still shows."""
     bench = Bench(spec_of(5, me=4)).after_hold_down()
     bench.report(ready=False)
-    heard = {0: STANDBY, 1: OWNS_S0, 2: STANDBY, 3: STANDBY}
+    heard = {0: entry(Identity(3, 0, 76), State.OWNED), 1: STANDBY, 2: STANDBY, 3: STANDBY}
     for _ in range(20):
         for peer, word in heard.items():
             bench.hear(peer, word)
