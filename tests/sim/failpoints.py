@@ -79,7 +79,11 @@ class Failpoint:
 
     def strikes(self, host: Host, t: int, action: Any) -> str:
         """What the host does about `action`: "" carry it out, "stop" end here, "next" go on."""
-        if self.struck or type(action) is not ACTION_OF.get(self.effect, act.Decided):
+        if self.struck:
+            return ""
+        # An effect that had nothing to ask for fails where all of them end: at the sentence.
+        wanted = ACTION_OF.get(self.effect, act.Decided)
+        if type(action) is not wanted and not isinstance(action, act.Decided):
             return ""
         ahead = (action, *host.actions)
         decided = next((a for a in ahead if isinstance(a, act.Decided)), None)
