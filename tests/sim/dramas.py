@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from haclusterd.core.actions import Decided, KillFreeswitch
+from haclusterd.core.inputs import MaintenanceRequested
 from haclusterd.core.model import Timing
 from haclusterd.core.state import owns
 from tests.sim.host import Host
@@ -136,10 +137,78 @@ def freeswitch_dies_under_load(seed: int) -> list[str]:
     world, rng = begin(seed, 3)
     owner = world.hosts[owners_of(world)[0]]
     owner.kernel.fence_fails_until = world.now + rng.randrange(5_000, 80_000)
+    owner.kernel.removal_fails_until = owner.kernel.fence_fails_until
     owner.telephony.exit()
     owner.run(world.now, owner.life)
     world.play_until(world.now + 500_000)
     return list(world.checkers.violations)
+
+
+def owner_unplugged(seed: int) -> list[str]:
+    """An owner that nobody heard for 105 to 120 ms has its service again."""
+    world, rng = begin(seed, rng_nodes(seed))
+    before = owners_of(world)
+    ways = [w for w in all_ways(world) if before[0] in w[:2]]
+    world.network.add_cut(ways, world.now, rng.randrange(105_000, 120_000))
+    world.play_until(world.now + 1_000_000)
+    return _kept(world, before, "the owner was unplugged for 120 ms")
+
+
+def promise_conflict(seed: int) -> list[str]:
+    """A slave that claimed in vain meets the owner again, which wins it back without a gap."""
+    world, rng = begin(seed, 5)
+    before = owners_of(world)
+    slave = rng.choice([h.me for h in world.hosts if h.me not in before])
+    pair = {before[0], slave}
+    ways = [w for w in all_ways(world) if set(w[:2]) == pair]
+    world.network.add_cut(ways, world.now, rng.randrange(300_000, 900_000))
+    began = len(world.history)
+    world.play_until(world.now + 2_000_000)
+    gaps = [line for line in world.history[began:] if " T401 " in line]
+    return _kept(world, before, "a conflict") + [f"S5: a gap for a conflict: {g}" for g in gaps]
+
+
+def blank_claimant(seed: int) -> list[str]:
+    """After a few changes of owner, the only node that may take over restarts without memory as
+    the owner dies: it serves soon after its hold-down (V2)."""
+    world, rng = begin(seed, 3)
+    owner = owners_of(world)[0]
+    for _ in range(5):
+        world.hosts[owner].freeze(world.now, 110_000)
+        world.play_until(world.now + 500_000)
+    blank, voter = rng.sample([h for h in world.hosts if h.me != owner], 2)
+    voter.give(world.now, MaintenanceRequested(1, True))
+    world.play_until(world.now + 200_000)
+    world.hosts[owner].kill(world.now, power=True)
+    blank.kill(world.now, power=False)
+    world.at(world.now + rng.randrange(1_000, 50_000), _boot_blank, blank)
+    world.play_until(world.now + 1_000_000)
+    found = list(world.checkers.violations)
+    return found if owners_of(world) else [*found, "V2: nobody serves s0 a second after"]
+
+
+def late_grants(seed: int) -> list[str]:
+    """The claimant is heard no more once it has claimed, and hears the grants late: whoever claims
+    next may not meet it (S1)."""
+    world, rng = begin(seed, 5)
+    world.tell = partial(_late_grants, world, rng)
+    world.hosts[owners_of(world)[0]].kill(world.now, power=True)
+    world.play_until(world.now + 1_000_000)
+    return list(world.checkers.violations)
+
+
+def _late_grants(
+    world: World, rng: random.Random, host: int, what: Decided | KillFreeswitch
+) -> None:
+    if isinstance(what, Decided) and what.row == "T101" and not world.network.clogged:
+        until = world.now + rng.randrange(60_000, 97_000)
+        to_it = [w for w in all_ways(world) if w[1] == host]
+        world.network.clogged.update(dict.fromkeys(to_it, until))
+        world.at(world.now + 1_000, partial(_silence, world), host)
+
+
+def _silence(world: World, t: int, host: int) -> None:
+    world.network.add_cut([w for w in all_ways(world) if w[0] == host], t, 600_000)
 
 
 def rng_nodes(seed: int) -> int:
@@ -172,6 +241,10 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         stunned,
         slave_thawed,
         lost_claim,
+        owner_unplugged,
+        promise_conflict,
+        blank_claimant,
+        late_grants,
         freeswitch_dies_under_load,
         voters_forget,
     )

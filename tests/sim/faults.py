@@ -342,6 +342,28 @@ def lapse_of_memory(slave: int, blow: Blow, host: Host) -> None:
     _down(blow, voter, False, False, 1, 20)
 
 
+def late_echoes(blow: Blow, host: Host) -> None:
+    """Nobody hears this node any more, and what it still hears was said before that.
+
+    Aimed at leases: they count from what the owner sent, not from when it heard the answer.
+    """
+    others = [h.me for h in blow.others(host)]
+    blow.cut(blow.ways([host.me], others), blow.spell(300, 600))
+    until = blow.t + blow.spell(60, 96)
+    blow.network.clogged.update(dict.fromkeys(blow.ways(others, [host.me]), until))
+
+
+def pair_flickers(blow: Blow, host: Host) -> None:
+    """Owner and one slave hear each other for moments only: a claim that meets its owner."""
+    slave = blow.rng.choice(blow.others(host))
+    ways = blow.both([host.me], [slave.me])
+    at = blow.t
+    for _ in range(20):
+        apart_us = blow.spell(170, 330)
+        blow.world.at(at + 1, partial(_cut_for, blow.nemesis, apart_us), ways)
+        at += apart_us + blow.spell(2, 45)
+
+
 def torn_release(blow: Blow, host: Host) -> None:
     """The target of a switchover hears the RELEASE and is cut off while it claims.
 
@@ -368,6 +390,7 @@ KINDS: dict[str, Callable[[Blow, Host], None]] = {
         crash, restart_forget, power_off, storm, freeze, freeze_long, stun, short_stuns, upgrade,
         cut_node, cut_pair, cut_one_way, cut_half, cut_link, switches_reboot, flap, swizzle, clog,
         replay_recorded, freeswitch, freeswitch_hangs, recovery_fails, agent_stalls, carrier,
-        kernel_trouble, switchover, maintenance, stop, ambush, triangle, torn_release,
+        kernel_trouble, switchover, maintenance, stop, ambush, triangle, torn_release, late_echoes,
+        pair_flickers,
     )
 }  # fmt: skip

@@ -40,6 +40,7 @@ def prepare(world: World, rng: random.Random) -> None:
     world.note(
         f"LIVENESS {world.swarm.ending}: {', '.join(f'n{n}' for n in sorted(left))} are left"
     )
+    world.healed_us = world.now
     world.nemesis.heal()
     world.network.heal()
     world.outside = set(nodes) - left
@@ -142,6 +143,10 @@ def _service(k: int, left: list[Host]) -> list[str]:
 
 def _nobody_serves(world: World, left: list[Host]) -> list[str]:
     found = []
+    settled_us = world.healed_us + 10 * world.swarm.timing.dead_us
+    for (n, _, k), claimed_us in world.checkers.claimed.items():
+        if claimed_us > settled_us and n not in world.outside:
+            found.append(f"V5: n{n} claims s{k}, which nobody can grant it")
     for host in left:
         if host.node is None:
             continue

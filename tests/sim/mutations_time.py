@@ -88,8 +88,14 @@ def lease_longer() -> None:
 
 
 def lease_not_watched() -> None:
-    """An owner fences when its lease ends: here nobody looks."""
-    patch(owner, "lapse", lambda *args: None)
+    """An owner fences when its lease ends: here it gives itself another one."""
+
+    def lapse(n: Node, now_us: int, out: list[Action]) -> None:
+        for service in n.services:
+            if owns(service) and now_us >= service.lease_until_us:
+                service.lease_until_us = now_us + n.spec.timing.lease_us
+
+    patch(owner, "lapse", lapse)
 
 
 def renewed_beyond_lease() -> None:
@@ -168,9 +174,11 @@ def freeze_not_noticed() -> None:
 
 
 def past_is_believed() -> None:
-    """All of it at once: the freeze is not noticed, and whatever was echoed counts as fresh."""
+    """All nets at once: a freeze is not noticed, old echoes are fresh, and leases count from when
+    they were heard. `lease_from_hearing` alone breaks nothing in a world of freezes."""
     freeze_not_noticed()
     old_echoes_count()
+    lease_from_hearing()
 
 
 def thaw_keeps_timers() -> None:

@@ -51,6 +51,7 @@ class World:
         self.hot_until = 0
         self.has_boundaries = False
         self.failpoint: Failpoint | None = None
+        self.healed_us = 0  # when the safety phase ended
         self.outside: set[int] = set()  # nodes that failed for good
         self.tell: Callable[[int, Decided | KillFreeswitch], None] = _nothing
         self.recoveries: list[tuple[int, int, Recover]] = []
