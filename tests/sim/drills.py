@@ -34,6 +34,7 @@ class Drill:
     kinds: tuple[str, ...] = ()
     drama: str = ""
     swarm: tuple[tuple[str, Any], ...] = ()  # what differs from `aimed_swarm`
+    calls: bool = False  # it is about calls: S4 counts; otherwise a fault there hides none here
 
     @property
     def rule(self) -> str:
@@ -68,7 +69,9 @@ DRILLS: dict[str, Drill] = {
     "two beats after rejoin": Drill(m.no_two_beats, drama="switches_reboot"),
     "the lapsed owner goes first": Drill(m.lapsed_owner_not_first, drama="owner_unplugged"),
     "reclaim only without a higher epoch": Drill(
-        m.reclaims_in_spite_of_a_successor, **worlds("cut_node", "power_off", "freeze_long")
+        m.reclaims_in_spite_of_a_successor,
+        calls=True,
+        **worlds("cut_node", "power_off", "freeze_long"),
     ),
     "epochs adopted": Drill(m.epochs_not_adopted, drama="blank_claimant"),
     "claim with a majority only": Drill(
@@ -162,7 +165,10 @@ def play(name: str, seed: int, minutes: float, aimed: bool = True) -> list[str]:
     """What breaks in one world of a drill (with or without its mutation in force)."""
     if aimed and DRILLS[name].drama:
         return DRAMAS[DRILLS[name].drama](seed)
-    return World(seed, aimed_swarm(name, seed) if aimed else None).run(minutes)
+    world = World(seed, aimed_swarm(name, seed) if aimed else None)
+    if aimed and not DRILLS[name].calls:
+        world.checkers.muted = frozenset({"S4"})
+    return world.run(minutes)
 
 
 def hunt(job: tuple[str, int, float, bool]) -> tuple[str, int, str, float]:
