@@ -27,7 +27,7 @@ def test_same_seed_same_trace(seed: int) -> None:
     assert first.history == second.history != []
 
 
-@pytest.mark.parametrize("seed", [5, 11, 40])
+@pytest.mark.parametrize("seed", [3, 11, 40])
 def test_a_plan_that_was_written_down_plays_the_same(seed: int) -> None:
     """What `shrink` leaves faults out of is the run itself, not another one."""
     world = World(seed)

@@ -41,7 +41,8 @@ class World:
     def __init__(self, seed: int, swarm: Swarm | None = None, plan: Plan | None = None) -> None:
         rng = random.Random(seed)
         self.seed = seed
-        self.swarm = swarm or draw_swarm(rng)
+        drawn = draw_swarm(rng)  # in any case: what is drawn after it must not depend on it
+        self.swarm = swarm or drawn
         self.rng = rng
         self.now = 0
         self.queue: list[tuple[int, int, Callable[[int, Any], None], Any]] = []
@@ -81,7 +82,9 @@ class World:
         self.play_until(quiet)
         if not self.checkers.violations:
             liveness.prepare(self, self.rng)
-            self.play_until(quiet + timing.dead_us + timing.stop_us + 4 * unit)
+            # A node in step with the first one may have no Tick for `dead` (track record, F6).
+            in_flight = timing.two_way_us + 2 * unit
+            self.play_until(quiet + 2 * timing.dead_us + timing.stop_us + in_flight)
         if not self.checkers.violations:
             self.checkers.violations += liveness.silent_are_dead(self)
         if not self.checkers.violations:
