@@ -181,12 +181,11 @@ class Player:
 
     def heal(self, words: list[str]) -> None:
         """All cuts between these nodes end."""
-        ends = [{h.me for h in self.hosts(word)} for word in words]
-        network = self.cluster_world.network
-        for way in [w for w in network.cut if {w[0]} <= ends[0] and {w[1]} <= ends[1]]:
-            del network.cut[way]
-        for way in [w for w in network.cut if {w[0]} <= ends[1] and {w[1]} <= ends[0]]:
-            del network.cut[way]
+        left, right = ({h.me for h in self.hosts(word)} for word in words)
+        cut = self.cluster_world.network.cut
+        for a, b, x in list(cut):
+            if (a in left and b in right) or (a in right and b in left):
+                del cut[a, b, x]
 
     def freeswitch_dies(self, words: list[str]) -> None:
         """It stays away until `freeswitch-back`."""

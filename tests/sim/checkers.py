@@ -45,7 +45,6 @@ class Checkers:
     changes: int = 0
     forgot: int = 0  # nodes that ever lost their promises
     amnesia: int = 0  # restarts without any memory
-    claims_max: int = 0  # in any ten seconds (scaled), for the report
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
@@ -167,7 +166,6 @@ class Checkers:
         recent.append(t_us)
         while recent[0] < t_us - 70 * self.dead_us:
             recent.popleft()
-        self.claims_max = max(self.claims_max, len(recent))
         if len(recent) > CLAIMS_MAX:
             self.report(t_us, f"V5: {len(recent)} claims to s{service} within 70 dead times")
 

@@ -65,7 +65,7 @@ def all_ways(world: World) -> list[tuple[int, int, int]]:
 
 def switches_reboot(seed: int) -> list[str]:
     """Nobody hears anybody for a while: the owner has its service again, without a takeover."""
-    world, rng = begin(seed, rng_nodes(seed))
+    world, rng = begin(seed, some_nodes(seed))
     before = owners_of(world)
     ways = all_ways(world)
     rng.shuffle(ways)
@@ -146,7 +146,7 @@ def freeswitch_dies_under_load(seed: int) -> list[str]:
 
 def owner_unplugged(seed: int) -> list[str]:
     """An owner that nobody heard for 105 to 120 ms has its service again."""
-    world, rng = begin(seed, rng_nodes(seed))
+    world, rng = begin(seed, some_nodes(seed))
     before = owners_of(world)
     ways = [w for w in all_ways(world) if before[0] in w[:2]]
     world.network.add_cut(ways, world.now, rng.randrange(105_000, 120_000))
@@ -211,7 +211,7 @@ def _silence(world: World, t: int, host: int) -> None:
     world.network.add_cut([w for w in all_ways(world) if w[0] == host], t, 600_000)
 
 
-def rng_nodes(seed: int) -> int:
+def some_nodes(seed: int) -> int:
     return 3 + seed % 3
 
 

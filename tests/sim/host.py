@@ -20,7 +20,7 @@ from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
 from haclusterd.core.model import NOBODY, Beat, ClusterSpec, Identity
 from haclusterd.core.node import next_deadline_us, step, stopped
-from haclusterd.core.state import Node, holding_down, start
+from haclusterd.core.state import Node, start
 from tests.sim.kernel import Kernel
 from tests.sim.telephony import Telephony
 
@@ -367,14 +367,6 @@ class Host:
 
     def _nothing(self, action: act.Action) -> None:
         """Of no consequence in this world."""
-
-    @property
-    def settled(self) -> bool:
-        """Out of hold-down and not stopping: may be counted on."""
-        node = self.node
-        if node is None or not self.alive:
-            return False
-        return not holding_down(node, self.local(self.world.now)) and not node.leaving
 
 
 _DO: dict[type, Callable[[Host, Any], None]] = {
