@@ -12,6 +12,8 @@ the transcript is played, so that no rewrite can make a wrong outcome golden.
     freeswitch-dies n0                 freeswitch-back n0
     switchover s0 n2 | switchover s0   maintenance n2 on     stop n0     calls n0 s0 500
     carrier n0 s0 down                 addresses-fail n2 s0  recovery-fails n2 s0
+    addresses-slow n2 200ms            removal-fails n0 400ms   fence-fails n0 50ms
+    when n2 T101 freeze n2 120ms       (the moment n2 says T101; once)      heal n0 n1 | heal n0 all
     expect owner s0 n2 | expect owner s0 nobody | expect kept s0 n0 | expect fenced s0 n0
     expect served s0 n2 within 180ms   (since the block began; or `any`)
     expect each s0 s1 n3 n4
@@ -31,8 +33,8 @@ from haclusterd.core import inputs as inp
 from haclusterd.core.model import Identity, LastResort, Quorum, State
 from haclusterd.core.state import owns
 from tests.sim.checkers import Checkers
+from tests.sim.dramas import calm
 from tests.sim.host import Host
-from tests.sim.swarm import LAN, Swarm
 from tests.sim.world import World
 
 RULE = "----"
@@ -43,34 +45,21 @@ class TranscriptError(Exception):
     """A command that is not understood, or an expectation that does not hold."""
 
 
-def calm(nodes: int, services: int, links: int) -> Swarm:
-    """A world without chance: nothing is lost, every beat takes 100 us, clocks agree."""
-    return Swarm(
-        nodes=nodes,
-        links=links,
-        services=services,
-        timing=LAN,
-        freeswitch=True,
-        delay_min_us=100,
-        delay_mean_us=0,
-        loss=0.0,
-        duplicate=0.0,
-        replay=0.0,
-        through_wire=False,
-        rates_ppm=(0,) * nodes,
-        fault_mean_us=10**9,
-        boundary=0.0,
-        kinds=(),
-    )
-
-
 class Overlapping(Checkers):
     """For `quorum = "availability"`, which may have two owners in a partition (DESIGN 6)."""
 
     def may_emit(self, t_us: int, service: int, node: int, until_us: int) -> None:
         pass
 
-    def won(self, t_us: int, service: int, identity: Identity) -> None:
+    def won(self, t_us: int, service: int, identity: Identity, hosts: list[Host]) -> None:
+        pass
+
+    def recovered(
+        self, t_us: int, node: int, service: int, identity: Identity, again: bool
+    ) -> None:
+        pass
+
+    def serves(self, t_us: int, node: int, service: int, identity: Identity, here: bool) -> None:
         pass
 
 
@@ -84,6 +73,7 @@ class Player:
         self.said: list[tuple[int, int, act.Decided]] = []
         self.killed: list[tuple[int, int]] = []
         self.masters = 0
+        self.waiting: list[tuple[int, str, list[str]]] = []  # host, row, command
 
     def play(self, commands: list[str]) -> list[str]:
         """The sentences of one block."""
@@ -137,6 +127,18 @@ class Player:
         else:
             self.said.append((self.cluster_world.now, host, what))
             self.rows.add(what.row)
+            for at in [w for w in self.waiting if w[:2] == (host, what.row)]:
+                self.waiting.remove(at)
+                self.cluster_world.at(self.cluster_world.now, self._now, at[2])
+
+    def _now(self, t: int, words: list[str]) -> None:
+        COMMANDS[words[0]](self, words[1:])
+
+    def when(self, words: list[str]) -> None:
+        """`when n2 T101 freeze n2 120ms`: what is to happen the moment n2 says T101."""
+        if len(words) < 3 or words[2] not in COMMANDS:
+            raise TranscriptError(f"when {' '.join(words)}: write `when NODE ROW COMMAND...`")
+        self.waiting.append((self.host(words[0]).me, words[1], words[2:]))
 
     def host(self, name: str) -> Host:
         number = int(name.removeprefix("n"))
@@ -177,20 +179,40 @@ class Player:
         }
         world.network.add_cut(sorted(ways), world.now, duration_us(words[2]))
 
+    def heal(self, words: list[str]) -> None:
+        """All cuts between these nodes end."""
+        left, right = ({h.me for h in self.hosts(word)} for word in words)
+        cut = self.cluster_world.network.cut
+        for a, b, x in list(cut):
+            if (a in left and b in right) or (a in right and b in left):
+                del cut[a, b, x]
+
     def freeswitch_dies(self, words: list[str]) -> None:
+        """It stays away until `freeswitch-back`."""
         host = self.host(words[0])
-        host.todo.append(inp.FreeswitchExited("was killed"))
-        host.run(self.cluster_world.now, host.life)
+        host.telephony.up = False
+        host.telephony.calls.clear()
+        self._give(words[0], inp.FreeswitchExited("was killed"))
 
     def freeswitch_back(self, words: list[str]) -> None:
-        self.host(words[0]).report_ready(True)
-        self.host(words[0]).run(self.cluster_world.now, self.host(words[0]).life)
+        self.host(words[0]).telephony.back(self.cluster_world.now)
 
     def carrier(self, words: list[str]) -> None:
         self._give(words[0], inp.CarrierChanged(service(words[1]), words[2] == "up"))
 
     def addresses_fail(self, words: list[str]) -> None:
-        self.host(words[0]).refused.add(service(words[1]))
+        self.host(words[0]).kernel.refused.add(service(words[1]))
+
+    def addresses_slow(self, words: list[str]) -> None:
+        self.host(words[0]).kernel.adding_takes_us = duration_us(words[1])
+
+    def removal_fails(self, words: list[str]) -> None:
+        until = self.cluster_world.now + duration_us(words[1])
+        self.host(words[0]).kernel.removal_fails_until = until
+
+    def fence_fails(self, words: list[str]) -> None:
+        until = self.cluster_world.now + duration_us(words[1])
+        self.host(words[0]).kernel.fence_fails_until = until
 
     def recovery_fails(self, words: list[str]) -> None:
         host, k = self.host(words[0]), service(words[1])
@@ -312,6 +334,11 @@ COMMANDS: dict[str, Callable[[Player, list[str]], None]] = {
     "carrier": Player.carrier,
     "addresses-fail": Player.addresses_fail,
     "recovery-fails": Player.recovery_fails,
+    "addresses-slow": Player.addresses_slow,
+    "removal-fails": Player.removal_fails,
+    "fence-fails": Player.fence_fails,
+    "heal": Player.heal,
+    "when": Player.when,
     "switchover": Player.switchover,
     "maintenance": Player.maintenance,
     "stop": Player.stop,

@@ -15,12 +15,10 @@ from tests.scenarios.player import Player, TranscriptError, replay
 FOLDER = Path(__file__).parent
 TRANSCRIPTS = sorted(FOLDER.glob("*.txt"))
 
-# Rows that no calm cluster goes through: a second fault hits a takeover, or the kernel refuses.
-# tests/unit/test_core_table.py takes every row, these are taken nowhere else.
-ONLY_IN_UNIT_TESTS = {
-    "T205", "T207", "T209", "T305", "T307", "T309", "T311", "T413", "T415", "T605",
-    "T607", "T609", "T703",
-}  # fmt: skip
+# T413: an owner's own new claim finds no majority in time. The lease rests on a beat sent before
+# that claim, so it ends first (T401); in `availability`, without a lease, one vote is enough.
+# tests/unit/test_core_table.py takes every row.
+OUT_OF_REACH = {"T413"}
 
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
@@ -31,10 +29,10 @@ def test_transcript(path: Path, request: pytest.FixtureRequest) -> None:
     assert said == path.read_text()
 
 
-def test_every_row_is_in_a_transcript_or_known_to_be_rare() -> None:
+def test_every_row_is_in_a_transcript_or_out_of_reach() -> None:
     rows = set().union(*(replay(path)[1].rows for path in TRANSCRIPTS))
     missing = {row.number for row in ROWS} - rows
-    assert missing == ONLY_IN_UNIT_TESTS
+    assert missing == OUT_OF_REACH
 
 
 def test_expectations_can_fail() -> None:

@@ -1,4 +1,7 @@
-"""`python -m tests.sim --seeds A:B --minutes M`: play seeds; exit 1 if an invariant broke."""
+"""`python -m tests.sim --seeds A:B --minutes M`: play seeds; exit 1 if an invariant broke.
+
+A failure is made small (`shrink`) and told: seed, commit, world, faults, one line per event.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,21 @@ import subprocess
 import sys
 import time
 
+from tests.sim.shrink import shrink, story
 from tests.sim.world import World
 
 
-def play(job: tuple[int, float]) -> tuple[int, list[str], list[str], str, int, int, float]:
-    """One seed: (seed, violations, last sentences, swarm, changes of owner, trace, cpu s)."""
-    seed, minutes = job
+def play(job: tuple[int, float, bool]) -> tuple[int, str, str, int, float]:
+    """One seed: (seed, what broke first, the story, changes of owner, cpu s)."""
+    seed, minutes, small = job
     began = time.process_time()
     world = World(seed)
     violations = world.run(minutes)
     cpu_s = time.process_time() - began
-    tail = world.history[-60:] if violations else []
-    return seed, violations, tail, str(world.swarm), world.checkers.changes, world.trace, cpu_s
+    told = ""
+    if violations:
+        told = story(shrink(world, minutes), commit()) if small else "\n".join(world.history[-60:])
+    return seed, violations[0] if violations else "", told, world.checkers.changes, cpu_s
 
 
 def commit() -> str:
@@ -34,33 +40,33 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:20", help="A:B, from A up to but not B; or one seed")
     parser.add_argument("--minutes", type=float, default=10.0, help="simulated minutes per seed")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--trace", action="store_true", help="print every sentence (one seed)")
+    parser.add_argument("--trace", action="store_true", help="print every event (one seed)")
+    parser.add_argument("--no-shrink", action="store_true", help="tell failures as they are")
     options = parser.parse_args()
     first, _, last = options.seeds.partition(":")
     seeds = range(int(first), int(last)) if last else [int(first)]
     if options.trace:
         world = World(seeds[0])
         print(world.swarm)
-        for violation in world.run(options.minutes):
-            print("VIOLATION", violation)
-        print("\n".join(world.history))
-        return bool(world.checkers.violations)
-    broken = cpu_s = changes = 0.0
+        violations = world.run(options.minutes)
+        print("\n".join([*world.history, *(f"VIOLATION {v}" for v in violations)]))
+        return bool(violations)
+    broken = changes = 0
+    cpu_s = 0.0
     began = time.monotonic()
     with multiprocessing.Pool(options.jobs) as pool:
-        jobs = [(seed, options.minutes) for seed in seeds]
-        for seed, violations, tail, swarm, moved, trace, spent_s in pool.imap_unordered(play, jobs):
+        jobs = [(seed, options.minutes, not options.no_shrink) for seed in seeds]
+        for seed, violation, told, moved, spent_s in pool.imap_unordered(play, jobs):
             cpu_s += spent_s
             changes += moved
-            if violations:
+            if violation:
                 broken += 1
-                print(f"seed {seed} at commit {commit()} (trace {trace:08x}): {swarm}")
-                print("\n".join([*tail, *(f"VIOLATION {v}" for v in violations)]), flush=True)
+                print(f"seed {seed}: {violation}\n{told}", flush=True)
     minutes = options.minutes * len(seeds)
     wall_s = time.monotonic() - began
-    print(f"changes of owner: {int(changes)}; {wall_s:.0f} s wall, {cpu_s:.0f} s of CPU")
+    print(f"changes of owner: {changes}; {wall_s:.0f} s wall, {cpu_s:.0f} s of CPU")
     print(
-        f"seeds={len(seeds)} minutes={minutes:g} violations={int(broken)} "
+        f"seeds={len(seeds)} minutes={minutes:g} violations={broken} "
         f"speed={minutes * 60 / max(cpu_s, 1e-9):.0f}x"
     )
     return 1 if broken else 0

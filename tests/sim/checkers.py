@@ -1,12 +1,27 @@
-"""The invariants (RELIABILITY 3.5), checked as the world moves: S1, S2, S3 and, at the end, V3."""
+"""The safety invariants (RELIABILITY 3.5), checked as the world moves.
+
+S1 one holder, S2 one owner per epoch, S3 one promise per epoch, S4 one takeover per loss, S5 no
+takeover from a valid lease, S7 no calls of another service, S10 calls taken up once, S13 bounds,
+V5 claims paced. What a world must come to in the end is in `liveness`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
+from typing import TYPE_CHECKING
 
 from haclusterd.core.model import Identity
+from haclusterd.core.node import ALIENS_KEPT
+from haclusterd.core.state import SENT_TIMES_KEPT, Node, owns
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
 
 REPEAT_MAX = 20  # violations kept of one run
+TIMES_KEPT_MAX = 8  # events in a service's timeline
+CLAIMS_MAX = 70  # per service in 70 dead times, however many nodes claim
+CLAIM_TOLERANCE = 0.97  # clocks differ in rate
 
 
 @dataclasses.dataclass
@@ -15,40 +30,72 @@ class Checkers:
 
     nodes: int
     services: int
+    dead_us: int = 150_000
     violations: list[str] = dataclasses.field(default_factory=list)
     emit_until: list[list[int]] = dataclasses.field(default_factory=list)  # [service][node]
     winners: dict[tuple[int, int], Identity] = dataclasses.field(default_factory=dict)
     promised: dict[tuple[int, int, int], Identity] = dataclasses.field(default_factory=dict)
+    taken_up: dict[tuple[int, Identity], int] = dataclasses.field(default_factory=dict)
+    newest: dict[int, Identity] = dataclasses.field(default_factory=dict)  # winner by service
+    server: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)  # epoch, node
+    carries: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)  # since epoch
+    claimed: dict[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
+    claims: list[deque[int]] = dataclasses.field(default_factory=list)
+    muted: frozenset[str] = frozenset()  # invariants of two characters that are not reported
     changes: int = 0
     forgot: int = 0  # nodes that ever lost their promises
+    amnesia: int = 0  # restarts without any memory
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
+        self.claims = [deque() for _ in range(self.services)]
 
     def report(self, t_us: int, text: str) -> None:
-        if len(self.violations) < REPEAT_MAX:
+        if len(self.violations) < REPEAT_MAX and text[:2] not in self.muted:
             self.violations.append(f"{t_us / 1000:.3f} ms: {text}")
+
+    # holders and epochs ---------------------------------------------------------------------
 
     def may_emit(self, t_us: int, service: int, node: int, until_us: int) -> None:
         """S1: from `t_us` to `until_us` this node can answer for the service, unless told anew."""
         row = self.emit_until[service]
         if until_us > t_us:
             for other, other_until in enumerate(row):
-                if other != node and other_until > t_us:
+                if other_until > t_us and other != node:
                     overlap_ms = (min(until_us, other_until) - t_us) / 1000
                     both = f"n{node} and n{other} both hold s{service}"
                     self.report(t_us, f"S1: {both} (up to {overlap_ms:.1f} ms)")
         row[node] = until_us
 
-    def won(self, t_us: int, service: int, identity: Identity) -> None:
-        """S2: one owner per epoch. A voter that lost its memory may be the one that two majorities
-        share: then an epoch can repeat (DESIGN 6, Identity), but never while both hold (S1)."""
+    def won(self, t_us: int, service: int, identity: Identity, hosts: list[Host]) -> None:
+        """S2: one owner per epoch, and they grow. S5: nobody wins while a lease is valid.
+
+        `hosts` empty: it was won long ago, by a process that stopped since.
+
+        A voter that lost its memory may be the one that two majorities share: then an epoch can
+        repeat (DESIGN 6, Identity), but never while both hold (S1).
+        """
         self.changes += 1
         key = (service, identity.epoch)
         before = self.winners.setdefault(key, identity)
         if before != identity and not self.forgot:
             self.report(t_us, f"S2: s{service} epoch {identity.epoch}: {before} and {identity}")
         self.winners[key] = identity
+        if not hosts:
+            return
+        newest = self.newest.get(service)
+        if newest is not None and newest.epoch >= identity.epoch and not self.forgot:
+            self.report(t_us, f"S2: s{service} went from epoch {newest.epoch} to {identity.epoch}")
+        self.newest[service] = identity
+        for host in hosts:
+            node = host.node
+            if host.me == identity.node or not host.alive or node is None:
+                continue
+            other = node.services[service]
+            if owns(other) and other.lease_until_us > host.local(t_us):
+                left_ms = (other.lease_until_us - host.local(t_us)) / 1000
+                has = f"n{host.me} has a lease for {left_ms:.1f} ms more"
+                self.report(t_us, f"S5: n{identity.node} won s{service} while {has}")
 
     def promise(self, t_us: int, node: int, service: int, identity: Identity) -> None:
         """S3: a node stands by at most one claimant per epoch while it remembers."""
@@ -66,5 +113,70 @@ class Checkers:
     def forget(self, node: int) -> None:
         """A restart that lost the promises: the hold-down has to make up for it."""
         self.forgot += 1
+        self.amnesia += 1
         for key in [k for k in self.promised if k[0] == node]:
             del self.promised[key]
+
+    # calls ----------------------------------------------------------------------------------
+
+    def recovered(
+        self, t_us: int, node: int, service: int, identity: Identity, again: bool
+    ) -> None:
+        """S10: at most once per epoch, and not beside the same calls. S4: by the winner alone."""
+        before = self.taken_up.get((service, identity))
+        self.taken_up[service, identity] = node
+        self.carries[service, node] = identity.epoch
+        name = f"s{service} of epoch {identity.epoch}"
+        if before is not None:
+            self.report(t_us, f"S10: calls of {name} taken up by n{before} and by n{node}")
+        if again:
+            self.report(t_us, f"S10: n{node} takes calls of {name} up beside themselves")
+        if self.winners.get((service, identity.epoch)) != identity or identity.node != node:
+            self.report(t_us, f"S4: n{node} takes calls of {name} up, which it did not win")
+
+    def serves(self, t_us: int, node: int, service: int, identity: Identity, here: bool) -> None:
+        """S4: whoever serves has the calls of the node before it, or takes them up; `here`: its
+        FreeSWITCH carries calls of this service."""
+        recovered = (service, identity) in self.taken_up
+        epoch, before = self.server.get(service, (0, node))
+        newer = before != node and epoch > self.carries.get((service, node), 0)
+        newer = newer and not self.amnesia  # who forgot all cannot tell of an owner in between
+        if not recovered and (newer or not here):
+            whose = f"n{before} had them" if newer else "they are gone"
+            text = f"S4: n{node} serves s{service} at epoch {identity.epoch} without its calls"
+            self.report(t_us, f"{text}: {whose}")
+        self.server[service] = (identity.epoch, node)
+        self.carries[service, node] = identity.epoch
+
+    def ended_foreign(self, t_us: int, node: int, service: int, why: str) -> None:
+        """S7: calls of a service that the node owns are not touched for the sake of another."""
+        self.report(t_us, f"S7: n{node} ends calls of s{service}, which it owns: {why}")
+
+    # bounds and pace ------------------------------------------------------------------------
+
+    def claim(self, t_us: int, node: int, life: int, service: int) -> None:
+        """V5: one node claims a service at most once per `dead_us`; how many there are in all."""
+        key = (node, life, service)
+        last_us = self.claimed.get(key)
+        self.claimed[key] = t_us
+        if last_us is not None and t_us - last_us < self.dead_us * CLAIM_TOLERANCE:
+            after_ms = (t_us - last_us) / 1000
+            self.report(t_us, f"V5: n{node} claims s{service} again after {after_ms:.1f} ms")
+        recent = self.claims[service]
+        recent.append(t_us)
+        while recent[0] < t_us - 70 * self.dead_us:
+            recent.popleft()
+        if len(recent) > CLAIMS_MAX:
+            self.report(t_us, f"V5: {len(recent)} claims to s{service} within 70 dead times")
+
+    def bounds(self, t_us: int, node: int, state: Node) -> None:
+        """S13: nothing in the core grows without end."""
+        sizes = {
+            "sent_us": (len(state.sent_us), SENT_TIMES_KEPT + 1),
+            "aliens": (len(state.aliens), ALIENS_KEPT),
+            "times": (max(len(s.times) for s in state.services), TIMES_KEPT_MAX),
+            "releases": (max(len(p.releases) for p in state.peers), self.services),
+        }
+        for name, (size, limit) in sizes.items():
+            if size > limit:
+                self.report(t_us, f"S13: {name} of n{node} holds {size}, more than {limit}")

@@ -1,41 +1,45 @@
-"""One simulated host: heart's loop around the production core, and the kernel beneath it.
+"""One simulated host: heart's loop around the production core, above a kernel and a FreeSWITCH.
 
 The loop follows `haclusterd.heart.loop`: detect a freeze, drain the sockets, read the clock after
-the receive, step, carry the actions out in order, Tick when due. It is a generator that yields
-whenever the nemesis freezes it between two actions. The kernel goes on meanwhile: fence sets and
-address lifetimes run out by themselves, the receive queue keeps the oldest.
+the receive, step, carry the actions out in order, feed their results, Tick when due. Whatever it
+is about to do waits in plain queues, so that the nemesis can stop or kill it between any two
+actions, and a whole world can be copied. The receive queue keeps the oldest.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
 from haclusterd.core.model import NOBODY, Beat, ClusterSpec, Identity
 from haclusterd.core.node import next_deadline_us, step, stopped
-from haclusterd.core.state import Node, holding_down, start
+from haclusterd.core.state import Node, start
+from tests.sim.kernel import Kernel
+from tests.sim.telephony import Telephony
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 QUEUE_MAX = 200
-_SWIFT = (act.SendBeat, act.Decided)  # no freeze just before these: it would tell nothing new
-LIFETIME_US = 2_000_000
 TURN_INPUTS_MAX = 64
+PERSIST_US_MAX = 50_000
+BOUNDS_EVERY = 64  # turns between two looks at the size of the core's memory
 
 
-class Kernel:
-    """What survives a process: when each service's fence and addresses run out (true time)."""
+class Open(msgspec.Struct, frozen=True):
+    """The last step of a renewal, after the clock was read: of this simulation alone."""
 
-    def __init__(self, services: int) -> None:
-        self.fence_until = [0] * services
-        self.address_until = [0] * services
-        self.keep = [False] * services
-        self.armed_until = 0
+    service: int
+
+
+_SWIFT = (act.SendBeat, act.Decided)  # no stop just before these: it would tell nothing new
 
 
 class Host:
@@ -48,18 +52,32 @@ class Host:
         self.rng = rng
         self.ppm = ppm
         self.offset = rng.randrange(10**9, 10**12)
-        self.kernel = Kernel(len(spec.services))
+        self.kernel = Kernel(len(spec.services), ppm)
+        self.telephony = Telephony(self)
         self.alive = False
         self.node: Node | None = None
         self.queue: deque[tuple[int, Beat]] = deque()
         self.todo: deque[inp.Input] = deque()
-        self.turn: Iterator[int] | None = None
-        self.thaw_at = 0
-        self.last_turn = 0
-        self.wake_at = -1
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.life = 0
-        self.refused: set[int] = set()  # services whose addresses do not come up here
+        self.turns = 0
+        self.asked: set[int] = set()  # operator requests without an answer yet
+        self.stopping = False
+        self.action_no = 0  # actions that a stop may come before, over all lives
+        self.wake_at = -1
+        self.thaw_at = 0
+        self.last_turn = 0
+        self._leave_turn()
+
+    def _leave_turn(self) -> None:
+        """Nothing is under way in this process."""
+        self.busy = False
+        self.now_us = 0
+        self.ticked = self.unread = False
+        self.batch: deque[inp.Input] = deque()
+        self.results: deque[inp.Input] = deque()
+        self.actions: deque[Any] = deque()
+        self.passed = False  # the stop before the next action has been
 
     # time -----------------------------------------------------------------------------------
 
@@ -76,44 +94,65 @@ class Host:
         """Start the process: left-over addresses and fence go first, as heart does."""
         self.life += 1
         self.alive = True
+        self.stopping = False
         for k in range(len(self.spec.services)):
-            self._set_kernel(t, k, fence=0, address=0)
+            self.kernel.close(t, k)
+            self.kernel.remove(t, k)
+            self.tell_emission(t, k)
         now = self.local(t)
-        self.node = start(self.spec, now, self.rng.getrandbits(64))
+        self.node = start(self.spec, now, self.rng.getrandbits(64) | 1)
         self.queue.clear()
         self.todo.clear()
-        self.turn = None
+        self._leave_turn()
         self.thaw_at = 0
         self.last_turn = now
+        self.asked.clear()
         self.world.checkers.restart(self.me, self.persisted)
         if remember:
             self.todo.append(inp.Restored(self.persisted))
         elif any(p != NOBODY for p in self.persisted):
             self.persisted = (NOBODY,) * len(self.spec.services)
             self.world.checkers.forget(self.me)
-        self.todo.append(inp.AgentChanged(True))
-        self.report_ready(True)
+        self.telephony.boot()
         self.schedule(t)
 
     def kill(self, t: int, power: bool) -> None:
-        """The process is gone; its kernel goes on unless the power went too."""
+        """The process is gone; its kernel and FreeSWITCH go on unless the power went too."""
         self.alive = False
-        self.turn = None
+        self._leave_turn()
         self.wake_at = -1
+        self.asked.clear()
         for k in range(len(self.spec.services)):
             self.kernel.keep[k] = False
-            if power:
-                self._set_kernel(t, k, fence=0, address=0)
-
-    def report_ready(self, up: bool) -> None:
-        services = tuple(inp.ServiceReport(up, "", 0) for _ in self.spec.services)
-        self.todo.append(inp.LocalReport(up, 1, 100 if up else 0, 0, 0, False, services))
+        if power:
+            self.kernel.power_off()
+            self.telephony.up = True
+            self.telephony.calls.clear()
+            for k in range(len(self.spec.services)):
+                self.tell_emission(t, k)
 
     def freeze(self, t: int, for_us: int) -> None:
         if self.alive and self.thaw_at <= t:
             self.thaw_at = t + for_us
             self.wake_at = -1
             self.world.at(self.thaw_at, self.run, self.life)
+
+    def upgrade(self, t: int, pause_us: int) -> bool:
+        """Another process goes on with this one's state, as `haclusterd.heart.upgrade` passes it.
+
+        The sockets, and what waits in them, stay; the agent is restarted.
+        """
+        node = self.node
+        if node is None or not self.alive or self.busy or self.thaw_at > t or self.stopping:
+            return False
+        packed = msgspec.msgpack.encode(node)
+        self.node = msgspec.msgpack.decode(packed, type=Node)
+        if msgspec.msgpack.encode(self.node) != packed:
+            self.world.checkers.report(t, f"upgrade: n{self.me} is not what it was")
+        self.world.network.upgrade_wire(self.me)
+        self.telephony.stall(self.rng.randrange(200_000, 800_000))
+        self.freeze(t, pause_us)
+        return True
 
     # the loop -------------------------------------------------------------------------------
 
@@ -122,29 +161,35 @@ class Host:
             return
         if len(self.queue) < QUEUE_MAX:
             self.queue.append((link, beat))
-        if self.thaw_at <= t and self.turn is None:
+        if self.thaw_at <= t and not self.busy:
             self.run(t, self.life)
 
     def give(self, t: int, event: inp.Input) -> None:
         if self.alive:
+            if isinstance(event, inp.SwitchoverRequested | inp.MaintenanceRequested):
+                self.asked.add(event.request)
             self.todo.append(event)
             self.run(t, self.life)
 
     def run(self, t: int, life: int) -> None:
-        """Run turns until the process waits or is frozen between two actions."""
+        """Run turns until the process waits, or is stopped between two actions."""
         if not self.alive or life != self.life or self.thaw_at > t:
             return
         self.thaw_at = 0
-        if self.turn is None:
-            self.turn = self._turn()
-        while self.turn is not None:
-            frozen_us = next(self.turn, None)
-            if frozen_us is not None:
-                self.thaw_at = t + frozen_us
-                self.wake_at = -1
-                self.world.at(self.thaw_at, self.run, life)
+        while True:
+            if not self.busy:
+                self._begin_turn(t)
+            if not self._advance(t):
                 return
-            self.turn = self._turn() if self.queue or self.todo else None
+            self.busy = False
+            if not (self.queue or self.todo):
+                break
+        self.turns += 1
+        if self.node is not None and self.turns % BOUNDS_EVERY == 0:
+            self.world.checkers.bounds(t, self.me, self.node)
+        if self.stopping and self.node is not None and stopped(self.node):
+            self.kill(t, power=False)
+            return
         self.schedule(t)
 
     def wake(self, t: int, life: int) -> None:
@@ -155,163 +200,179 @@ class Host:
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        deadline = next_deadline_us(self.node)
-        at = max(self.true(deadline), t + 1)
+        at = max(self.true(next_deadline_us(self.node)), t + 1)
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
 
-    def _turn(self) -> Iterator[int]:
-        node = self.node
-        if node is None:
-            return
-        now = self.local(self.world.now)
+    def _begin_turn(self, t: int) -> None:
+        self.busy, self.ticked, self.unread = True, False, True
+        self.now_us = now = self.local(t)
         gap = now - self.last_turn
         self.last_turn = now
         if gap > self.spec.timing.lease_us:
-            yield from self._step(inp.Froze(gap, self.rng.getrandbits(64)), now)
-        batch: list[inp.Input] = []
-        while self.todo:
-            batch.append(self.todo.popleft())
-        for _ in range(TURN_INPUTS_MAX):
-            if not self.queue:
-                break
-            link, beat = self.queue.popleft()
-            batch.append(inp.Received(link, beat))
-        for event in batch:
-            yield from self._step(event, now)
-        if not self.queue and now >= next_deadline_us(node):
-            yield from self._step(inp.Tick(), now)
+            self.batch.append(inp.Froze(gap, self.rng.getrandbits(64) | 1))
 
-    def _step(self, event: inp.Input, now: int) -> Iterator[int]:
-        node = self.node
+    def _read(self) -> None:
+        """What waits now: only after a freeze was dealt with, which throws the past away."""
+        self.unread = False
+        batch, queue = self.batch, self.queue
+        if self.todo:
+            batch.extend(self.todo)
+            self.todo.clear()
+        for _ in range(min(TURN_INPUTS_MAX, len(queue))):
+            batch.append(inp.Received(*queue.popleft()))
+
+    def _advance(self, t: int) -> bool:
+        """Go on with the turn; False where the nemesis stopped or killed the process."""
+        node, actions, results, batch = self.node, self.actions, self.results, self.batch
         if node is None:
-            return
-        events = deque((event,))
-        while events:
-            _, actions = step(node, events.popleft(), now)
-            for action in actions:
-                if not isinstance(action, _SWIFT):
-                    frozen_us = self.world.boundary()
-                    if frozen_us:
-                        yield frozen_us
-                if isinstance(action, act.RenewFence):
-                    yield from self._renew(action)
-                else:
-                    _DO[type(action)](self, action, events)
+            return True
+        while True:
+            while actions:
+                action = actions.popleft()
+                failpoint = self.world.failpoint
+                if failpoint is not None:
+                    outcome = failpoint.strikes(self, t, action)
+                    if outcome == "stop":
+                        return False
+                    if outcome == "next":
+                        continue
+                if self.world.has_boundaries and not isinstance(action, _SWIFT):
+                    if not self.passed and self._is_stopped(t, action):
+                        return False
+                    self.passed = False
+                _DO[type(action)](self, action)
+            if results:
+                event = results.popleft()
+            elif batch:
+                event = batch.popleft()
+            elif self.unread:
+                self._read()
+                continue
+            elif not self.ticked and not self.queue and self.now_us >= next_deadline_us(node):
+                self.ticked = True
+                event = inp.Tick()
+            else:
+                return True
+            actions.extend(step(node, event, self.now_us)[1])
+
+    def _is_stopped(self, t: int, action: act.Action) -> bool:
+        """The nemesis may freeze or kill the process just before `action`."""
+        self.action_no += 1
+        stop_us = self.world.boundary(self)
+        if not stop_us:
+            return False
+        if stop_us < 0:
+            self.kill(t, power=False)
+            return True
+        self.actions.appendleft(action)
+        self.passed = True
+        self.stop_here(t, stop_us)
+        return True
+
+    def stop_here(self, t: int, for_us: int) -> None:
+        """Stand still in the middle of a turn; what was about to be done is done afterwards."""
+        self.thaw_at = t + for_us
+        self.wake_at = -1
+        self.world.at(self.thaw_at, self.run, self.life)
+
+    def carry_out(self, action: act.Action) -> None:
+        _DO[type(action)](self, action)
 
     # actions --------------------------------------------------------------------------------
 
-    def _renew(self, action: act.RenewFence) -> Iterator[int]:
+    def _renew(self, action: act.RenewFence) -> None:
         """Arm, read the clock, decide, renew (DESIGN 3); the nemesis loves the gaps."""
-        timing, kernel = self.spec.timing, self.kernel
-        kernel.armed_until = self.world.now + timing.arm_us
-        now = self.local(self.world.now)
-        if now + timing.fence_us > action.lease_until_us:
-            return
-        frozen_us = self.world.boundary()
-        if frozen_us:
-            yield frozen_us
-        if self.world.now < kernel.armed_until or self.world.arm_ignored:
-            until = self.world.now + timing.fence_us
-            self._set_kernel(self.world.now, action.service, fence=until)
+        t, timing = self.world.now, self.spec.timing
+        if not self.kernel.arm(t, timing.arm_us):
+            reason = "the fence is not in force: the table is gone"
+            self.results.append(inp.AddressesAdded(action.service, False, reason))
+        elif self.local(t) + timing.fence_us <= action.lease_until_us:
+            self.actions.appendleft(Open(action.service))
 
-    def _set_kernel(
-        self, t: int, k: int, fence: int | None = None, address: int | None = None
-    ) -> None:
-        kernel = self.kernel
-        if fence is not None:
-            kernel.fence_until[k] = fence
-        if address is not None:
-            kernel.address_until[k] = address
-        until = min(kernel.fence_until[k], kernel.address_until[k])
-        self.world.checkers.may_emit(t, k, self.me, until)
+    def _open(self, action: Open) -> None:
+        if self.kernel.renew(self.world.now, action.service, self.spec.timing.fence_us):
+            self.tell_emission(self.world.now, action.service)
 
-    def _send(self, action: act.SendBeat, events: deque[inp.Input]) -> None:
+    def tell_emission(self, t: int, k: int) -> None:
+        self.world.checkers.may_emit(t, k, self.me, self.kernel.emits_until(k))
+
+    def _send(self, action: act.SendBeat) -> None:
         for beat in action.beats:
             self.world.network.send(self.me, action.to, beat)
-        for k, keep in enumerate(self.kernel.keep):
-            # Lifetimes are renewed twice a second in the product; with every beat is the same.
-            if keep:
-                self.kernel.address_until[k] = self.world.now + LIFETIME_US
+        self.kernel.keep_alive(self.world.now)
 
-    def _close(self, action: act.CloseFence, events: deque[inp.Input]) -> None:
-        self._set_kernel(self.world.now, action.service, fence=0)
-        events.append(inp.FenceClosed(action.service, True))
-
-    def _add(self, action: act.AddAddresses, events: deque[inp.Input]) -> None:
+    def _close(self, action: act.CloseFence) -> None:
         k = action.service
-        if k in self.refused:
-            events.append(inp.AddressesAdded(k, False, "its addresses are refused"))
-            return
-        self.kernel.keep[k] = True
-        self._set_kernel(self.world.now, k, address=self.world.now + LIFETIME_US)
-        events.append(inp.AddressesAdded(k, True))
+        closed = self.kernel.close(self.world.now, k)
+        self.tell_emission(self.world.now, k)
+        self.results.append(inp.FenceClosed(k, closed))
 
-    def _remove(self, action: act.RemoveAddresses, events: deque[inp.Input]) -> None:
-        self.kernel.keep[action.service] = False
-        self._set_kernel(self.world.now, action.service, address=0)
-        events.append(inp.AddressesRemoved(action.service, True))
+    def _add(self, action: act.AddAddresses) -> None:
+        k, t = action.service, self.world.now
+        failure = self.kernel.add(t, k)
+        self.tell_emission(t, k)
+        result = inp.AddressesAdded(k, not failure, failure)
+        if self.kernel.adding_takes_us and not failure:
+            self.world.at(t + self.kernel.adding_takes_us, partial(self._later, result), self.life)
+        else:
+            self.results.append(result)
 
-    def _keep(self, action: act.KeepAddresses, events: deque[inp.Input]) -> None:
+    def _later(self, result: inp.Input, t: int, life: int) -> None:
+        if life == self.life:
+            self.give(t, result)
+
+    def _remove(self, action: act.RemoveAddresses) -> None:
+        k = action.service
+        removed = self.kernel.remove(self.world.now, k)
+        self.tell_emission(self.world.now, k)
+        self.results.append(inp.AddressesRemoved(k, removed, "" if removed else "netlink is busy"))
+
+    def _keep(self, action: act.KeepAddresses) -> None:
         self.kernel.keep[action.service] = action.on
 
-    def _flush(self, action: act.FlushSockets, events: deque[inp.Input]) -> None:
+    def _flush(self, action: act.FlushSockets) -> None:
         self.queue.clear()
 
-    def _current(self, action: act.PeerCurrent, events: deque[inp.Input]) -> None:
+    def _current(self, action: act.PeerCurrent) -> None:
         self.world.network.current(self.me, action.node, action.incarnation)
 
-    def _persist(self, action: act.Persist, events: deque[inp.Input]) -> None:
+    def _persist(self, action: act.Persist) -> None:
         for k, identity in enumerate(action.promises):
             if identity != NOBODY:
                 self.world.checkers.promise(self.world.now, self.me, k, identity)
-        delay = self.rng.randrange(0, 50_000)
+        delay = self.rng.randrange(PERSIST_US_MAX)
         self.world.at(self.world.now + delay, self._persisted, (self.life, action.promises))
 
     def _persisted(self, t: int, what: tuple[int, tuple[Identity, ...]]) -> None:
         if what[0] == self.life and self.alive:
             self.persisted = what[1]
 
-    def _decided(self, action: act.Decided, events: deque[inp.Input]) -> None:
-        self.world.decided(self.me, action)
-        if action.row in ("T201", "T601", "T411") and self.node is not None:
-            identity = self.node.services[action.service].identity
-            self.world.checkers.won(self.world.now, action.service, identity)
+    def _decided(self, action: act.Decided) -> None:
+        self.world.decided(self, action)
 
-    def _kill_freeswitch(self, action: act.KillFreeswitch, events: deque[inp.Input]) -> None:
+    def _kill_freeswitch(self, action: act.KillFreeswitch) -> None:
         self.world.tell(self.me, action)
-        self.lose_freeswitch(events)
+        self.telephony.killed(action)
 
-    def lose_freeswitch(self, events: deque[inp.Input] | None = None) -> None:
-        """Its FreeSWITCH exits; it is back as a standby one to three seconds later."""
-        target = self.todo if events is None else events
-        target.append(inp.FreeswitchExited("was killed"))
-        delay = self.rng.randrange(1_000_000, 3_000_000)
-        self.world.at(self.world.now + delay, self._freeswitch_back, self.life)
+    def _recover(self, action: act.Recover) -> None:
+        self.telephony.recover(action)
 
-    def _freeswitch_back(self, t: int, life: int) -> None:
-        if life == self.life and self.alive:
-            self.report_ready(True)
-            self.run(t, life)
+    def _end_calls(self, action: act.EndCalls) -> None:
+        self.telephony.end_calls(action)
 
-    def _recover(self, action: act.Recover, events: deque[inp.Input]) -> None:
-        self.world.recovered(self.me, action)
+    def _answered(self, action: act.Answered) -> None:
+        self.asked.discard(action.request)
 
-    def _nothing(self, action: act.Action, events: deque[inp.Input]) -> None:
+    def _nothing(self, action: act.Action) -> None:
         """Of no consequence in this world."""
 
-    @property
-    def settled(self) -> bool:
-        """Out of hold-down and not stopping: may be counted on."""
-        node = self.node
-        if node is None or not self.alive:
-            return False
-        return not holding_down(node, self.local(self.world.now)) and not stopped(node)
 
-
-_DO: dict[type, Callable[[Host, Any, deque[inp.Input]], None]] = {
+_DO: dict[type, Callable[[Host, Any], None]] = {
     act.SendBeat: Host._send,
+    act.RenewFence: Host._renew,
+    Open: Host._open,
     act.CloseFence: Host._close,
     act.AddAddresses: Host._add,
     act.RemoveAddresses: Host._remove,
@@ -323,6 +384,6 @@ _DO: dict[type, Callable[[Host, Any, deque[inp.Input]], None]] = {
     act.KillFreeswitch: Host._kill_freeswitch,
     act.Recover: Host._recover,
     act.Announce: Host._nothing,
-    act.EndCalls: Host._nothing,
-    act.Answered: Host._nothing,
+    act.EndCalls: Host._end_calls,
+    act.Answered: Host._answered,
 }

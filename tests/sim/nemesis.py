@@ -1,205 +1,170 @@
-"""Faults: what befalls the hosts and links of a world, and when it stops."""
+"""The nemesis: which faults befall a world and when, written down so that some can be left out.
+
+A plan is drawn before the world starts. Each fault has a seed of its own for its details, so that
+leaving one out (`shrink`) changes nothing about how the others are meant. What happens between two
+actions of a process is written down as it happens, and can be played again in the same way.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
-from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.state import owns
-from tests.sim.swarm import Swarm
+from tests.sim import faults
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
+    from tests.sim.swarm import Swarm
     from tests.sim.world import World
+
+STOPS_MS = (4, 12, 50, 90, 130, 400)
+CRASH = -1  # instead of the length of a freeze
+CRASH_CHANCE = 0.15
+STOPS_KEPT = 5000
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Fault:
+    """At `at_us` something of `kind` happens; `seed` settles to whom and for how long."""
+
+    at_us: int
+    kind: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.at_us / 1000:.3f} ms {self.kind} (seed {self.seed})"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Stop:
+    """Host `host` stops before its action number `action_no`, for so long, or for good (CRASH)."""
+
+    host: int
+    action_no: int
+    stop_us: int
+
+    def __str__(self) -> str:
+        what = "crashes" if self.stop_us == CRASH else f"stops for {self.stop_us / 1000:.0f} ms"
+        return f"n{self.host} {what} before its action {self.action_no}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a nemesis does to one world."""
+
+    faults: tuple[Fault, ...] = ()
+    stops: tuple[Stop, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.faults) + len(self.stops)
 
 
 class Nemesis:
-    """Injects the swarm's kinds of faults at random times; `heal` ends them all."""
+    """Carries a plan out, or draws one from the swarm's kinds; `heal` ends all faults."""
 
-    def __init__(self, world: World, swarm: Swarm, rng: random.Random) -> None:
+    def __init__(self, world: World, swarm: Swarm, rng: random.Random, plan: Plan | None) -> None:
         self.world = world
         self.swarm = swarm
-        self.rng = rng
         self.over = False
         self.scale = max(1, swarm.timing.heartbeat_us // 25_000)
+        self.until = 0
+        self.given = plan
+        self.planned: tuple[Fault, ...] = plan.faults if plan else ()
+        self.stops: list[Stop] = []
+        self.replayed = {(s.host, s.action_no): s.stop_us for s in plan.stops} if plan else {}
+        self.draws = random.Random(rng.random())
+        self.chance = random.Random(rng.random())
+        self.ambushes: list[tuple[str, random.Random]] = []
+        world.has_boundaries = bool(self.replayed) if plan else swarm.boundary > 0
 
     def start(self, until: int) -> None:
         self.until = until
-        self._next(0)
+        if self.given is None:
+            self.planned = tuple(self._draw(until))
+        for fault in self.planned:
+            self.world.at(fault.at_us, self._strike, fault)
 
-    def _next(self, t: int) -> None:
-        wait = int(self.rng.expovariate(1 / (self.swarm.fault_mean_us * self.scale)))
-        if t + wait < self.until:
-            self.world.at(t + wait, self._strike, None)
+    def _draw(self, until: int) -> list[Fault]:
+        found, t, rng = [], 0, self.draws
+        while self.swarm.kinds:
+            t += int(rng.expovariate(1 / (self.swarm.fault_mean_us * self.scale)))
+            if t >= until:
+                break
+            found.append(Fault(t, rng.choice(self.swarm.kinds), rng.getrandbits(32)))
+        return found
+
+    def plan(self) -> Plan:
+        """What was done, so that it can be done again."""
+        return Plan(self.planned, tuple(self.stops) if self.given is None else self.given.stops)
 
     def heal(self) -> None:
-        """All cuts and clogs end, everybody runs."""
+        """No fault begins any more; those under way are ended by `liveness`."""
         self.over = True
-        self.world.network.cut.clear()
-        self.world.network.clogged.clear()
-        t = self.world.now
-        for host in self.world.hosts:
-            if not host.alive:
-                self.world.at(t + 1, self.world._boot, host)
-            elif host.thaw_at > t + 1_000_000:
-                host.thaw_at = 0
-                host.run(t, host.life)
+        self.world.has_boundaries = False
+        self.ambushes.clear()
 
-    def _strike(self, t: int, _: object) -> None:
-        kind = self.rng.choice(self.swarm.kinds)
-        host = self.rng.choice(self.world.hosts)
-        if self.rng.random() < 0.6:
-            holders = [h for h in self.world.hosts if h.node and any(map(owns, h.node.services))]
-            host = self.rng.choice(holders) if holders else host
-        getattr(self, f"_{kind}")(t, host)
+    def _strike(self, t: int, fault: Fault) -> None:
+        if not self.over:
+            self.strike(t, fault.kind, random.Random(fault.seed))
+
+    def strike(self, t: int, kind: str, rng: random.Random) -> None:
+        host = self._victim(rng)
+        self.world.note(f"n{host.me} FAULT {kind}")
+        faults.KINDS[kind](faults.Blow(self, rng, t), host)
         self.world.hot_until = t + 4 * self.swarm.timing.dead_us
-        self._next(t)
 
-    def _spell(self, low_ms: int, high_ms: int) -> int:
-        return self.rng.randrange(low_ms, high_ms) * 1000 * self.scale
+    def _victim(self, rng: random.Random) -> Host:
+        """Rather a node that owns something."""
+        hosts = self.world.hosts
+        host = rng.choice(hosts)
+        if rng.random() < 0.6:
+            holders = [h for h in hosts if h.node and any(map(owns, h.node.services))]
+            host = rng.choice(holders) if holders else host
+        return host
 
-    def _down(self, t: int, host: Host, power: bool, remember: bool) -> None:
-        if not host.alive:
-            return
-        host.kill(t, power)
-        self.world.at(t + self._spell(10, 4000), self._up, (host, remember))
+    def decided(self, t: int) -> None:
+        """A service moved: what lies in ambush strikes now, or within the next exchange."""
+        waiting, self.ambushes = self.ambushes, []
+        for kind, rng in waiting:
+            delay_us = rng.choice((0, 60, 150, 400, 2_000)) * self.scale
+            self.world.at(t + 1 + delay_us, partial(self._spring, kind), rng)
 
-    def _up(self, t: int, what: tuple[Host, bool]) -> None:
+    def _spring(self, kind: str, t: int, rng: random.Random) -> None:
+        if not self.over:
+            self.strike(t, kind, rng)
+
+    def boundary(self, host: Host) -> int:
+        """Between two actions: a freeze (us), 0 for none, CRASH; likelier while something moves."""
+        if self.given is not None:
+            stop_us = self.replayed.get((host.me, host.action_no), 0)
+        else:
+            stop_us = self._chance_of_a_stop()
+        if stop_us:
+            if len(self.stops) < STOPS_KEPT:
+                self.stops.append(Stop(host.me, host.action_no, stop_us))
+            what = "CRASH" if stop_us < 0 else f"STOP {stop_us / 1000:.0f} ms"
+            self.world.note(f"n{host.me} {what} between two actions")
+        if stop_us < 0:
+            back_us = random.Random(host.action_no).randrange(10_000, 2_000_000) * self.scale
+            self.world.at(self.world.now + back_us, self.up, (host, True))
+        return stop_us
+
+    def _chance_of_a_stop(self) -> int:
+        chance = self.swarm.boundary
+        if self.world.now >= self.world.hot_until:
+            chance /= 500
+        if self.chance.random() >= chance:
+            return 0
+        if self.chance.random() < CRASH_CHANCE:
+            return CRASH
+        return self.chance.choice(STOPS_MS) * 1000 * self.scale
+
+    def up(self, t: int, what: tuple[Host, bool]) -> None:
         host, remember = what
-        if not host.alive:
+        if not host.alive and not self.world.is_outside(host):
             self.world.network.reset_wire(host.me)
             host.boot(t, remember)
             host.run(t, host.life)
-
-    def _crash(self, t: int, host: Host) -> None:
-        self._down(t, host, power=False, remember=True)
-
-    def _restart_forget(self, t: int, host: Host) -> None:
-        self._down(t, host, power=False, remember=False)
-
-    def _power_off(self, t: int, host: Host) -> None:
-        self._down(t, host, power=True, remember=self.rng.random() < 0.8)
-
-    def _freeze(self, t: int, host: Host) -> None:
-        host.freeze(t, self._spell(20, 400))
-
-    def _freeze_long(self, t: int, host: Host) -> None:
-        host.freeze(t, self._spell(400, 8000))
-
-    def _stun(self, t: int, host: Host) -> None:
-        host.freeze(t, self._spell(90, 160))
-
-    def _ways(self, sources: list[int], targets: list[int]) -> list[tuple[int, int, int]]:
-        links = range(self.swarm.links)
-        return [(a, b, x) for a in sources for b in targets if a != b for x in links]
-
-    def _cut_node(self, t: int, host: Host) -> None:
-        others = [h.me for h in self.world.hosts if h is not host]
-        ways = self._ways([host.me], others) + self._ways(others, [host.me])
-        self.world.network.add_cut(ways, t, self._spell(50, 5000))
-
-    def _cut_one_way(self, t: int, host: Host) -> None:
-        others = [h.me for h in self.world.hosts if h is not host]
-        if self.rng.random() < 0.5:
-            others = [self.rng.choice(others)]
-        ways = self._ways([host.me], others)
-        if self.rng.random() < 0.5:
-            ways = self._ways(others, [host.me])
-        self.world.network.add_cut(ways, t, self._spell(50, 5000))
-
-    def _cut_half(self, t: int, host: Host) -> None:
-        all_nodes = list(range(self.swarm.nodes))
-        self.rng.shuffle(all_nodes)
-        at = self.rng.randrange(1, self.swarm.nodes)
-        left, right = all_nodes[:at], all_nodes[at:]
-        if self.rng.random() < 0.3:
-            right = [*right, left[0]]  # a bridge: two halves that share one node
-        ways = self._ways(left, right) + self._ways(right, left)
-        shared = left[0] if left[0] in right else -1
-        ways = [w for w in ways if shared not in w[:2]]
-        self.world.network.add_cut(ways, t, self._spell(50, 5000))
-
-    def _cut_link(self, t: int, host: Host) -> None:
-        nodes = range(self.swarm.nodes)
-        link = self.rng.randrange(self.swarm.links)
-        ways = [(a, b, link) for a in nodes for b in nodes if a != b]
-        if self.rng.random() < 0.5:
-            ways = [w for w in ways if host.me in w[:2]]
-        self.world.network.add_cut(ways, t, self._spell(50, 5000))
-
-    def _freeswitch(self, t: int, host: Host) -> None:
-        if host.alive and self.swarm.freeswitch and host.node and host.node.freeswitch_up:
-            host.lose_freeswitch()
-            host.run(t, host.life)
-
-    def _switchover(self, t: int, host: Host) -> None:
-        node = host.node
-        if node is None or not host.alive:
-            return
-        for k, service in enumerate(node.services):
-            if owns(service):
-                host.give(t, SwitchoverRequested(1, k, -1))
-                return
-
-    def _triangle(self, t: int, host: Host) -> None:
-        """Owner and one slave never hear each other; what lies between blinks or forgets.
-
-        The slave claims again and again, refused by voters that hear the owner: aimed at the
-        deferral and at the hold-down.
-        """
-        others = [h for h in self.world.hosts if h is not host]
-        slave = self.rng.choice(others)
-        between = [h for h in others if h is not slave]
-        apart = self._ways([host.me], [slave.me]) + self._ways([slave.me], [host.me])
-        self.world.network.add_cut(apart, t, self._spell(3000, 6000))
-        blinks = self.rng.random() < 0.7
-        at = t + self._spell(200, 400)
-        for _ in range(8):
-            self.world.at(at, self._blink if blinks else self._lapse_of_memory, (host, between))
-            at += self._spell(250, 600)
-
-    def _torn_release(self, t: int, host: Host) -> None:
-        """The target of a switchover hears the RELEASE and is cut off while it claims.
-
-        The owner takes its service back; the target returns and still speaks of the old RELEASE,
-        to voters only: owner and target do not hear each other for seconds.
-        """
-        others = [h for h in self.world.hosts if h is not host]
-        target = self.rng.choice(others)
-        held = [k for k, s in enumerate(host.node.services) if owns(s)] if host.node else []
-        if not host.alive or not held:
-            return
-        host.give(t, SwitchoverRequested(1, self.rng.choice(held), target.me))
-        apart = self._ways([host.me], [target.me]) + self._ways([target.me], [host.me])
-        rest = [h.me for h in others if h is not target]
-        off = self._ways([target.me], rest) + self._ways(rest, [target.me])
-        soon = t + self.rng.randrange(2_000) * self.scale
-        self.world.at(soon, self._tear, (apart, self._spell(2000, 4000)))
-        self.world.at(soon, self._tear, (off, self._spell(50, 300)))
-
-    def _tear(self, t: int, what: tuple[list[tuple[int, int, int]], int]) -> None:
-        if not self.over:
-            self.world.network.add_cut(what[0], t, what[1])
-
-    def _blink(self, t: int, who: tuple[Host, list[Host]]) -> None:
-        """Just shorter than `dead_us`: the silence a voter defers a claim for."""
-        host, between = who
-        rest = [h.me for h in between]
-        ways = self._ways([host.me], rest) + self._ways(rest, [host.me])
-        dead_us = self.swarm.timing.dead_us
-        if not self.over:
-            self.world.network.add_cut(ways, t, self.rng.randrange(dead_us * 7 // 10, dead_us))
-
-    def _lapse_of_memory(self, t: int, who: tuple[Host, list[Host]]) -> None:
-        """A voter restarts at once and remembers nothing."""
-        voter = self.rng.choice(who[1])
-        if voter.alive and not self.over:
-            voter.kill(t, power=False)
-            self.world.at(t + self._spell(1, 20), self._up, (voter, False))
-
-    def _clog(self, t: int, host: Host) -> None:
-        until = t + self._spell(20, 2000)
-        for other in self.world.hosts:
-            if self.rng.random() < 0.7:
-                self.world.network.clogged[host.me, other.me] = until

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from typing import TYPE_CHECKING
 
 from haclusterd.core.model import Beat
-from haclusterd.wire import ClusterKey, KeyRing, Outcome, Wire
-from tests.sim.swarm import Swarm
+from haclusterd.heart.upgrade import pack_wire, unpack_wire
+from haclusterd.wire import BEAT_BYTES_MAX, ClusterKey, KeyRing, Outcome, Wire
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
+    from tests.sim.swarm import Swarm
     from tests.sim.world import World
 
-DAMAGE = 0.002  # chance of a damaged datagram where beats go through wire
 RING = KeyRing((ClusterKey(1, b"k" * 32),))
+RECORDED_MAX = 400
+
+Way = tuple[int, int, int]  # source, destination, link
+Sent = tuple[int, int, int, Beat | bytes]  # a way, and what travels on it
 
 
 class Network:
@@ -25,15 +30,19 @@ class Network:
         self.world = world
         self.swarm = swarm
         self.rng = rng
-        self.cut: dict[tuple[int, int, int], int] = {}  # how many cuts lie on this way
-        self.clogged: dict[tuple[int, int], int] = {}  # until when everything waits
+        self.cut: dict[Way, int] = {}  # how many cuts lie on this way
+        self.clogged: dict[Way, int] = {}  # until when everything waits
         self.wires: list[Wire] = []
         self.opened: dict[Outcome, int] = {}
+        self.recorded: deque[Sent] = deque(maxlen=RECORDED_MAX)
+        self.records = "replay_recorded" in swarm.kinds
 
     def attach(self, hosts: list[Host]) -> None:
         self.hosts = hosts
         if self.swarm.through_wire:
             self.wires = [Wire(h.spec, RING, 0) for h in hosts]
+
+    # the wire's memory ----------------------------------------------------------------------
 
     def current(self, host: int, node: int, incarnation: int) -> None:
         if self.wires:
@@ -43,6 +52,16 @@ class Network:
         """A restarted process remembers no window."""
         if self.wires:
             self.wires[host] = Wire(self.hosts[host].spec, RING, 0)
+
+    def upgrade_wire(self, host: int) -> None:
+        """What the old process knew of incarnations and windows, as it is handed over."""
+        node = self.hosts[host].node
+        if self.wires and node is not None:
+            state = pack_wire(self.wires[host].export_state())
+            self.wires[host] = Wire(self.hosts[host].spec, RING, node.incarnation)
+            self.wires[host].import_state(unpack_wire(state))
+
+    # beats ----------------------------------------------------------------------------------
 
     def send(self, source: int, to: tuple[int, ...], beat: Beat) -> None:
         data: Beat | bytes = beat
@@ -58,57 +77,83 @@ class Network:
 
     def _one(self, source: int, to: int, link: int, data: Beat | bytes) -> None:
         swarm, rng = self.swarm, self.rng
+        if self.records:
+            self.recorded.append((source, to, link, data))
         if self.cut and (source, to, link) in self.cut:
             return
         if swarm.loss and rng.random() < swarm.loss:
             return
-        self._deliver_at(source, to, link, data, self._delay())
+        t = self.world.now + self._delay()
+        if self.clogged:
+            t = max(t, self.clogged.get((source, to, link), 0))
+        self.world.at(t, self.arrive, (source, to, link, data))
         if swarm.duplicate and rng.random() < swarm.duplicate:
-            self._deliver_at(source, to, link, data, self._delay())
+            again = self.world.now + self._delay()
+            self.world.at(again, self.arrive, (source, to, link, data))
         if swarm.replay and rng.random() < swarm.replay:
-            self._deliver_at(source, to, link, data, rng.randrange(10_000, 5_000_000))
+            again = self.world.now + rng.randrange(10_000, 5_000_000)
+            self.world.at(again, self.arrive, (source, to, link, data))
 
     def _delay(self) -> int:
         swarm = self.swarm
-        return swarm.delay_min_us + int(-swarm.delay_mean_us * math.log(1.0 - self.rng.random()))
+        mean_us = swarm.delay_mean_us
+        if not mean_us:
+            return swarm.delay_min_us
+        return swarm.delay_min_us + int(-mean_us * math.log(1.0 - self.rng.random()))
 
-    def _deliver_at(
-        self, source: int, to: int, link: int, data: Beat | bytes, delay_us: int
-    ) -> None:
-        t = self.world.now + delay_us
-        if self.clogged:
-            t = max(t, self.clogged.get((source, to), 0))
-        self.world.at(t, self._arrive, (source, to, link, data))
-
-    def _arrive(self, t: int, what: tuple[int, int, int, Beat | bytes]) -> None:
+    def arrive(self, t: int, what: Sent) -> None:
         source, to, link, data = what
         host = self.hosts[to]
         if not host.alive:
             return
         if isinstance(data, bytes):
-            if self.rng.random() < DAMAGE:
-                at = self.rng.randrange(len(data))
-                data = data[:at] + bytes([data[at] ^ 1 << self.rng.randrange(8)]) + data[at + 1 :]
-            opened = self.wires[to].open(
-                data, link, self.hosts[source].spec.nodes[source].links[link]
-            )
+            if self.swarm.damage and self.rng.random() < self.swarm.damage:
+                data = self._damaged(data)
+            address = self.hosts[source].spec.nodes[source].links[link]
+            opened = self.wires[to].open(data, link, address)
             if isinstance(opened, Outcome):
                 self.opened[opened] = self.opened.get(opened, 0) + 1
                 return
             data = opened
         host.deliver(t, link, data)
 
+    def _damaged(self, data: bytes) -> bytes:
+        """A bit flipped, cut short, drawn out, or nothing but noise."""
+        rng, size = self.rng, len(data)
+        how = rng.randrange(4)
+        if how == 0:
+            at = rng.randrange(size)
+            return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+        if how == 1:
+            return data[: rng.randrange(size)]
+        if how == 2:
+            return data + rng.randbytes(rng.randrange(1, BEAT_BYTES_MAX))
+        return rng.randbytes(rng.randrange(1, BEAT_BYTES_MAX))
+
     # faults ---------------------------------------------------------------------------------
 
-    def add_cut(self, ways: list[tuple[int, int, int]], t: int, for_us: int) -> None:
+    def add_cut(self, ways: list[Way], t: int, for_us: int) -> None:
         for way in ways:
             self.cut[way] = self.cut.get(way, 0) + 1
-        self.world.at(t + for_us, self._heal, ways)
+        self.world.at(t + for_us, self._mend, ways)
 
-    def _heal(self, t: int, ways: list[tuple[int, int, int]]) -> None:
+    def _mend(self, t: int, ways: list[Way]) -> None:
         for way in ways:
             left = self.cut.get(way, 0) - 1
             if left > 0:
                 self.cut[way] = left
             else:
                 self.cut.pop(way, None)
+
+    def cut_off(self, outside: set[int]) -> None:
+        """For good: nothing to or from these nodes."""
+        nodes, links = range(self.swarm.nodes), range(self.swarm.links)
+        for a in nodes:
+            for b in nodes:
+                if a != b and (a in outside or b in outside):
+                    self.cut.update(dict.fromkeys([(a, b, x) for x in links], 1_000_000))
+
+    def heal(self) -> None:
+        self.cut.clear()
+        self.clogged.clear()
+        self.records = False

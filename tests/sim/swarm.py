@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import msgspec
+
 from haclusterd.core.model import (
     AddressSpec,
     ClusterSpec,
@@ -12,6 +14,7 @@ from haclusterd.core.model import (
     ServiceSpec,
     Timing,
 )
+from tests.sim.faults import KINDS
 
 LAN = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 2_000_000)
 WAN = Timing(
@@ -25,6 +28,10 @@ WAN = Timing(
     5_000_000,
     resend_us=(48_000, 180_000, 480_000),
 )
+
+
+# At the limit of what config.py accepts: lease + stop = 0.99 dead. Here clocks may differ by 1 %.
+TIGHT = msgspec.structs.replace(LAN, lease_us=108_500)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,43 +48,43 @@ class Swarm:
     loss: float
     duplicate: float
     replay: float  # a copy of a beat comes again up to seconds later
-    through_wire: bool  # every beat is sealed and opened; some are damaged
+    through_wire: bool  # every beat is sealed and opened
     rates_ppm: tuple[int, ...]  # clock rate of each node
     fault_mean_us: int  # waiting time between faults
-    boundary: float  # chance of a freeze at an action boundary while a service moves
+    boundary: float  # chance of a stop at an action boundary while a service moves
     kinds: tuple[str, ...]  # faults this seed uses
-
-
-KINDS = (
-    "crash", "restart_forget", "power_off", "freeze", "freeze_long", "cut_node", "cut_one_way",
-    "cut_half", "cut_link", "freeswitch", "switchover", "clog", "stun", "triangle",
-    "torn_release",
-)  # fmt: skip
+    damage: float = 0.0  # chance of a damaged datagram, where beats go through the wire
+    ending: str = "whole"  # what is left for the liveness phase, see `liveness`
 
 
 def draw_swarm(rng: random.Random) -> Swarm:
     """The options of one seed. Every seed leaves some faults out, so that others go far."""
-    timing = LAN if rng.random() < 0.7 else WAN
+    timing = rng.choice((LAN, LAN, LAN, TIGHT, WAN))
     nodes = rng.choice((3, 3, 3, 4, 5))
     quick = rng.random() < 0.5
     scale = timing.heartbeat_us // 25_000
-    kinds = tuple(k for k in KINDS if rng.random() < 0.6) or ("crash",)
+    share = rng.choice((0.25, 0.5))
+    kinds = tuple(k for k in KINDS if rng.random() < share) or ("crash",)
+    ppm = 4_500 if timing is TIGHT else 9_000
+    through_wire = rng.random() < 0.1
     return Swarm(
         nodes=nodes,
-        links=rng.choice((1, 2, 2)),
+        links=rng.choice((1, 2, 2, 3)),
         services=rng.choice((1, 1, 2)) if nodes < 5 else rng.choice((1, 2, 3)),
         timing=timing,
-        freeswitch=rng.random() < 0.5,
+        freeswitch=rng.random() < 0.6,
         delay_min_us=rng.choice((50, 100, 500)) * scale,
         delay_mean_us=(rng.choice((100, 500)) if quick else rng.choice((2_000, 8_000))) * scale,
         loss=rng.choice((0.0, 0.0, 0.01, 0.1, 0.3)),
-        duplicate=rng.choice((0.0, 0.02)),
+        duplicate=rng.choice((0.0, 0.02, 0.5)),
         replay=rng.choice((0.0, 0.01)),
-        through_wire=rng.random() < 0.1,
-        rates_ppm=tuple(rng.randrange(-4500, 4501) for _ in range(nodes)),
-        fault_mean_us=rng.choice((2_000_000, 5_000_000, 10_000_000)),
+        through_wire=through_wire,
+        rates_ppm=tuple(rng.choice((-ppm, ppm, rng.randrange(-ppm, ppm))) for _ in range(nodes)),
+        fault_mean_us=rng.choice((1_000_000, 2_000_000, 5_000_000, 10_000_000)),
         boundary=rng.choice((0.0, 0.02, 0.2)),
         kinds=kinds,
+        damage=rng.choice((0.002, 0.02)) if through_wire else 0.0,
+        ending=rng.choice(("whole", "whole", "core", "core", "minority")),
     )
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from haclusterd.core.actions import Decided, KillFreeswitch
 from haclusterd.core.inputs import FreeswitchExited
 from haclusterd.core.state import owns
-from tests.scenarios.player import calm
+from tests.sim.dramas import calm
 from tests.sim.host import Host
 from tests.sim.world import World
 

@@ -6,29 +6,43 @@ import heapq
 import random
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from haclusterd.core.actions import Decided, KillFreeswitch, Recover
-from haclusterd.core.model import State
-from haclusterd.core.state import owns
+from tests.sim import liveness
 from tests.sim.checkers import Checkers
 from tests.sim.host import Host
-from tests.sim.nemesis import Nemesis
+from tests.sim.nemesis import Nemesis, Plan
 from tests.sim.network import Network
 from tests.sim.swarm import Swarm, draw_swarm, spec_for
 
-HISTORY_MAX = 4000  # sentences kept for the report of a failure
-# A network that loses every third beat ends a lease now and then: whole within C of some moment.
-CONVERGED_WITHIN_US = 3_000_000
+if TYPE_CHECKING:
+    from haclusterd.core.state import Service
+    from tests.sim.failpoints import Failpoint
+
+HISTORY_MAX = 4000  # lines kept for the report of a failure
+LATE_US = 1_000
+_WON = ("T201", "T601", "T411")
+_CLAIMS = ("T101", "T501", "T409")
+
+
+def _nothing(host: int, what: Decided | KillFreeswitch) -> None:
+    """Nobody listens."""
 
 
 class World:
-    """`run` plays a seed; `checkers.violations` holds what went wrong."""
+    """`run` plays a seed; `checkers.violations` holds what went wrong.
 
-    def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
+    The same seed, swarm and plan give the same run (S14). `plan` None lets the nemesis draw one.
+    """
+
+    def __init__(self, seed: int, swarm: Swarm | None = None, plan: Plan | None = None) -> None:
         rng = random.Random(seed)
         self.seed = seed
-        self.swarm = swarm or draw_swarm(rng)
+        drawn = draw_swarm(rng)  # in any case: what is drawn after it must not depend on it
+        self.swarm = swarm or drawn
         self.rng = rng
         self.now = 0
         self.queue: list[tuple[int, int, Callable[[int, Any], None], Any]] = []
@@ -36,50 +50,65 @@ class World:
         self.history: list[str] = []
         self.trace = 0
         self.hot_until = 0
-        self.arm_ignored = False  # a mutation drill of the kernel model
-        self.tell: Callable[[int, Decided | KillFreeswitch], None] = lambda host, what: None
+        self.has_boundaries = False
+        self.failpoint: Failpoint | None = None
+        self.healed_us = 0  # when the safety phase ended
+        self.outside: set[int] = set()  # nodes that failed for good
+        self.tell: Callable[[int, Decided | KillFreeswitch], None] = _nothing
         self.recoveries: list[tuple[int, int, Recover]] = []
-        self.checkers = Checkers(self.swarm.nodes, self.swarm.services)
-        self.network = Network(self, self.swarm, rng)
+        swarm = self.swarm
+        self.checkers = Checkers(swarm.nodes, swarm.services, swarm.timing.dead_us)
+        self.network = Network(self, swarm, random.Random(rng.random()))
         self.hosts = [
-            Host(self, spec_for(self.swarm, i), random.Random(rng.random()), ppm)
-            for i, ppm in enumerate(self.swarm.rates_ppm)
+            Host(self, spec_for(swarm, i), random.Random(rng.random()), ppm)
+            for i, ppm in enumerate(swarm.rates_ppm)
         ]
         self.network.attach(self.hosts)
-        self.nemesis = Nemesis(self, self.swarm, rng)
+        self.nemesis = Nemesis(self, swarm, random.Random(rng.random()), plan)
 
     def at(self, t: int, what: Callable[[int, Any], None], arg: Any) -> None:
         self.count += 1
         heapq.heappush(self.queue, (t, self.count, what, arg))
 
     def run(self, minutes: float) -> list[str]:
-        """Play the safety phase, then heal and see that the world comes together again."""
-        unit = self.swarm.timing.heartbeat_us
+        """Play the safety phase, then see that what is left of the world comes together again."""
+        timing = self.swarm.timing
+        unit = timing.heartbeat_us
         end = int(minutes * 60_000_000)
         quiet = max(end // 2, end - 600 * unit)
         for host in self.hosts:
-            self.at(self.rng.randrange(0, 40 * unit), self._boot, host)
+            self.at(self.rng.randrange(0, 40 * unit), self.boot, host)
         self.nemesis.start(quiet)
-        self._play(quiet)
-        self.nemesis.heal()
-        self._play(end)
-        late = end + CONVERGED_WITHIN_US
-        while not self.checkers.violations and self._what_is_not_whole() and self.now < late:
-            self._play(self.now + 50_000)
+        self.play_until(quiet)
         if not self.checkers.violations:
-            self.checkers.violations += self._what_is_not_whole()
+            liveness.prepare(self, self.rng)
+            # A node in step with the first one may have no Tick for `dead` (track record, F6).
+            in_flight = timing.two_way_us + 2 * unit
+            self.play_until(quiet + 2 * timing.dead_us + timing.stop_us + in_flight)
+        if not self.checkers.violations:
+            self.checkers.violations += liveness.silent_are_dead(self)
+        if not self.checkers.violations:
+            self.play_until(end)
+        late = end + liveness.CONVERGED_WITHIN_US
+        wrong = liveness.what_is_not_whole(self)
+        while not self.checkers.violations and wrong and self.now < late:
+            self.play_until(self.now + liveness.LOOK_EVERY_US)
+            wrong = liveness.what_is_not_whole(self)
+        if not self.checkers.violations:
+            self.checkers.violations += wrong
+        self._sign()
         return self.checkers.violations
 
-    def _boot(self, t: int, host: Host) -> None:
-        if not host.alive:
+    def boot(self, t: int, host: Host) -> None:
+        if not host.alive and not self.is_outside(host):
             host.boot(t, remember=True)
             host.run(t, host.life)
 
-    def play_until(self, end: int) -> None:
-        """Let the world go on, without nemesis, up to true time `end` (us)."""
-        self._play(end)
+    def is_outside(self, host: Host) -> bool:
+        return host.me in self.outside
 
-    def _play(self, end: int) -> None:
+    def play_until(self, end: int) -> None:
+        """Let the world go on up to true time `end` (us), or to the first violation."""
         queue, pop = self.queue, heapq.heappop
         violations = self.checkers.violations
         while queue and queue[0][0] <= end:
@@ -90,41 +119,49 @@ class World:
                 return
         self.now = end
 
-    def _what_is_not_whole(self) -> list[str]:
-        """V3: after the last fault, every service has one owner and everybody stands by it."""
-        found = []
-        for k in range(self.swarm.services):
-            owners = [h.me for h in self.hosts if h.node and owns(h.node.services[k])]
-            if len(owners) != 1:
-                states = [State(h.node.services[k].state).name for h in self.hosts if h.node]
-                found.append(f"V3: s{k} is owned by {owners}: {states}")
-                continue
-            identity = self.hosts[owners[0]].node.services[k].identity  # type: ignore[union-attr]
-            for host in self.hosts:
-                if host.node and host.node.services[k].promise != identity:
-                    stands = host.node.services[k].promise
-                    found.append(f"V3: n{host.me} stands by {stands}, s{k} is {identity}")
-        return found
+    def _sign(self) -> None:
+        """The trace also covers what every node knows in the end (S14)."""
+        for host in self.hosts:
+            self.trace = zlib.crc32(msgspec.msgpack.encode(host.node), self.trace)
 
     # what hosts tell ------------------------------------------------------------------------
 
-    def boundary(self) -> int:
-        """A freeze (us) between two actions, 0 for none; likelier while a service moves."""
-        chance = self.swarm.boundary if self.now < self.hot_until else self.swarm.boundary / 500
-        if not chance or self.rng.random() >= chance or self.nemesis.over:
-            return 0
-        scale = self.swarm.timing.heartbeat_us // 25_000
-        return self.rng.choice((4_000, 12_000, 50_000, 90_000, 130_000, 400_000)) * scale
+    def boundary(self, host: Host) -> int:
+        """How long (us) the process stops between two actions; 0 not at all, -1 it crashes."""
+        return self.nemesis.boundary(host)
 
-    def decided(self, host: int, what: Decided) -> None:
-        self.tell(host, what)
-        line = f"{self.now / 1000:12.3f} n{host} {what.row:5} {what.text}"
+    def note(self, text: str) -> None:
+        """One line per event."""
+        line = f"{self.now / 1000:12.3f} {text}"
         self.trace = zlib.crc32(line.encode(), self.trace)
-        if what.row[0] in "TV":
-            self.hot_until = self.now + 4 * self.swarm.timing.dead_us
         self.history.append(line)
         if len(self.history) > HISTORY_MAX:
             del self.history[: HISTORY_MAX // 2]
 
-    def recovered(self, host: int, what: Recover) -> None:
+    def decided(self, host: Host, what: Decided) -> None:
+        self.tell(host.me, what)
+        row, k = what.row, what.service
+        self.note(f"n{host.me} {row:5} {what.text}")
+        if row[0] == "T" and host.node is not None:
+            self.hot_until = self.now + 4 * self.swarm.timing.dead_us
+            self._moved(host, what, host.node.services[k])
+            self.nemesis.decided(self.now)
+        elif row[0] == "V":
+            self.hot_until = self.now + 4 * self.swarm.timing.dead_us
+
+    def _moved(self, host: Host, what: Decided, service: Service) -> None:
+        """A process that stopped in the middle of a turn carries out what is long past: that may
+        not let a packet out (S1), and is no decision of now."""
+        late_us = host.local(self.now) - what.at_us
+        if what.row in _WON:
+            hosts = [] if late_us > LATE_US else self.hosts
+            self.checkers.won(self.now, what.service, service.identity, hosts)
+        elif what.row in _CLAIMS:
+            self.checkers.claim(host.true(what.at_us), host.me, host.life, what.service)
+        elif what.row == "T301" and late_us <= LATE_US:
+            here = host.telephony.has(what.service)
+            self.checkers.serves(self.now, host.me, what.service, service.identity, here)
+
+    def recovered(self, host: int, what: Recover, again: bool) -> None:
         self.recoveries.append((self.now, host, what))
+        self.checkers.recovered(self.now, host, what.service, what.identity, again)

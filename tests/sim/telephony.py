@@ -1,0 +1,133 @@
+"""The simulated FreeSWITCH and agent of one host: calls by service, reports, hangs and stalls.
+
+A call is not modelled: what counts is on which host the calls of a service live, and that they
+are taken up once, by the right node, and ended where they are no longer served.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from haclusterd.core import actions as act
+from haclusterd.core import inputs as inp
+from haclusterd.core.model import Identity
+from haclusterd.core.state import owns
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+
+RECOVERY_US = (20_000, 300_000)
+RESTART_US = (1_000_000, 3_000_000)
+
+
+class Telephony:
+    """`calls` are the services whose calls live in this host's FreeSWITCH."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.calls: set[int] = set()
+        self.failed: set[int] = set()  # services whose calls could not be recovered here
+        self.up = True
+        self.agent_up = True
+        self.recoveries_fail = 0.0  # a chance
+
+    def boot(self) -> None:
+        """A heart starts: its agent ends calls that FreeSWITCH still has, for others own them."""
+        self.calls.clear()
+        self.agent_up = True
+        self.host.todo.append(inp.AgentChanged(True))
+        self.report()
+
+    def report(self) -> None:
+        """The agent's word, if there is an agent to give it."""
+        if not self.agent_up:
+            return
+        up = self.up
+        services = tuple(inp.ServiceReport(up, "", 0) for _ in self.host.spec.services)
+        self.host.todo.append(inp.LocalReport(up, 1, 100 if up else 0, 0, 0, False, services))
+
+    def has(self, k: int) -> bool:
+        """The calls of the service are here, or it is known that they are lost."""
+        return k in self.calls or k in self.failed
+
+    def later(self, delay_us: int, what: str) -> None:
+        host = self.host
+        host.world.at(host.world.now + delay_us, partial(self._due, what), host.life)
+
+    def _due(self, what: str, t: int, life: int) -> None:
+        if life == self.host.life and self.host.alive:
+            getattr(self, what)(t)
+
+    # FreeSWITCH -----------------------------------------------------------------------------
+
+    def exit(self) -> None:
+        """It dies, its calls with it; it is back as a standby one to three seconds later."""
+        self.up = False
+        self.calls.clear()
+        self.host.todo.append(inp.FreeswitchExited("was killed"))
+        self.later(self.host.rng.randrange(*RESTART_US), "back")
+
+    def back(self, t: int) -> None:
+        self.up = True
+        self.report()
+        self.host.run(t, self.host.life)
+
+    def hang(self, after_us: int) -> None:
+        """It stops answering; the agent says so after three probes."""
+        self.later(after_us, "found_hung")
+
+    def found_hung(self, t: int) -> None:
+        if self.up and self.agent_up:
+            self.host.give(t, inp.FreeswitchHung(1))
+
+    def killed(self, action: act.KillFreeswitch) -> None:
+        host = self.host
+        if host.node is not None and "probes" not in action.reason:
+            for k, service in enumerate(host.node.services):
+                if owns(service) and k in self.calls:
+                    host.world.checkers.ended_foreign(host.world.now, host.me, k, action.reason)
+        if self.up:
+            self.exit()
+
+    # agent ----------------------------------------------------------------------------------
+
+    def stall(self, for_us: int) -> None:
+        """The agent is gone or stands still: heart notices, its reports get old."""
+        self.agent_up = False
+        self.host.todo.append(inp.AgentChanged(False))
+        self.later(for_us, "agent_back")
+
+    def agent_back(self, t: int) -> None:
+        self.agent_up = True
+        self.host.todo.append(inp.AgentChanged(True))
+        self.report()
+        self.host.run(t, self.host.life)
+
+    def recover(self, action: act.Recover) -> None:
+        k = action.service
+        again = k in self.calls
+        self.host.world.recovered(self.host.me, action, again)
+        self.failed.discard(k)
+        if self.up:
+            self.calls.add(k)
+        ended = partial(self._recovered, k, action.identity)
+        delay_us = self.host.rng.randrange(*RECOVERY_US)
+        self.host.world.at(self.host.world.now + delay_us, ended, self.host.life)
+
+    def _recovered(self, k: int, identity: Identity, t: int, life: int) -> None:
+        host = self.host
+        if life != host.life or not host.alive or not self.agent_up:
+            return
+        fails = self.recoveries_fail > 0 and host.rng.random() < self.recoveries_fail
+        if fails:
+            self.calls.discard(k)  # the agent ends what it had taken up
+            self.failed.add(k)
+        reason = "the profile does not start" if fails else ""
+        host.give(t, inp.RecoveryEnded(k, identity, not fails, reason))
+
+    def end_calls(self, action: act.EndCalls) -> None:
+        host = self.host
+        if host.node is not None and owns(host.node.services[action.service]):
+            host.world.checkers.ended_foreign(host.world.now, host.me, action.service, "EndCalls")
+        self.calls.discard(action.service)
