@@ -59,6 +59,7 @@ class Host:
         self.queue: deque[tuple[int, Beat]] = deque()
         self.todo: deque[inp.Input] = deque()
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
+        self.owned: tuple[int, ...] = ()
         self.life = 0
         self.turns = 0
         self.asked: set[int] = set()  # operator requests without an answer yet
@@ -109,9 +110,9 @@ class Host:
         self.asked.clear()
         self.world.checkers.restart(self.me, self.persisted)
         if remember:
-            self.todo.append(inp.Restored(self.persisted))
+            self.todo.append(inp.Restored(self.persisted, self.owned))
         elif any(p != NOBODY for p in self.persisted):
-            self.persisted = (NOBODY,) * len(self.spec.services)
+            self.persisted, self.owned = (NOBODY,) * len(self.spec.services), ()
             self.world.checkers.forget(self.me)
         self.telephony.boot()
         self.schedule(t)
@@ -343,11 +344,11 @@ class Host:
             if identity != NOBODY:
                 self.world.checkers.promise(self.world.now, self.me, k, identity)
         delay = self.rng.randrange(PERSIST_US_MAX)
-        self.world.at(self.world.now + delay, self._persisted, (self.life, action.promises))
+        self.world.at(self.world.now + delay, self._persisted, (self.life, action))
 
-    def _persisted(self, t: int, what: tuple[int, tuple[Identity, ...]]) -> None:
+    def _persisted(self, t: int, what: tuple[int, act.Persist]) -> None:
         if what[0] == self.life and self.alive:
-            self.persisted = what[1]
+            self.persisted, self.owned = what[1].promises, what[1].owned
 
     def _decided(self, action: act.Decided) -> None:
         self.world.decided(self, action)

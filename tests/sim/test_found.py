@@ -1,11 +1,6 @@
-"""Bugs that the simulator found, each as its shortest trace (docs/track-record.md).
-
-Those marked are open: the mark says what is wrong, and fails when it is right.
-"""
+"""Bugs that the simulator found, each as its shortest trace (docs/track-record.md)."""
 
 from __future__ import annotations
-
-import pytest
 
 from tests.scenarios.player import Player
 from tests.sim.drills import aimed_swarm
@@ -14,14 +9,12 @@ from tests.sim.world import World
 BEGIN = ["boot all", "run 2000ms"]
 
 
-@pytest.mark.xfail(strict=True, reason="what a voter knew of owners is not persisted")
 def test_f1_a_restarted_voter_still_tells_a_former_owner_of_its_successor() -> None:
     player = Player()
     player.play(["cluster masters=1 slaves=2", *BEGIN])
     player.play(["cut n0 all 900ms", "run 600ms", "kill n1 n2", "boot n2", "run 2000ms"])
 
 
-@pytest.mark.xfail(strict=True, reason="`ready` is cleared while the nodes are being ranked")
 def test_f2_a_slave_whose_freeswitch_died_is_no_candidate_in_its_own_eyes() -> None:
     player = Player()
     player.play(["cluster masters=2 slaves=1", *BEGIN, "freeswitch-dies n2", "run 1ms"])
@@ -30,7 +23,6 @@ def test_f2_a_slave_whose_freeswitch_died_is_no_candidate_in_its_own_eyes() -> N
     assert all(2 not in line for line in node.successors)
 
 
-@pytest.mark.xfail(strict=True, reason="calls are kept over one's own release")
 def test_f5_who_released_a_service_recovers_its_calls_when_it_has_it_again() -> None:
     world = World(11, aimed_swarm("release of the present promise only", 11))
     assert world.run(0.5) == []
