@@ -91,10 +91,8 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     due_us = _due(node, k, service, now_us)
     if due_us > now_us:
         return due_us
-    others = service.promise.node not in (node.spec.me, NOBODY_NODE)
-    if others and service.holding and service.state is State.STANDBY:
-        # It let the service go and may not have heard who had it since: its calls are the past.
-        happen(node, k, Event.SUPERSEDED, now_us, out)
+    if service.holding and _may_have_been_owned_since(node, k, service, now_us):
+        happen(node, k, Event.SUPERSEDED, now_us, out)  # its calls are the past
         return now_us
     service.from_node = service.promise.node
     silent = node.peers[service.promise.node] if service.promise.node >= 0 else None
@@ -103,6 +101,21 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     cause = _cause(node, service, now_us)
     happen(node, k, Event.FIRST_IN_LINE, now_us, out, cause=cause)
     return now_us
+
+
+def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int) -> bool:
+    """Another node had this node's grant, and has not said that nothing came of it.
+
+    It may have won, taken the calls up and gone again, all unheard.
+    """
+    held = service.promise
+    if held.node in (node.spec.me, NOBODY_NODE):
+        return False
+    peer = node.peers[held.node]
+    if now_us - peer.two_way_us > node.spec.timing.two_way_us or not peer.services:
+        return True
+    entry = peer.services[k]
+    return entry.held >= held.epoch or entry.state not in (State.STANDBY, State.LAPSED)
 
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:

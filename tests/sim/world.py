@@ -82,9 +82,8 @@ class World:
         self.play_until(quiet)
         if not self.checkers.violations:
             liveness.prepare(self, self.rng)
-            # A node in step with the first one may have no Tick for `dead` (track record, F6).
             in_flight = timing.two_way_us + 2 * unit
-            self.play_until(quiet + 2 * timing.dead_us + timing.stop_us + in_flight)
+            self.play_until(quiet + timing.dead_us + timing.stop_us + in_flight)
         if not self.checkers.violations:
             self.checkers.violations += liveness.silent_are_dead(self)
         if not self.checkers.violations:

@@ -9,6 +9,7 @@ from haclusterd.core.actions import (
     AddAddresses,
     Announce,
     CloseFence,
+    EndCalls,
     FlushSockets,
     KillFreeswitch,
     Recover,
@@ -257,3 +258,32 @@ def test_addresses_not_confirmed_gone_are_asked_for_again() -> None:
     assert "T701" not in bench.rows
     bench.give(inp.AddressesRemoved(0, True))
     assert "T701" in bench.rows
+
+
+def lapsed_and_granted() -> tuple[Bench, Identity]:
+    """An owner that lapsed and then, its fence closed, granted node 1's claim."""
+    bench = Bench()
+    mine = bench.own()
+    bench.pass_ms(101)
+    assert bench.stands_in(State.LAPSED)
+    claim = Identity(mine.epoch + 1, 1, 77)
+    bench.hear(1, entry(claim, State.CLAIMING))
+    assert bench.service.promise == claim
+    bench.forget()
+    return bench, claim
+
+
+def test_lapsed_owner_whose_grant_may_have_won_ends_its_calls() -> None:
+    """Nobody says what came of the claim: its calls may be another's by now (S4)."""
+    bench, claim = lapsed_and_granted()
+    bench.keep_hearing(400, (2, entry(claim)))
+    assert "T505" in bench.rows
+    assert "T501" not in bench.rows
+    assert kinds(bench.asked, EndCalls)
+
+
+def test_lapsed_owner_reclaims_when_its_grant_came_to_nothing() -> None:
+    bench, claim = lapsed_and_granted()
+    bench.keep_hearing(400, (1, entry(claim, held=claim.epoch - 1)), (2, entry(claim)))
+    assert "T501" in bench.rows
+    assert not kinds(bench.asked, EndCalls)
