@@ -44,7 +44,6 @@ class Checkers:
     muted: frozenset[str] = frozenset()  # invariants of two characters that are not reported
     changes: int = 0
     forgot: int = 0  # nodes that ever lost their promises
-    amnesia: int = 0  # restarts without any memory
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
@@ -113,7 +112,6 @@ class Checkers:
     def forget(self, node: int) -> None:
         """A restart that lost the promises: the hold-down has to make up for it."""
         self.forgot += 1
-        self.amnesia += 1
         for key in [k for k in self.promised if k[0] == node]:
             del self.promised[key]
 
@@ -140,7 +138,7 @@ class Checkers:
         recovered = (service, identity) in self.taken_up
         epoch, before = self.server.get(service, (0, node))
         newer = before != node and epoch > self.carries.get((service, node), 0)
-        newer = newer and not self.amnesia  # who forgot all cannot tell of an owner in between
+        newer = newer and not self.forgot  # who forgot cannot tell of an owner in between
         if not recovered and (newer or not here):
             whose = f"n{before} had them" if newer else "they are gone"
             text = f"S4: n{node} serves s{service} at epoch {identity.epoch} without its calls"

@@ -89,7 +89,6 @@ DRILLS: dict[str, Drill] = {
     # restarts, freezes, freshness
     "hold-down": Drill(m.no_hold_down, **worlds("triangle", "restart_forget")),
     "promises restored": Drill(t.promises_not_restored, **worlds("crash", "freeze")),
-    "every net after a thaw": Drill(t.past_is_believed, **worlds("stun", "late_echoes", "freeze")),
     # one of two nets for the same case, see NETS
     "hold-down for releases": Drill(
         m.hold_down_waived_for_release, **worlds("torn_release", "restart_forget", "switchover")

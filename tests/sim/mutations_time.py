@@ -173,14 +173,6 @@ def freeze_not_noticed() -> None:
     node._TAKE[inp.Froze] = lambda *args: None
 
 
-def past_is_believed() -> None:
-    """All nets at once: a freeze is not noticed, old echoes are fresh, and leases count from when
-    they were heard. `lease_from_hearing` alone breaks nothing in a world of freezes."""
-    freeze_not_noticed()
-    old_echoes_count()
-    lease_from_hearing()
-
-
 def thaw_keeps_timers() -> None:
     """Silence timers restart after a thaw: here what was missed counts as silence."""
     true = node._froze
