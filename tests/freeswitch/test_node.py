@@ -75,6 +75,8 @@ def test_hupall_ends_the_calls_of_one_profile_only(rig: Rig) -> None:
     rig.callee(2)
     east, _west = rig.call(EAST, "4100", 2), rig.call(WEST, "9197", 3)
     eventually(lambda: channels(rig.a) == 7, "2 bridged and 3 single calls")
+    # Answered, not only there: a call that still rings ends in a refusal, not in a BYE.
+    eventually(lambda: len(rows(rig.a, "east")) == 4, "both legs of both bridged calls")
     rig.a.api("hupall normal_clearing sofia_profile_name east")
     assert east.wait(5) == 0
     eventually(lambda: channels(rig.a) == 3, "the calls of west alone")
