@@ -42,6 +42,7 @@ _REMOVED = (
     "the fence's nf_tables table was removed by somebody and is loaded again; "
     "do not `flush ruleset` on this host, flush your own tables"
 )
+_NOT_CLOSED = "a service could not be silenced by routing rules; it is tried again with every beat"
 
 
 class Outbox(Protocol):
@@ -137,7 +138,7 @@ class Executor:
         """Not confirmed: the core asks again with every beat, by which time the table is back."""
         closed = self.fence.close((action.service,))
         if not closed:
-            self.reload_fence()
+            self.reload_fence(_REMOVED if self.fence.mode == "nftables" else _NOT_CLOSED)
         self._results.append(FenceClosed(action.service, closed))
 
     def reload_fence(self, why: str = _REMOVED) -> None:
