@@ -83,10 +83,13 @@ def use_huge_pages() -> int:
 
 
 def become_realtime() -> Granted:
-    """Do all of it, and report what was granted."""
-    refusals = [lock_memory(), raise_priority()]
+    """Do all of it, and report what was granted.
+
+    Priority comes last: the rest takes milliseconds, which in an upgrade are FreeSWITCH's.
+    """
     freeze_collector()
     use_huge_pages()
+    refusals = [lock_memory(), raise_priority()]
     return Granted(
         memory_locked=not refusals[0],
         realtime=not refusals[1],
