@@ -9,6 +9,7 @@ import pytest
 from tests.sim.drills import DRILLS, NETS, hunt, play
 
 SEEDS_MAX = 60
+REFUSED = "lease relation"  # its worlds have the timing that config.py refuses
 
 
 @pytest.mark.slow
@@ -21,11 +22,9 @@ def test_drill_is_caught(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DRILLS)
+@pytest.mark.parametrize("name", [name for name in DRILLS if name != REFUSED])
 def test_aimed_world_is_clean_with_every_guard(name: str) -> None:
     """The same worlds, nothing taken away: or a drill would prove nothing."""
-    if name == "lease relation":
-        pytest.skip("its worlds are what config.py refuses")
     for seed in range(2):
         assert play(name, seed, 0.5) == []
 
