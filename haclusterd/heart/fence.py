@@ -123,6 +123,7 @@ class KernelLease:
             {*devices, *(d for s in services.values() for d in s.devices)} - {"lo"}
         )
         self._fence_ms, self._arm_ms = fence_ms, arm_ms
+        self._silent = True
         self.missing_devices: tuple[str, ...] = ()
         self._loading: subprocess.Popen[str] | None = None
         self._load_failure = ""
@@ -144,7 +145,13 @@ class KernelLease:
         NICs that do not exist are left out and named in `missing_devices`; load again once they
         appear. Raises HeartError.
         """
-        run_nft("-f", "-", script=self._script())
+        try:
+            run_nft("-f", "-", script=self._script())
+        except HeartError:
+            if not self._silent:
+                raise
+            self._silent = False  # a kernel without nft_fwd_netdev
+            run_nft("-f", "-", script=self._script())
         if not self.close(self._services) or not self.arm():
             raise InertFence(
                 "the nf_tables fence was loaded but does not act",
@@ -156,7 +163,9 @@ class KernelLease:
         self.missing_devices = tuple(d for d in self._devices if d not in present)
         addresses = [a for s in self._services.values() for a in s.addresses]
         devices = [d for d in self._devices if d in present]
-        return ruleset(self._table, self._mark, devices, addresses, self._fence_ms, self._arm_ms)
+        return ruleset(
+            self._table, self._mark, devices, addresses, self._fence_ms, self._arm_ms, self._silent
+        )
 
     def begin_load(self) -> None:
         """`load` without waiting: nft may take longer than a lease on a busy host."""
@@ -187,6 +196,10 @@ class KernelLease:
             return None
         ended, self._loading = self._loading, None
         stderr = ended.stderr.read() if ended.stderr is not None else ""
+        if ended.returncode and self._silent:
+            self._silent = False
+            self.begin_load()
+            return None
         if ended.returncode:
             self._load_failure = str(nft_refused(stderr))
         return self._load_failure

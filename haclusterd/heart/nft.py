@@ -28,8 +28,16 @@ def ruleset(
     addresses: Sequence[str],
     fence_ms: int,
     arm_ms: int,
+    silent: bool = True,
 ) -> str:
-    """The nft script that replaces `table` by a closed fence, in one transaction."""
+    """The nft script that replaces `table` by a closed fence, in one transaction.
+
+    `silent`: what may not leave is led to the loopback, which throws away what is not for it. A
+    `drop` in an egress chain comes back to the sender as ENOBUFS where the socket has IP_RECVERR,
+    as FreeSWITCH's SIP sockets have, and FreeSWITCH ends the call at once instead of sending again
+    a little later.
+    """
+    stop = 'fwd to "lo"' if silent else "drop"
     four = [a for a in addresses if ":" not in a]
     six = [a for a in addresses if ":" in a]
     sets, guard, control = [], [], []
@@ -45,13 +53,13 @@ def ruleset(
             f"set {lease} {{ type {kind}; size 65535; flags dynamic,timeout; gc-interval 1s; }}",
             f"set {own} {{ type {kind}; elements = {{ {', '.join(members)} }} }}",
         ]
-        guard.append(f"{mine} {family} saddr != @{lease} drop")
+        guard.append(f"{mine} {family} saddr != @{lease} {stop}")
         control += [
             f"{family} daddr {loopback}{RENEW} {mine} meta mark @armed "
             f"update @{lease} {{ {family} saddr timeout {fence_ms}ms }} drop",
             f"{family} daddr {loopback}{CLOSE} {mine} delete @{lease} {{ {family} saddr }} drop",
         ]
-    guard += _neighbour_rules(four, six)
+    guard += _neighbour_rules(four, six, stop)
     arm = f"ip daddr 127.0.0.{ARM} update @armed {{ meta mark timeout {arm_ms}ms }} drop"
     probe = f"ip daddr 127.0.0.{PROBE} drop"
     foreign = f"meta mark & {0xFFFFFFFF - MARKS + 1:#x} != {mark:#x} accept"
@@ -66,14 +74,14 @@ def ruleset(
     return "\n".join([name, f"delete {name}", f"{name} {{", *body, "}"]) + "\n"
 
 
-def _neighbour_rules(four: Sequence[str], six: Sequence[str]) -> list[str]:
+def _neighbour_rules(four: Sequence[str], six: Sequence[str], stop: str) -> list[str]:
     """What speaks for an address without having it as source: ARP, and NA by others."""
-    rules = ["arp saddr ip @service_ip arp saddr ip != @lease_ip drop"] if four else []
+    rules = [f"arp saddr ip @service_ip arp saddr ip != @lease_ip {stop}"] if four else []
     for address in six:
         # nft 1.0.6 has no name for the target field: it starts 8 bytes into the ICMPv6 header.
         target = ipaddress.ip_address(address).packed.hex()
         rules.append(
-            f"icmpv6 type nd-neighbor-advert @th,64,128 0x{target} ip6 saddr != @lease_ip6 drop"
+            f"icmpv6 type nd-neighbor-advert @th,64,128 0x{target} ip6 saddr != @lease_ip6 {stop}"
         )
     return rules
 

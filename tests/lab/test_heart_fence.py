@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from tests.lab.heart_net import (
 
 pytestmark = [pytest.mark.lab, needs_root]
 
+IP_RECVERR, IPV6_RECVERR = 11, 25  # not in the socket module
 V4, V6 = "10.9.0.50", "fd00:9::50"
 OTHER = "10.9.0.51"
 SERVICES = {0: FencedService(("eth0",), (V4, V6)), 1: FencedService(("eth0",), (OTHER,))}
@@ -69,6 +71,26 @@ def test_closed_at_load_open_while_renewed_closed_at_once(
         fence.unload()
         assert "haclusterd" not in run("nft", "list", "tables")
         assert hear_once_resolved(ears[0], four)
+
+
+def test_a_closed_fence_is_no_error_to_who_wants_to_hear_of_errors(
+    hosts: tuple[str, str], ears: tuple[Ear, Ear]
+) -> None:
+    """A SIP socket of FreeSWITCH has IP_RECVERR: an error would end the call, silence does not."""
+    with inside(hosts[0]):
+        four, six = sender(V4), sender(V6)
+        four.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        six.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        fence = KernelLease(TABLE, SERVICES, fence_ms=2000, arm_ms=10)
+        fence.load()
+        if 'fwd to "lo"' not in run("nft", "list", "table", "netdev", TABLE):
+            pytest.skip("this kernel has no nft_fwd_netdev: what it drops is an error")
+        for _again in range(5):
+            assert not ears[0].hears(four)
+            assert not ears[1].hears(six)
+            assert four.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            assert six.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        fence.unload()
 
 
 def test_renew_without_arm_or_after_a_pause_stays_closed(
