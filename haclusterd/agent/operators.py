@@ -143,7 +143,7 @@ class Operators:
             answer = await self._ask(lambda number: SwitchoverRequested(number, index, target))
             if not answer.ok:
                 raise OperatorError(answer.text)
-            return await self._moved(service)
+            return await self._moved(service, to)
         finally:
             await self._resume(index)
 
@@ -184,14 +184,18 @@ class Operators:
             text = f"{service.name} takes no new calls on {self._me}: {error}"
             self._history.add("A23", text, None, service.name)
 
-    async def _moved(self, service: str) -> str:
-        """Wait until heart's view shows the new owner."""
+    async def _moved(self, service: str, to: str | None) -> str:
+        """Wait until heart's view shows the new owner, who may not be the one that was named."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         while loop.time() - began < MOVED_S:
             seen = self._service(service)
             if seen.state == "owned" and seen.owner != self._me:
-                return f"{service} moved from {self._me} to {seen.owner} at epoch {seen.epoch}"
+                moved = f"{service} moved from {self._me} to {seen.owner} at epoch {seen.epoch}"
+                if to is not None and seen.owner != to:
+                    why = f"{to} could not take it any more; see `haclusterctl history`"
+                    raise OperatorError(f"{moved}, not to {to}: {why}", PARTLY)
+                return moved
             await asyncio.sleep(MOVED_POLL_S)
         seen = self._service(service)
         where = f"{seen.owner} owns it" if seen.owner else f"it is {seen.state}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, State
 from haclusterd.core.moves import happen
-from haclusterd.core.standing import refresh
+from haclusterd.core.standing import odd_config, refresh
 from haclusterd.core.state import FAR, NEVER, Node, Service, holding_down
 from haclusterd.core.takeover import Event
 
@@ -133,13 +133,6 @@ def _may_claim(node: Node, service: Service) -> bool:
     if not node.majority or (service.state is State.LAPSED and not service.fence_closed):
         return False
     return not odd_config(node)
-
-
-def odd_config(node: Node) -> bool:
-    """Most of the others run another configuration: then this node claims nothing."""
-    others = [p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive]
-    differing = sum(1 for h in others if h != node.spec.config_hash)
-    return differing * 2 > len(others)
 
 
 def _due(node: Node, k: int, service: Service, now_us: int) -> int:

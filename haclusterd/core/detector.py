@@ -125,6 +125,7 @@ def _take(node: Node, peer: Peer, beat: Beat) -> None:
     """Keep the content of the newest beat; note when the ranking may change with it."""
     if (
         peer.flags != beat.flags
+        or peer.config_hash != beat.config_hash
         or peer.health != beat.health
         or peer.load != beat.load
         or peer.calls != beat.calls

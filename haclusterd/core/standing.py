@@ -13,12 +13,19 @@ _OWNED = State.OWNED  # looked up once: see core.state
 _UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
 
 
-def _entry(node: Node, service: Service) -> ServiceEntry:
+def odd_config(node: Node) -> bool:
+    """Most of the others run another configuration: then this node claims nothing."""
+    others = [p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive]
+    differing = sum(1 for h in others if h != node.spec.config_hash)
+    return differing * 2 > len(others)
+
+
+def _entry(node: Node, service: Service, able: bool) -> ServiceEntry:
     state = service.state
     if state is _OWNED and service.promise != service.identity:
         state = State.CLAIMING  # a new claim of the holder's own is under way
     ready = service.ready or not node.spec.freeswitch
-    ready = ready and service.backoff_until_us == NEVER and service.carrier and node.agent_up
+    ready = ready and able and service.backoff_until_us == NEVER and service.carrier
     return ServiceEntry(
         service.promise,
         service.lease_seq,
@@ -30,7 +37,8 @@ def _entry(node: Node, service: Service) -> ServiceEntry:
 
 
 def entries(node: Node) -> tuple[ServiceEntry, ...]:
-    return tuple(_entry(node, s) for s in node.services)
+    able = node.agent_up and not odd_config(node)
+    return tuple(_entry(node, s, able) for s in node.services)
 
 
 def facts(node: Node, now_us: int) -> tuple[Facts, ...]:

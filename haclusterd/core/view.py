@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
-from haclusterd.core.claimant import odd_config
 from haclusterd.core.model import NOBODY_NODE, Flag, State
 from haclusterd.core.node import RANK_DIFFERS_US
 from haclusterd.core.ranking import why
-from haclusterd.core.standing import facts, lost_services
+from haclusterd.core.standing import facts, lost_services, odd_config
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 
 ALIEN_ALARM_US = 60_000_000  # an alien that was not heard for so long is no alarm any more
@@ -158,7 +157,8 @@ def _node_view(node: Node, n: int, owners: list[int], now_us: int) -> NodeView:
     )
     ready = tuple(e.ready for e in word.services)
     silent_us = 0 if me else min(now_us - node.peers[n].two_way_us, 10**15)
-    rank = node.slaves.index(n) if n in node.slaves else -1
+    # Without a majority nobody could take over now, as far as this node can tell.
+    rank = node.slaves.index(n) if n in node.slaves and node.majority else -1
     return NodeView(
         spec.nodes[n].id,
         _role(node, n, bool(owned), now_us),
@@ -186,7 +186,7 @@ def _role(node: Node, n: int, master: bool, now_us: int) -> str:
         return "maintenance"
     if word.flags & Flag.STARTING:
         return "starting"
-    if n in node.slaves:
+    if n in node.slaves and node.majority:
         return "slave"
     if node.spec.nodes[n].witness:
         return "slave"
@@ -233,6 +233,10 @@ def _alarms(
                 alarms.append(AlarmView("unserved", f"nobody serves {s.name}"))
         elif s.state == "owned" and not s.successors and len(nodes) > 1:
             alarms.append(AlarmView("unprotected", f"no node is ready to take {s.name} over"))
+    for n, word in enumerate(facts(node, now_us)):
+        if word.alive and word.flags & Flag.MAINTENANCE:
+            text = f"{spec.nodes[n].id} is in maintenance: it takes nothing over"
+            alarms.append(AlarmView("maintenance", text))
     for n, peer in enumerate(node.peers):
         if n == spec.me or not peer.alive:
             continue

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Collection
 
 from haclusterd.config import Config
 from haclusterd.heart.errors import HeartError
@@ -63,9 +64,13 @@ class NodeLock:
             return False
 
     def write_pid(self) -> None:
-        """Put this process's pid in, after a predecessor's."""
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        """Put this process's pid in, after a predecessor's; on a full disk there is none.
+
+        It is for people: what counts is the lock.
+        """
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Remove the file, while it is locked still."""
@@ -74,6 +79,23 @@ class NodeLock:
                 self._path.unlink()
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def refuse_on_the_wrong_host(config: Config, local: Collection[str]) -> None:
+    """Refuse to start where another node lives, on whose addresses and rows this one would act.
+
+    `local` are the host's addresses. A host that has none of any node's is one whose NICs are not
+    up yet: its links come when they are.
+    """
+    if any(address in local for address in config.node.links):
+        return
+    for node in config.nodes:
+        if any(address in local for address in node.links):
+            raise HeartError(
+                f"none of the links of node {config.node.id} is on this host, those of node "
+                f"{node.id} are",
+                f"start it with --node {node.id}, or without --node",
+            )
 
 
 def refuse_beside_another(config: Config) -> None:

@@ -29,7 +29,7 @@ from haclusterd.heart.fence import Fence, FencedService, KernelLease, least_life
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import ERROR, WARNING, Journal
 from haclusterd.heart.links import Links
-from haclusterd.heart.lock import NodeLock, refuse_beside_another
+from haclusterd.heart.lock import NodeLock, refuse_beside_another, refuse_on_the_wrong_host
 from haclusterd.heart.loop import new_incarnation
 from haclusterd.heart.netlink import Netlink, NetlinkEvents
 from haclusterd.heart.nft import table_name
@@ -161,6 +161,7 @@ class _Opening:
     def _fresh(self, lock: NodeLock, successor_command: Sequence[str]) -> Heart:
         refuse_beside_another(self._config)
         netlink = Netlink()
+        refuse_on_the_wrong_host(self._config, {a.address for a in netlink.addresses()})
         services, devices = self._fenced(netlink)
         timing = self._spec.timing
         fence, lesser = load_fence(

@@ -33,9 +33,8 @@ def ruleset(
     """The nft script that replaces `table` by a closed fence, in one transaction.
 
     `silent`: what may not leave is led to the loopback, which throws away what is not for it. A
-    `drop` in an egress chain comes back to the sender as ENOBUFS where the socket has IP_RECVERR,
-    as FreeSWITCH's SIP sockets have, and FreeSWITCH ends the call at once instead of sending again
-    a little later.
+    `drop` comes back as ENOBUFS to sockets with IP_RECVERR, as FreeSWITCH's SIP sockets are, and
+    FreeSWITCH then ends the call at once instead of sending again a little later.
     """
     stop = 'fwd to "lo"' if silent else "drop"
     four = [a for a in addresses if ":" not in a]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from haclusterd.core import claimant, detector, moves, node, owner, state, voter
+from haclusterd.core import claimant, detector, moves, node, owner, standing, state, voter
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, ClusterSpec, Identity, State
 from haclusterd.core.state import FAR, NEVER, Node, Service
@@ -171,7 +171,7 @@ def lapsed_grants_unfenced() -> None:
     patch(voter, "_stopped", lambda service: True)
 
     def may_claim(n: Node, service: Service) -> bool:
-        return n.majority and not claimant.odd_config(n)
+        return n.majority and not standing.odd_config(n)
 
     patch(claimant, "_may_claim", may_claim)
 

@@ -130,6 +130,14 @@ async def test_a_silent_heart_is_not_waited_for_long(
     assert bench.operators._waiting == {}
 
 
+async def test_a_service_that_went_to_another_than_named_is_partly_done(bench: Bench) -> None:
+    bench.after = view({"east": ("fs-b", 8), "west": ("fs-b", 2)})
+    with pytest.raises(OperatorError) as caught:
+        await bench.operators.switchover("east", "fs-c")
+    assert caught.value.code == "partly"
+    assert "moved from fs-a to fs-b at epoch 8, not to fs-c" in str(caught.value)
+
+
 async def test_a_service_that_stays_away_is_partly_done(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from haclusterd.core import inputs as inp
 from haclusterd.core.model import Flag, Identity, LastResort, Quorum, State
+from haclusterd.core.standing import entries
 from haclusterd.core.view import AlarmView, View, view
 from tests.unit.core_bench import STANDBY, Bench, entry, spec_of
 
@@ -142,3 +143,33 @@ def test_reason_why_this_node_could_not_take_over() -> None:
     assert seen(bench).services[0].reason == "not ready"
     bench.give(inp.AgentChanged(False))
     assert "the agent of n0 is not running" in alarms(bench)["unprotected"].text
+
+
+def test_a_node_in_maintenance_is_named_whatever_its_role() -> None:
+    bench = Bench()
+    bench.own()
+    bench.give(inp.MaintenanceRequested(1, True))
+    assert roles(bench)[0] == "master"
+    assert alarms(bench)["maintenance"].text == "n0 is in maintenance: it takes nothing over"
+    bench.give(inp.MaintenanceRequested(2, False))
+    bench.hear(1, flags=int(Flag.MAINTENANCE))
+    assert alarms(bench)["maintenance"].text.startswith("n1 ")
+
+
+def test_nobody_is_a_slave_in_the_eyes_of_a_node_without_a_majority() -> None:
+    """A slave could take over now (contract): alone nobody can."""
+    bench = Bench().after_hold_down()
+    bench.pass_ms(100)
+    assert roles(bench)[0] == "failed"
+    assert [node.rank for node in seen(bench).nodes] == [-1, -1, -1]
+
+
+def test_a_node_with_an_odd_configuration_is_ready_for_nothing() -> None:
+    bench = Bench().after_hold_down()
+    bench.keep_hearing(50, (1, STANDBY), (2, STANDBY))
+    assert all(e.ready for e in entries(bench.node))
+    for peer in (1, 2):
+        bench.hear(peer, config_hash=99)
+    assert not any(e.ready for e in entries(bench.node))
+    bench.pass_ms(30)
+    assert roles(bench)[0] == "failed"
