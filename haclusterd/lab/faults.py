@@ -10,7 +10,8 @@
 | nic | one heartbeat cable cut | plugged in |
 | stun-heart | SIGSTOP to the heart for a given time | SIGCONT |
 | stun-switch | all cables cut for a given time | plugged in |
-| kill-agent, kill-heart | SIGKILL to that process | by haclusterd, or never |
+| kill-agent | SIGKILL to that process | by haclusterd |
+| kill-heart | SIGKILL to that process | started again, as systemd would |
 | switchover, upgrade | the operator's command | |
 """
 
@@ -164,6 +165,12 @@ class Injector:
             self._act = lambda: self.node.send(pids, number)
             if kind != "kill":
                 self._heal = lambda: self.node.send(pids, signal.SIGCONT)
+            elif what == "heart":
+                self._heal = self._start_again
+
+    def _start_again(self) -> None:
+        if not self.node.haclusterd_pids()[0]:
+            self.node.start_haclusterd()
 
     def _cables(self, nics: tuple[str, ...]) -> None:
         self._act = lambda: self._topology.cut(self.node.id, nics)
