@@ -6,12 +6,22 @@ slave; then a whole node dies, and the one that came back takes over.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from haclusterd.lab.calls import CallVerdict, has_media
 from haclusterd.lab.faults import Injection
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
-from haclusterd.lab.run import Phase, Say, bring_calls, conclude, endure, ready_cluster
+from haclusterd.lab.run import (
+    Phase,
+    Say,
+    bring_calls,
+    conclude,
+    endure,
+    owned_by,
+    ready_cluster,
+)
 
 _SLAVE_AGAIN_S = 60.0
 _HEADS = ("fault", "service", "moved", "address silent", "calls up", "others touched",
@@ -49,10 +59,14 @@ def is_slave(lab: Laboratory, node_id: str) -> bool:
 
 
 class LiveTimeline:
-    """Says each thing once, when it is first seen; times count from the fault."""
+    """Says each thing once, when it is first seen; times count from the fault.
 
-    def __init__(self, say: Say) -> None:
+    `lost` are the addresses that it is about.
+    """
+
+    def __init__(self, say: Say, lost: Collection[str]) -> None:
         self._say = say
+        self._lost = set(lost)
         self._told: set[str] = set()
 
     def __call__(self, lab: Laboratory, injections: list[Injection]) -> None:
@@ -65,11 +79,16 @@ class LiveTimeline:
 
     def _addresses(self, lab: Laboratory, fault_ns: int, victims: set[str]) -> None:
         names = {str(node.number): node.id for node in lab.plan.nodes}
-        for address, record in lab.probe.ask("report").items():
-            for number, at_ns in record["first_ns"].items():
-                if names.get(number) not in victims and at_ns > fault_ns:
-                    text = f"{address} answers from {names.get(number, number)}"
-                    self._once(f"{address}{number}", at_ns - fault_ns, text)
+        found = sorted(
+            (at_ns, address, number)
+            for address, record in lab.probe.ask("report").items()
+            if address in self._lost
+            for number, at_ns in record["first_ns"].items()
+            if names.get(number) not in victims and at_ns > fault_ns
+        )
+        for at_ns, address, number in found:
+            text = f"{address} answers from {names.get(number, number)}"
+            self._once(f"{address}{number}", at_ns - fault_ns, text)
 
     def _calls(self, lab: Laboratory, fault_ns: int) -> None:
         seen = lab.observe()
@@ -94,9 +113,12 @@ class LiveTimeline:
 
 
 def _told(lab: Laboratory, fault: str, node: str, say: Say) -> Phase:
-    phase = endure(lab, fault, say, victims=(node,), live=LiveTimeline(say))
+    lost = [lab.plan.service(name) for name in owned_by(lab, (node,))]
+    addresses = [address for service in lost for address in (service.ip, service.ip6)]
+    phase = endure(lab, fault, say, victims=(node,), live=LiveTimeline(say, addresses))
+    say("   What the new owner reports, by its own clock:")
     for moment in phase.report.get("timeline", []):
-        say(f"   report of the new owner: {moment['at_ms']:8.1f} ms  {moment['event']}")
+        say(f"   {moment['at_ms']:8.1f} ms  {moment['event']}")
     return phase
 
 
