@@ -40,7 +40,7 @@ def examine(path: Path, node: str | None, socket: Path | None, host: HostProbe) 
     try:
         config = load(path, node=node)
     except ConfigError as error:
-        return [Check("config", FAILED, f"{p.file}: {p.key}: {p.message}", p.fix)
+        return [Check("config", FAILED, f"{p.where}: {p.message}", p.fix)
                 for p in error.problems]  # fmt: skip
     checks = [Check("config", OK, f"{path} is right, this is {config.node.id}")]
     checks += [

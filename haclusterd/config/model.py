@@ -33,8 +33,12 @@ class Problem:
 
     def __str__(self) -> str:
         """One line that is safe on any terminal, whatever the file holds."""
-        where = f"{self.file}: {self.key}" if self.key else self.file
-        return printable(f"{where}: {self.message}. Fix: {self.fix}.")
+        return printable(f"{self.where}: {self.message}. Fix: {self.fix}.")
+
+    @property
+    def where(self) -> str:
+        """The file, and the key where one is meant."""
+        return f"{self.file}: {self.key}" if self.key else self.file
 
 
 class ConfigError(Exception):
