@@ -15,7 +15,7 @@ from haclusterd.agent.reports import Account, Chronicle
 from haclusterd.core.records import CallRecord, CallVerdict
 
 WAIT_S = 3.0  # then the report is closed without them
-GIVE_UP_S = 60.0  # phones that heard nothing for so long have hung up
+GIVE_UP_S = 30.0  # phones that heard nothing for so long have mostly hung up
 ASK_MS = 200
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.5

@@ -59,11 +59,11 @@ class AgentReplicator(Replicator):
         return sorted(n for n in self.config.links if n not in skip and (not alive or n in alive))
 
     async def ask(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None:
-        """Ask those of `unasked` that are connected, and wait for them.
+        """Ask those of `unasked` that are connected and were not asked yet, and wait for them.
 
         Also for calls that are logged here: another run of this agent may have recovered them.
         """
-        wanted = self.unasked(service, without)
+        wanted = set(self.unasked(service, without)) - self._collector.asked(service)
         sessions = [s for node, s in self.mesh.sessions.items() if node in wanted]
         marks, _ = known(None, self.store.services.get(service))
         await self._collector.ask(service, marks, sessions, timeout_ms)

@@ -15,7 +15,7 @@ from haclusterd.sync.codec import Found, Malformed, Message, Want
 from haclusterd.sync.session import Session, Source
 
 ROUNDS_MAX = 32  # open collects of this node
-ANSWERS_MAX = 8  # open answers to one peer
+ANSWERS_MAX = ROUNDS_MAX  # open answers to one peer; beyond it the answer is empty
 
 Merge = Callable[[str, list[Item]], object]
 
@@ -60,6 +60,11 @@ class Collector:
     def told(self, service: str) -> frozenset[str]:
         """Peers that have told all they know since `begin`, also late."""
         return frozenset(self._told.get(service, ()))
+
+    def asked(self, service: str) -> frozenset[str]:
+        """Peers whose answer is still under way."""
+        rounds = [sessions for name, sessions, _ in self._rounds.values() if name == service]
+        return frozenset(session.peer for sessions in rounds for session in sessions)
 
     async def ask(
         self, service: str, marks: list[int], sessions: Iterable[Session], timeout_ms: int
