@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from heapq import nsmallest
 from typing import Protocol
@@ -11,7 +12,8 @@ from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import Item
 from haclusterd.core.view import View
 from haclusterd.keys import paths
-from haclusterd.sync.replicator import Replicator
+from haclusterd.sync.collect import known
+from haclusterd.sync.replicator import UNPACK_SLICE, Replicator
 from haclusterd.sync.transport import Identity, MeshConfig
 
 
@@ -28,6 +30,9 @@ class Replication(Protocol):
     ) -> list[CallRecord]: ...
     def quietest(self, service: str, count: int) -> list[CallRecord]: ...
     async def unrecovered(self, service: str) -> list[CallRecord]: ...
+    async def ask(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None: ...
+    def unasked(self, service: str, without: Collection[str] = ()) -> list[str]: ...
+    async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]: ...
     def own_records(self, service: str) -> list[CallRecord]: ...
     def owned(self) -> dict[str, int]: ...
 
@@ -43,6 +48,37 @@ class AgentReplicator(Replicator):
     def owned(self) -> dict[str, int]:
         """Epoch by owned service."""
         return {name: log.epoch for name, log in self.change_log.logs.items()}
+
+    def unasked(self, service: str, without: Collection[str] = ()) -> list[str]:
+        """Living nodes but `without` that have not told all they know since `own`.
+
+        Before heart's first view every node counts as living.
+        """
+        skip = {self.config.node, *without, *self._collector.told(service)}
+        alive = self._alive
+        return sorted(n for n in self.config.links if n not in skip and (not alive or n in alive))
+
+    async def ask(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None:
+        """Ask those of `unasked` that are connected and were not asked yet, and wait for them.
+
+        Also for calls that are logged here: another run of this agent may have recovered them.
+        """
+        wanted = set(self.unasked(service, without)) - self._collector.asked(service)
+        sessions = [s for node, s in self.mesh.sessions.items() if node in wanted]
+        marks, _ = known(None, self.store.services.get(service))
+        await self._collector.ask(service, marks, sessions, timeout_ms)
+
+    async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]:
+        """`unrecovered`, and inherited calls logged here as live since; without those in `but`."""
+        own = self.change_log.items(service)
+        skip = {u for u, item in own.items.items() if item.dead} if own is not None else set()
+        skip.update(but)
+        wanted = [i for u, i in self.store.items(service).items() if not i.dead and u not in skip]
+        records: list[CallRecord] = []
+        for at in range(0, len(wanted), UNPACK_SLICE):
+            records += self.store.unpack(wanted[at : at + UNPACK_SLICE])
+            await asyncio.sleep(0)
+        return records
 
     def own_calls(self, service: str) -> int:
         """Live call legs of an owned service."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from haclusterd.agent.clock import now_us, wall_text
 from haclusterd.agent.schema import Calls, Moment, Report, Verdict
 from haclusterd.core.actions import Recover
 from haclusterd.core.records import CallVerdict
+from haclusterd.core.view import View
 from haclusterd.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Account:
             last_us = min(self.times["last_heartbeat"], self.times["dead"])
             self.times["last_heartbeat"] = last_us
         self.replicated = 0
+        self.unasked: list[str] = []
         self.verdicts: list[Verdict] = []
         self.done = False
         self._counts: dict[str, int] = {}
@@ -101,6 +103,7 @@ class Account:
                 self.verdicts,
             ),
             done=self.done,
+            unasked=self.unasked,
         )
 
 
@@ -115,7 +118,53 @@ def sentence(report: Report) -> str:
     text += f": {calls.recovered} of {calls.replicated} call legs recovered"
     if calls.partial or calls.lost:
         text += f", {calls.partial} partly, {calls.lost} lost"
+    if report.unasked:
+        text += f"; {', '.join(report.unasked)} did not tell which calls it knows"
     return text
+
+
+def last_heard(view: View | None, node: str | None, suspect_us: int) -> tuple[bool, int]:
+    """Whether `node` fell silent, and when heart's view last heard it."""
+    for seen in view.nodes if view is not None else ():
+        if seen.id == node and view is not None:
+            silent = seen.role == "dead" or seen.silent_us > suspect_us
+            heard_us = view.at_us - seen.silent_us
+            return silent, heard_us if heard_us > 0 else 0
+    return False, 0
+
+
+class Chronicle:
+    """The reports of one recovery: what comes after `close` gets another one."""
+
+    def __init__(
+        self,
+        account: Account,
+        begin: Callable[[], Account],
+        finish: Callable[[Account, Sequence[CallVerdict]], None],
+    ) -> None:
+        self.verdicts: list[CallVerdict] = []
+        self._account = account
+        self._begin = begin
+        self._finish = finish
+        self._reported = 0
+
+    def account(self) -> Account:
+        """The open account."""
+        if self._account.done:
+            self._account = self._begin()
+        return self._account
+
+    def judged(self, verdicts: Sequence[CallVerdict]) -> None:
+        """These were recovered, or not, just now."""
+        self.verdicts += verdicts
+        self._account.times["recovered"] = now_us()
+
+    def close(self, unasked: Sequence[str] = ()) -> None:
+        """Finish the open account, if there is one; `unasked` may still bring more."""
+        if not self._account.done:
+            self._account.unasked = list(unasked)
+            self._finish(self._account, self.verdicts[self._reported :])
+            self._reported = len(self.verdicts)
 
 
 def _count(verdicts: Sequence[CallVerdict]) -> dict[str, int]:

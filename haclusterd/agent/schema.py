@@ -166,7 +166,8 @@ class Moment(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`report --json`: one change of owner, as the new owner lived it.
 
-    `from_` is null at a cold start. `outage_ms` is null while the address is not up.
+    `from_` is null at a cold start. `outage_ms` is null while the address is not up. `unasked`:
+    living nodes that had not told which calls they know when this was closed; they are asked on.
     """
 
     number: int
@@ -180,6 +181,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     outage_ms: float | None
     calls: Calls
     done: bool = True
+    unasked: list[str] = []
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -14,9 +14,10 @@ from typing import Any
 
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
+from haclusterd.agent.latecomers import hear_all
 from haclusterd.agent.leaving import clear_old_rows, end_calls
 from haclusterd.agent.replication import Replication
-from haclusterd.agent.reports import Account, Reports, sentence
+from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
 from haclusterd.agent.switch import Change, Switch, SwitchError
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
@@ -232,7 +233,7 @@ class Services:
 
     def _begin(self, name: str, action: Recover) -> Account:
         origin = self._spec.nodes[action.from_node].id if action.from_node >= 0 else None
-        silent, last_heard_us = self._last_heard(origin)
+        silent, last_heard_us = last_heard(self.view, origin, self._spec.timing.suspect_us)
         account = self._reports.begin(name, origin, self._me, action, silent)
         if last_heard_us:
             dead_us = account.times.get("dead", last_heard_us)
@@ -240,43 +241,36 @@ class Services:
         account.moment("announced")
         return account
 
-    def _last_heard(self, origin: str | None) -> tuple[bool, int]:
-        """Whether `origin` fell silent, and when heart's view last heard it."""
-        view = self.view
-        for node in view.nodes if view is not None else ():
-            if node.id == origin and view is not None:
-                silent = node.role == "dead" or node.silent_us > self._spec.timing.suspect_us
-                heard_us = view.at_us - node.silent_us
-                return silent, heard_us if heard_us > 0 else 0
-        return False, 0
-
     async def _recover(
         self, action: Recover, account: Account, again: Sequence[CallRecord]
     ) -> None:
         spec = self._spec.services[action.service]
-        reason, verdicts = "", list[CallVerdict]()
+        reason, name, epoch = "", spec.name, action.identity.epoch
+        told = Chronicle(account, partial(self._begin, name, action), self._finish)
         try:
             if self._replication is not None and self.switch is not None and spec.profiles:
-                epoch = action.identity.epoch
                 dead = (account.origin,) if account.silent and account.origin else ()
-                head = [] if again else self._replication.quietest(spec.name, HEAD_LEGS)
-                rest = partial(self._collect, spec.name, dead, again or head, account)
-                verdicts = await self._inject(spec.name, epoch, head, account, rest)
+                head = [] if again else self._replication.quietest(name, HEAD_LEGS)
+                rest = partial(self._collect, name, dead, again or head, account)
+                told.judged(await self._inject(name, epoch, head, account, rest))
+                inject = partial(self._inject, name, epoch)
+                never = await hear_all(self._replication, told, name, dead, inject)
+                if never:
+                    text = f"{', '.join(never)} never told which calls of {name} it knows"
+                    self._history.add("A7", text, None, name, epoch)
         except SwitchError as error:
             reason = str(error)
-        except asyncio.CancelledError:
-            self._finish(account, verdicts)
-            raise
-        self._finish(account, verdicts)
+        finally:
+            told.close()
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
         if reason:
-            self._pending[spec.name] = action
-            self._recovering.pop(spec.name, None)
-            text = f"{self._me} cannot recover {spec.name}: {reason}"
-            self._history.add("A5", text, None, spec.name, action.identity.epoch)
+            self._pending[name] = action
+            self._recovering.pop(name, None)
+            text = f"{self._me} cannot recover {name}: {reason}"
+            self._history.add("A5", text, None, name, epoch)
             return
-        await self._settle(spec.name, verdicts, again)
-        self._recovering.pop(spec.name, None)
+        await self._settle(name, told.verdicts, again)
+        self._recovering.pop(name, None)
 
     async def _collect(
         self, name: str, dead: Collection[str], head: Sequence[CallRecord], account: Account

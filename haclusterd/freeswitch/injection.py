@@ -92,9 +92,7 @@ def inject(
             return False
         if not beside_head:
             clause, values = _stream_clause(profiles)
-            connection.execute(
-                f"DELETE FROM recovery WHERE runtime_uuid != ? AND {clause}", (core_uuid, *values)
-            )
+            _drop_rows(connection, f"runtime_uuid != ? AND {clause}", (core_uuid, *values))
         connection.executemany(
             "DELETE FROM recovery WHERE uuid = ? AND runtime_uuid != ?",
             [(row.record.uuid, core_uuid) for row in rows],
@@ -127,6 +125,17 @@ def _attempted(connection: sqlite3.Connection, service: str, epoch: int) -> bool
     return found is not None
 
 
+def _drop_rows(connection: sqlite3.Connection, rows: str, values: Sequence[str] = ()) -> int:
+    """Delete unused rows; who comes next in this epoch may inject these calls anew."""
+    if _has_table(connection, "ha_attempt"):
+        connection.execute(
+            "UPDATE ha_attempt SET core_uuid = ''"
+            f" WHERE uuid IN (SELECT uuid FROM recovery WHERE {rows})",
+            values,
+        )
+    return connection.execute(f"DELETE FROM recovery WHERE {rows}", values).rowcount
+
+
 def _foreign(record: CallRecord, core_uuid: str) -> str:
     """FreeSWITCH only recovers rows of another process than itself."""
     own = record.runtime_uuid in ("", core_uuid)
@@ -154,7 +163,5 @@ def clear_stale(path: Path, core_uuid: str | None) -> int:
     """
     with _transaction(path) as connection:
         if core_uuid is None:
-            return connection.execute("DELETE FROM recovery").rowcount
-        return connection.execute(
-            "DELETE FROM recovery WHERE runtime_uuid != ?", (core_uuid,)
-        ).rowcount
+            return _drop_rows(connection, "1")
+        return _drop_rows(connection, "runtime_uuid != ?", (core_uuid,))

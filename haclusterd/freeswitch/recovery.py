@@ -177,7 +177,9 @@ class Recovery:
         fresh = {record.uuid for record in usable}
         if lift is None:
             fresh = await self._not_tried_yet(usable, run)
-            run.check.launched([record.uuid for record in usable if record.uuid not in fresh])
+            there = [record for record in usable if record.uuid not in fresh]
+            run.check.launched([record.uuid for record in there])
+            run.check.tracked([r.uuid for r in there if r.runtime_uuid == run.core_uuid])
         run.streams = spread([r for r in usable if r.uuid in fresh], len(self._workers))
         rows = [
             StreamRow(run.stream_name(index, record), record)

@@ -27,6 +27,7 @@ class _Leg:
     record: CallRecord
     partner: str  # only if that leg is verified here too
     launched: bool = False
+    tracked: bool = False  # the record is this FreeSWITCH's own, so its CSeq may be the new one
     missing_since: float | None = None
     answered_at: float | None = None
     bridged: bool = False
@@ -66,6 +67,11 @@ class Verification:
         for uuid in uuids:
             self._legs[uuid].launched = True
 
+    def tracked(self, uuids: Sequence[str]) -> None:
+        """Brought up, and replicated, by an earlier run of the agent: they only must live."""
+        for uuid in uuids:
+            self._legs[uuid].tracked = True
+
     def to_ask(self) -> list[str]:
         """Legs whose `sip_cseq` should be asked for now."""
         return [
@@ -92,7 +98,8 @@ class Verification:
             self._missing(leg, now)
             return
         leg.missing_since = None
-        if value not in ("", "_undef_", leg.record.sip_cseq) and leg.answered_at is None:
+        same = "" if leg.tracked else leg.record.sip_cseq
+        if value not in ("", "_undef_", same) and leg.answered_at is None:
             leg.answered_at = now
 
     def _missing(self, leg: _Leg, now: float) -> None:

@@ -15,7 +15,7 @@ from haclusterd.sync.codec import Found, Malformed, Message, Want
 from haclusterd.sync.session import Session, Source
 
 ROUNDS_MAX = 32  # open collects of this node
-ANSWERS_MAX = 8  # open answers to one peer
+ANSWERS_MAX = ROUNDS_MAX  # open answers to one peer; beyond it the answer is empty
 
 Merge = Callable[[str, list[Item]], object]
 
@@ -43,6 +43,7 @@ class Collector:
         self._merge = merge
         self._rounds: dict[int, tuple[str, set[Session], asyncio.Future[None]]] = {}
         self._number = 0
+        self._told: dict[str, set[str]] = {}  # by service: peers whose whole answer came
         self._alive: frozenset[str] | None = None
 
     def observe(self, alive: frozenset[str]) -> None:
@@ -51,6 +52,19 @@ class Collector:
         for number, (_, sessions, _) in list(self._rounds.items()):
             for session in [s for s in sessions if s.peer not in alive]:
                 self._answered(session, number)
+
+    def begin(self, service: str) -> None:
+        """Nobody has told anything yet of this service, as it is inherited now."""
+        self._told[service] = set()
+
+    def told(self, service: str) -> frozenset[str]:
+        """Peers that have told all they know since `begin`, also late."""
+        return frozenset(self._told.get(service, ()))
+
+    def asked(self, service: str) -> frozenset[str]:
+        """Peers whose answer is still under way."""
+        rounds = [sessions for name, sessions, _ in self._rounds.values() if name == service]
+        return frozenset(session.peer for sessions in rounds for session in sessions)
 
     async def ask(
         self, service: str, marks: list[int], sessions: Iterable[Session], timeout_ms: int
@@ -77,6 +91,7 @@ class Collector:
             return
         self._merge(current[0], message.items)
         if message.last:
+            self._told.setdefault(current[0], set()).add(session.peer)
             self._answered(session, message.number)
 
     def lost(self, session: Session) -> None:

@@ -114,6 +114,7 @@ class Replicator:
         if old is not None:
             self.store.adopt(old)
         self.store.succeed(service, epoch)
+        self._collector.begin(service)
         if settled:
             self.store.settled(self.change_log.logs[service])
 
@@ -176,7 +177,7 @@ class Replicator:
 
         They have at most `timeout_ms`; the unpacking (25 us per call) comes on top.
         """
-        marks, _ = self._view(service)
+        marks, _ = known(None, self.store.services.get(service))
         sessions = [s for node, s in self.mesh.sessions.items() if node not in without]
         if not await self._collector.ask(service, marks, sessions, timeout_ms):
             log.info("collect %s: not every peer answered in %d ms", service, timeout_ms)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
 from haclusterd.lab import netns
+from haclusterd.lab.clock import now_ns
 from haclusterd.lab.demo import is_slave
 from haclusterd.lab.ending import end_calls
-from haclusterd.lab.faults import MOVING
+from haclusterd.lab.faults import MOVING, Injection
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.node import LabNode
 from haclusterd.lab.outcome import Outcome
@@ -188,3 +190,32 @@ def test_with_no_slave_ready_the_calls_are_recovered_in_place() -> None:
 def came_back(node: LabNode) -> bool:
     report = node.api("report", which="last")
     return bool(report["done"] and report["cause"] == "FreeSWITCH came back")
+
+
+@pytest.mark.parametrize("after_ms", [10, 25])
+def test_an_agent_that_dies_in_its_recovery_costs_time_and_no_call(after_ms: int) -> None:
+    """Its successor knows nothing by itself; every call is known to the others."""
+    with ready_cluster(LabPlan(masters=2, slaves=1), None, print) as lab:
+        bring_calls(lab, {"east1": CALLS}, print)
+        owner = lab.nodes["fs-c"]
+        agents = owner.haclusterd_pids()[1]
+
+        def kill_agent(_lab: Laboratory, injections: list[Injection]) -> None:
+            if agents:
+                time.sleep(max(0.0, after_ms / 1000 - (now_ns() - injections[0].at_ns) / 1e9))
+                owner.send(agents, signal.SIGKILL)
+                agents.clear()
+
+        phase = endure(lab, "freeswitch", print, victims=("fs-a",), live=kill_agent)
+        lab.wait(lambda: bool(owner.api("report", which="last")["done"]), 10, "the report")
+        report = owner.api("report", which="last")
+        outcome = conclude(lab, [phase])[0]
+    good([outcome])
+    assert outcome.owners["east1"] == "fs-c"
+    at_ms = {moment["event"]: moment["at_ms"] for moment in report["timeline"]}
+    # The address came up before the kill, and heart starts no agent again sooner than this.
+    assert at_ms["address_up"] < BUSY_MS < at_ms["announced"]
+    assert len(outcome.verdicts) == CALLS
+    assert (report["calls"]["replicated"], report["calls"]["recovered"]) == (CALLS, CALLS)
+    assert report["unasked"] == []
+    assert {verdict.reinvites for verdict in outcome.verdicts} == {1}

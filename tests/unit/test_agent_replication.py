@@ -49,3 +49,34 @@ async def test_the_quietest_calls_of_a_good_copy_bridged_ones_in_pairs(cluster: 
     assert [r.uuid for r in b.quietest("east", 3)] == ["uuid-1"]
     newest.lag_ms = 10_000
     assert b.quietest("east", 3) == [], "a copy that is behind"
+
+
+async def test_a_new_owner_that_just_started_knows_whom_it_has_not_asked(cluster: Cluster) -> None:
+    a = await cluster.start("a")
+    b = await cluster.start("b")
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(40)])
+    await until(lambda: len(held(b)) == 40)
+    c = AgentReplicator(cluster.config("c"), 1)
+    c.own("east", 2, settled=False)
+    assert await c.collect("east") == []
+    assert c.unasked("east") == ["a", "b"], "nobody was there, so nobody has told"
+    await c.start()
+    cluster.running["c"] = c
+    c.append([call(1)])  # FreeSWITCH has it: recovered before this agent was started
+    await until(lambda: len(c.mesh.sessions) == 2)
+    c.observe({"east": ("c", 2)}, ["b", "c"])
+    assert c.unasked("east") == ["b"], "the dead cannot tell"
+    for _ in range(40):
+        await c.ask("east", 0)  # more often than a peer would answer at once
+    assert len(c._collector._rounds) == 1
+    await until(lambda: c.unasked("east") == [])
+    assert len(await c.inherited("east")) == 40
+    assert len(await c.unrecovered("east")) == 39
+    c.append([Tombstone("east", "uuid-1", 7)])
+    assert len(await c.inherited("east")) == 39, "what ended here needs no verdict"
+    c.own("east", 3)
+    assert c.unasked("east") == ["b"]
+    c.mesh.sessions["b"].abort("test", "cut")
+    await c.ask("east", 20)
+    assert c.unasked("east") == ["b"], "a peer that went away has not told"

@@ -57,7 +57,7 @@ def recover(epoch: int = 7, from_node: int = 1) -> Recover:
 
 
 async def test_a_takeover_recovers_reports_and_settles(bench: Bench) -> None:
-    bench.replication.inherited = [record("u1"), record("u2", version=5)]
+    bench.replication.known = [record("u1"), record("u2", version=5)]
     bench.switch.lost = {"u2"}
     bench.services.recover(recover())
     await asyncio.sleep(0.05)
@@ -84,7 +84,7 @@ async def test_inherited_calls_that_never_show_up_again_delay_the_settling_only_
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("haclusterd.agent.services.SETTLE_S", 0.15)
-    bench.replication.inherited = [record("u1")]
+    bench.replication.known = [record("u1")]
     bench.services.recover(recover())
     await asyncio.sleep(0.05)
     assert bench.replication.settled == []
@@ -112,7 +112,7 @@ async def test_calls_that_nobody_could_recover_are_tried_again_when_freeswitch_i
     monkeypatch.setattr("haclusterd.agent.services.UP_S", 0.02)
     bench.switch.up = False
     bench.switch.problem = "nothing listens"
-    bench.replication.inherited = [record("u1")]
+    bench.replication.known = [record("u1")]
     bench.services.recover(recover())
     await bench.settle()
     assert bench.sent[0] == RecoveryEnded(0, Identity(7, 0, 99), False, "nothing listens")
@@ -186,7 +186,7 @@ async def test_a_freeswitch_that_came_back_gets_the_calls_of_services_that_staye
 
 
 async def test_a_freeswitch_that_dies_in_mid_takeover_gets_every_call_again(bench: Bench) -> None:
-    bench.replication.inherited = [record("u1"), record("u2", version=5)]
+    bench.replication.known = [record("u1"), record("u2", version=5)]
     bench.switch.hold.clear()
     bench.services.recover(recover())
     await asyncio.sleep(0.02)
@@ -207,7 +207,7 @@ async def test_a_freeswitch_that_dies_in_mid_takeover_gets_every_call_again(benc
 
 
 async def test_a_recovery_that_failed_half_way_is_done_again_as_a_whole(bench: Bench) -> None:
-    bench.replication.inherited = [record("u1"), record("u2")]
+    bench.replication.known = [record("u1"), record("u2")]
     bench.switch.fail = SwitchError("FreeSWITCH died")
     bench.services.recover(recover())
     await bench.services.call_changes([record("u1", version=9)])  # was up, and tracked, already
@@ -266,3 +266,86 @@ async def test_calls_that_outlived_their_agent_and_their_service_are_ended_once(
     bench.services.freeswitch_connected()
     await bench.settle()
     assert bench.switch.done.count(ended) == 2
+
+
+async def test_nothing_is_settled_before_every_living_node_has_told_what_it_knows(
+    bench: Bench,
+) -> None:
+    """A new agent's store is empty, and nobody is connected yet."""
+    bench.replication.late = {"fs-b": [record("u1"), record("u2")], "fs-c": [record("u3")]}
+    bench.replication.silent = {"fs-b", "fs-c"}
+    bench.services.recover(recover())
+    await asyncio.sleep(0.05)
+    assert [done[3] for done in bench.switch.done] == [[]], "standby is lifted at once"
+    bench.replication.silent = {"fs-b"}
+    await asyncio.sleep(0.05)
+    assert [done[3] for done in bench.switch.done] == [[], ["u3"]], "who has told does not wait"
+    assert bench.replication.settled == []
+    assert bench.sent == []  # heart would not tell the next agent of this recovery
+    assert not bench.reports.find("last").done
+    bench.replication.silent = set()
+    await asyncio.sleep(0.05)
+    bench.replication.append([record(f"u{n}", version=9) for n in (1, 2, 3)])
+    await bench.settle()
+    assert [done[3] for done in bench.switch.done] == [[], ["u3"], ["u1", "u2"]]
+    assert len({done[4] for done in bench.switch.done}) == 1, "one recovery: nothing done twice"
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 99), True, "")]
+    assert bench.replication.settled == ["east"]
+    report = bench.reports.find("last")
+    assert (report.number, report.calls.replicated, report.calls.recovered) == (1, 3, 3)
+    assert report.unasked == []
+
+
+async def test_bridged_legs_wait_for_each_other_while_nodes_still_tell(bench: Bench) -> None:
+    leg = msgspec.structs.replace(record("u1"), partner="u2")
+    other = msgspec.structs.replace(record("u2"), partner="u1")
+    bench.replication.late = {"fs-b": [leg], "fs-c": [other]}
+    bench.replication.silent = {"fs-c"}
+    bench.services.recover(recover())
+    await asyncio.sleep(0.05)
+    assert [done[3] for done in bench.switch.done] == [[]]
+    bench.replication.silent = set()
+    await asyncio.sleep(0.05)
+    assert [done[3] for done in bench.switch.done] == [[], ["u1", "u2"]]
+
+
+async def test_a_report_does_not_wait_for_ever_and_says_who_is_missing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.latecomers.WAIT_S", 0.1)
+    monkeypatch.setattr("haclusterd.agent.latecomers.PAUSE_MAX_S", 0.01)
+    bench.replication.known = [record("u1")]
+    bench.replication.late = {"fs-b": [record("u2")]}
+    bench.replication.silent = {"fs-b"}
+    bench.services.recover(recover())
+    await asyncio.sleep(0.25)
+    report = bench.reports.find("last")
+    assert report.done
+    assert (report.calls.replicated, report.unasked) == (1, ["fs-b"])
+    assert "fs-b did not tell which calls it knows" in bench.history.last()[-1].text
+    assert bench.replication.settled == []
+    bench.replication.silent = set()
+    await asyncio.sleep(0.05)
+    bench.replication.append([record("u1", version=9), record("u2", version=9)])
+    await bench.settle()
+    report = bench.reports.find("last")
+    assert (report.number, report.calls.replicated, report.calls.recovered) == (2, 1, 1)
+    assert [verdict.uuid for verdict in report.calls.verdicts] == ["u2"]
+    assert bench.replication.settled == ["east"]
+
+
+async def test_a_node_that_never_tells_is_given_up_and_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.latecomers.WAIT_S", 0.05)
+    monkeypatch.setattr("haclusterd.agent.latecomers.GIVE_UP_S", 0.2)
+    monkeypatch.setattr("haclusterd.agent.latecomers.PAUSE_MAX_S", 0.01)
+    bench.replication.late = {"fs-b": []}
+    bench.replication.silent = {"fs-b"}
+    bench.services.recover(recover())
+    await asyncio.sleep(0.1)
+    assert bench.replication.settled == []
+    await bench.settle()
+    assert bench.replication.settled == ["east"]
+    assert "fs-b never told which calls of east it knows" in bench.history.last()[-1].text
+    assert len(bench.reports.all()) == 1
