@@ -90,6 +90,7 @@ class Agent:
         self._writing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stops: list[Callable[[], Awaitable[None]]] = []
+        self._api: Api | None = None
 
     # -- life --
 
@@ -104,9 +105,8 @@ class Agent:
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
         self._stops.append(self.traces.stop)
-        api = Api(self.config.api.socket, self.history, Commands(self.answers))
-        self._stops.append(api.stop)
-        self._keep_trying("api", api.start)
+        self._api = Api(self.config.api.socket, self.history, Commands(self.answers))
+        self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
             self._keep_trying("http", self._start_http)
         reason = await self.link.gone
@@ -125,6 +125,8 @@ class Agent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._api is not None:
+            await self._api.stop()  # its socket must not stay behind, whatever else takes long
         for stop in reversed(self._stops):
             await stop()
         await self.services.stop()
