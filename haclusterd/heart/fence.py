@@ -1,6 +1,6 @@
 """The fence: a kernel lease in nf_tables that ends by itself when heart stops renewing it.
 
-An egress chain on the service NICs drops IPv4, IPv6, ARP and neighbour advertisements that speak
+An egress chain on the service NICs stops IPv4, IPv6, ARP and neighbour advertisements that speak
 for a service address unless the address is in a set whose elements live `fence_ms` (DESIGN 3).
 Heart drives the sets in the packet path: it writes crafted frames to `lo`, where a second egress
 chain of the same table takes them and drops them. The drop comes back from sendto() as ENOBUFS, in
