@@ -45,13 +45,14 @@ class TraceOut:
 
     def begin(self, message: TraceRequested, now_us: int) -> None:
         """Take the recording as it is now, and start to hand it out."""
-        refusal = self._recorder.fault
-        if self._pieces:
-            refusal = "heart is handing out a recording already: ask again in a second"
+        refusal = "heart is handing out a recording already: ask again in a second"
+        if not self._pieces:
+            body = self._recorder.body(now_us, message.whole)  # first: it may find the fault
+            refusal = self._recorder.fault
         if refusal:
             self._agent.send(TracePart(message.request, b"", True, refusal))
             return
-        self._pieces = _sliced(self._recorder.body(now_us, message.whole))
+        self._pieces = _sliced(body)
         self._request = message.request
         self._due_us = self._moved_us = now_us
 

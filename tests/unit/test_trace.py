@@ -18,7 +18,7 @@ from haclusterd.core.node import step
 from haclusterd.core.state import start
 from haclusterd.trace import folder
 from haclusterd.trace.file import BODY_BYTES_MAX, MAGIC, Trace, TraceError, pack, unpack
-from haclusterd.trace.recorder import Recorder
+from haclusterd.trace.recorder import BATCH, Recorder
 from haclusterd.trace.replay import replay
 from tests.fixtures.recorded import HEADER, Recordings, a_takeover
 from tests.unit.core_bench import spec_of
@@ -87,6 +87,8 @@ def test_what_cannot_be_encoded_ends_the_recording_and_nothing_else() -> None:
     node = start(spec_of(), 1_000, 7)
     recorder = Recorder(node, 1_000)
     recorder.note(Tick(), 2_000, [Persist((Identity(1 << 80, 0, 0),))])
+    for _again in range(BATCH):  # encoded in batches
+        recorder.note(Tick(), 2_500, ())
     assert "recording has stopped: Tick" in recorder.fault
     recorder.note(Tick(), 3_000, ())
     assert recorder.size == 0
