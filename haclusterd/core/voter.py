@@ -129,6 +129,7 @@ def _hear_of_successor(
         service.owned_epoch = entry.held
         service.highest = max(service.highest, entry.held)
         service.owner_seen = True
+        persist(node, out)
     if owns(service):
         return
     if service.holding or service.state in _KEEPERS:

@@ -161,6 +161,13 @@ def test_what_was_owned_outlives_a_restart() -> None:
     assert kinds(again.asked, SendBeat)[-1].beats[0].services[0].held == 5
 
 
+def test_an_owner_known_by_hearsay_outlives_a_restart_as_well() -> None:
+    bench = Bench(ready=False).after_hold_down()
+    bench.forget()
+    bench.hear(2, entry(NOBODY, State.STANDBY, held=6))
+    assert kinds(bench.asked, Persist)[-1].owned == (6,)
+
+
 def test_stop_hands_over_or_fences_and_ends() -> None:
     bench = owner_bench()
     assert not stopped(bench.node)
