@@ -1,7 +1,8 @@
 """Figures of haclusterd in the lab: `python -m bench`, or `make bench`. Root, like the lab itself.
 
-Three parts, each in a module of its own: faults and what clients saw of them, what the daemons
-cost, and the same faults done to keepalived in the same run. A part that cannot run here says why.
+Parts, each in a module of its own: faults and what clients saw of them, what the daemons cost, the
+same faults done to keepalived in the same run, and, only when asked for, minutes on a busy machine.
+A part that cannot run here says why.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import faults, footprint, peers
-from bench.tables import fault_tables, footprint_table, peers_table
+from bench import busy, faults, footprint, peers
+from bench.tables import busy_line, fault_tables, footprint_table, peers_table
 from haclusterd.lab.cli import backend_name
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.plan import LabPlan, PlanError
 
 DONE, FAILED, USAGE = 0, 1, 2
 _CALLS_MAX = 1000
+_BUSY_MINUTES_MAX = 600
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.repeat < 1 or not 1 <= arguments.calls <= _CALLS_MAX:
         parser.error(f"--repeat 1.., --calls 1..{_CALLS_MAX}")
+    if arguments.busy is not None and not 0 < arguments.busy <= _BUSY_MINUTES_MAX:
+        parser.error(f"--busy is more than 0 and at most {_BUSY_MINUTES_MAX} minutes")
     if not arguments.json.parent.is_dir():
         parser.error(f"--json: there is no folder {arguments.json.parent}")
     signal.signal(signal.SIGTERM, _interrupted)
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> bool:
     """Fill `result` as it comes; whether all of it is as it must be."""
-    everything = not (arguments.only or arguments.footprint or arguments.peers)
+    everything = not (arguments.only or arguments.footprint or arguments.peers or arguments.busy)
     plan = faults.plan_of(LabPlan(nice=arguments.nice), arguments.freeswitch)
     result |= {"freeswitch": backend_name(plan, arguments.freeswitch), "nice": plan.nice}
     good = True
@@ -64,6 +68,9 @@ def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> bool:
         )  # fmt: skip
     if everything or arguments.footprint:
         footprint.run(plan, arguments.freeswitch, result.setdefault("footprint", []), _say)
+    if arguments.busy:
+        result["busy"] = busy.run(plan, arguments.freeswitch, _say, minutes=arguments.busy)
+        good = good and not result["busy"]["problems"]
     if everything or arguments.peers:
         if reason := peers.why_not():
             _say(f"keepalived beside us: skipped, {reason}")
@@ -83,6 +90,8 @@ def _report(result: dict[str, Any]) -> str:
     ]
     if result.get("footprint"):
         parts.append(footprint_table(result["footprint"]))
+    if result.get("busy"):
+        parts.append(busy_line(result["busy"]))
     if result.get("peers"):
         parts.append(peers_table(result["peers"]))
     if reason := result.get("peers_skipped"):
@@ -110,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="what the daemons cost; only what is asked for is run")  # fmt: skip
     parser.add_argument("--peers", action="store_true",
                         help="keepalived beside us; only what is asked for is run")  # fmt: skip
+    parser.add_argument("--busy", type=float, metavar="MINUTES",
+                        help=f"beside {busy.LOOPS} busy loops; only if asked for")  # fmt: skip
     parser.add_argument(
         "--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator"
     )

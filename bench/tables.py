@@ -48,6 +48,16 @@ def fault_tables(runs: Sequence[dict[str, Any]]) -> list[str]:
     return tables
 
 
+def busy_line(entry: dict[str, Any]) -> str:
+    """What `busy.run` found, as a sentence; its problems follow."""
+    silent = ", ".join(f"{name} {ms} ms" for name, ms in entry["address_silent_ms"].items())
+    text = (
+        f"{entry['minutes']:g} minutes beside {entry['loops']} busy loops: {entry['moved']}"
+        f" services moved, {entry['heard']}/{entry['calls']} calls heard, longest silence {silent}."
+    )
+    return "\n".join([text, *(f"- {problem}" for problem in entry["problems"])])
+
+
 def footprint_table(entries: Sequence[dict[str, Any]]) -> str:
     """Rows of `footprint.run`."""
     heads = ("node", "calls", "heart CPU %", "agent CPU %", "both %", "heart PSS MiB",

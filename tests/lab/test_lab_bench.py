@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench
-from bench import footprint
+from bench import busy, footprint
+from bench.tables import busy_line
 from haclusterd.lab import netns
 from haclusterd.lab.plan import LabPlan
 
@@ -45,3 +46,21 @@ def test_the_cost_of_every_node_idle_and_with_calls() -> None:
         for process in ("heart", "agent"):
             assert 0 < entry[process]["cpu_percent"] < 100
             assert 1 < entry[process]["pss_mib"] <= entry[process]["rss_mib"]
+
+
+def test_nothing_moves_on_a_busy_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    found = busy.run(LabPlan(), None, print, minutes=0.1, calls=3)
+    assert found["problems"] == []
+    assert (found["moved"], found["heard"], found["calls"]) == (0, 6, 6)
+    assert "0 services moved, 6/6 calls heard" in busy_line(found)
+    capsys.readouterr()
+
+
+def test_what_moved_on_a_busy_machine_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter([{"east1": ("fs-a", 1), "east2": ("fs-b", 1)}])
+    monkeypatch.setattr(
+        busy, "_owners", lambda lab: next(said, {"east1": ("fs-c", 2), "east2": ("fs-b", 1)})
+    )
+    found = busy.run(LabPlan(), None, print, minutes=0.01, loops=1, calls=0)
+    assert found["problems"] == ["east1: fs-a at epoch 1 before, fs-c at 2 after"]
+    assert found["moved"] == 1
