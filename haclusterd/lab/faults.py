@@ -12,6 +12,7 @@
 | stun-switch | all cables cut for a given time | plugged in |
 | kill-agent | SIGKILL to that process | by haclusterd |
 | kill-heart | SIGKILL to that process | started again, as systemd would |
+| oom-heart, oom-agent, oom-freeswitch | the kernel kills it, out of memory | as after SIGKILL |
 | switchover, upgrade | the operator's command | |
 """
 
@@ -30,6 +31,7 @@ from haclusterd.lab import netns
 from haclusterd.lab.clock import at_once, now_ns
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.node import LabNode
+from haclusterd.lab.oom import OutOfMemory
 from haclusterd.lab.topology import Topology
 
 STUN_MS = 120
@@ -37,9 +39,11 @@ STUN_MS = 120
 # Faults after which the services of the node belong to another one.
 MOVING = frozenset(
     {"freeswitch", "node", "freeze-heart", "freeze-both", "freeze-node", "links", "switchover",
-     "kill-heart"}
+     "kill-heart", "oom-heart", "oom-freeswitch"}
 )  # fmt: skip
-STAYING = frozenset({"freeze-agent", "nic", "upgrade", "stun-heart", "stun-switch", "kill-agent"})
+STAYING = frozenset(
+    {"freeze-agent", "nic", "upgrade", "stun-heart", "stun-switch", "kill-agent", "oom-agent"}
+)
 FAULTS = tuple(sorted(MOVING | STAYING))
 
 
@@ -134,11 +138,10 @@ class Injector:
         kind, _, what = self.fault.partition("-")
         if kind in ("freeze", "stun", "kill"):
             self._prepare_signals(kind, what)
+        elif kind == "oom":
+            self._prepare_oom(what)
         elif self.fault == "freeswitch":
-            pid = self.node.switch.pid if self.node.switch is not None else None
-            if pid is None:
-                raise LabError(f"{self.node.id} runs no FreeSWITCH: nothing to kill")
-            self._watched_pid = pid
+            pid = self._watch_switch()
             self._act = lambda: self.node.send([pid], signal.SIGKILL)
         elif self.fault == "node":
             pids = self.node.pids()
@@ -167,6 +170,21 @@ class Injector:
                 self._heal = lambda: self.node.send(pids, signal.SIGCONT)
             elif what == "heart":
                 self._heal = self._start_again
+
+    def _prepare_oom(self, what: str) -> None:
+        hearts, agents = self.node.haclusterd_pids()
+        pids = {"heart": hearts, "agent": agents}.get(what) or [self._watch_switch()]
+        memory = OutOfMemory(pids)
+        self._act, self._complete = memory.kill, memory.close
+        if what == "heart":
+            self._heal = self._start_again
+
+    def _watch_switch(self) -> int:
+        pid = self.node.switch.pid if self.node.switch is not None else None
+        if pid is None:
+            raise LabError(f"{self.node.id} runs no FreeSWITCH: nothing to kill")
+        self._watched_pid = pid
+        return pid
 
     def _start_again(self) -> None:
         if not self.node.haclusterd_pids()[0]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from haclusterd.lab import netns
+from haclusterd.lab import netns, oom
 from haclusterd.lab.faults import STUN_MS
 from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 MOVED_MS = 500.0
+needs_oom = pytest.mark.skipif(bool(oom.why_not()), reason=oom.why_not())
 
 
 def strike(
@@ -44,6 +45,28 @@ def test_a_lost_owner_is_replaced_once(fault: str) -> None:
     outcome = strike(fault)
     assert outcome.owners == {"east1": "fs-b"}
     assert outcome.outage_ms < MOVED_MS
+
+
+@needs_oom
+def test_a_heart_killed_for_want_of_memory_is_replaced_once() -> None:
+    outcome = strike("oom-heart")
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.outage_ms < MOVED_MS
+
+
+@needs_oom
+def test_a_freeswitch_killed_for_want_of_memory_moves_at_once() -> None:
+    outcome = strike("oom-freeswitch", freeswitch="process")
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.exit_visible_ms is not None
+    assert outcome.outage_ms < 100
+
+
+@needs_oom
+def test_an_agent_killed_for_want_of_memory_moves_nothing() -> None:
+    outcome = strike("oom-agent")
+    assert not outcome.moved
+    assert outcome.outage_ms < 60
 
 
 @pytest.mark.parametrize("fault", ["freeze-heart", "links"])
