@@ -167,8 +167,12 @@ def hold_down_waived_for_release() -> None:
 
 
 def lapsed_grants_unfenced() -> None:
-    """A lapsed owner neither grants nor claims before its fence is confirmed closed."""
+    """A lapsed owner grants nobody before its fence is confirmed closed."""
     patch(voter, "_stopped", lambda service: True)
+
+
+def lapsed_claims_unfenced() -> None:
+    """A lapsed owner claims nothing before its fence is confirmed closed."""
 
     def may_claim(n: Node, service: Service) -> bool:
         return n.majority and not standing.odd_config(n)
