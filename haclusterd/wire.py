@@ -370,10 +370,10 @@ class Wire:
         self._sealed = list(state.sealed)
         for node, handed in enumerate(state.peers):
             if handed is not None:
-                self.peer_current(node, handed[0])
-                current = self._peers[node].current
-                if current is not None:
-                    current.windows = handed[1]
+                current = _Incarnation(self._spec.links)
+                current.windows = handed[1]
+                peer = self._peers[node]
+                peer.current_number, peer.current = handed[0], current
 
 
 def beat_bytes_bound(nodes: int, services: int) -> int:

@@ -9,7 +9,7 @@ from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, State
 from haclusterd.core.moves import happen
 from haclusterd.core.standing import odd_config, refresh
-from haclusterd.core.state import FAR, NEVER, Node, Service, holding_down
+from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down
 from haclusterd.core.takeover import Event
 
 
@@ -20,8 +20,9 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
         service = node.services[k]
         if node.rank_dirty:
             refresh(node, now_us)  # a claim made just now counts for the next service
-        if service.claim is not None:
-            wake_us = min(wake_us, _nurse(node, k, service, now_us, out))
+        claim = service.claim
+        if claim is not None:
+            wake_us = min(wake_us, _nurse(node, k, claim, now_us, out))
         elif service.state in (State.STANDBY, State.LAPSED):
             wake_us = min(wake_us, _consider(node, k, service, now_us, out))
         if service.deferred is not None:
@@ -29,11 +30,8 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
     return wake_us
 
 
-def _nurse(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> int:
+def _nurse(node: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
     """Resend the claim at its set times; void it when its grants could not count any more."""
-    claim = service.claim
-    if claim is None:
-        return FAR
     timing = node.spec.timing
     if node.spec.needed == 1:
         happen(node, k, Event.GRANTED, now_us, out)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import subprocess
 import sys
 import time
 
-from tests.sim.shrink import shrink, story
+from tests.sim.shrink import commit, shrink, story
 from tests.sim.world import World
 
 
@@ -26,13 +25,6 @@ def play(job: tuple[int, float, bool]) -> tuple[int, str, str, int, float]:
     if violations:
         told = story(shrink(world, minutes), commit()) if small else "\n".join(world.history[-60:])
     return seed, violations[0] if violations else "", told, world.checkers.changes, cpu_s
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from tests.sim.host import Host
 from tests.sim.swarm import LAN, Swarm
 from tests.sim.world import World
 
+stage: list[World] = []  # the worlds of the drama that is being played, for its report
 SERVED_WITHIN_MS = 215  # lan: dead 150, grace 10, a beat, one resend
 
 
@@ -48,6 +49,7 @@ def begin(seed: int, nodes: int, services: int = 1) -> tuple[World, random.Rando
     rng = random.Random(seed)
     swarm = dataclasses.replace(calm(nodes, services, 1), delay_mean_us=100)
     world = World(seed, swarm)
+    stage.append(world)
     for host in world.hosts:
         world.at(rng.randrange(40_000), world.boot, host)
     world.play_until(2_500_000 + rng.randrange(50_000))
@@ -73,7 +75,7 @@ def switches_reboot(seed: int) -> list[str]:
     for way in ways:  # the ports come up one after the other, within a few ms
         world.network.add_cut([way], world.now, down_us + rng.randrange(3_000))
     world.play_until(world.now + down_us + 1_500_000)
-    return _kept(world, before, f"the switches were down for {down_us // 1000} ms")
+    return kept(world, before, f"the switches were down for {down_us // 1000} ms")
 
 
 def stunned(seed: int) -> list[str]:
@@ -82,7 +84,7 @@ def stunned(seed: int) -> list[str]:
     before = owners_of(world)
     world.hosts[before[0]].freeze(world.now, rng.randrange(105_000, 120_000))
     world.play_until(world.now + 1_000_000)
-    return _kept(world, before, "a stun of 120 ms")
+    return kept(world, before, "a stun of 120 ms")
 
 
 def slave_thawed(seed: int) -> list[str]:
@@ -94,10 +96,10 @@ def slave_thawed(seed: int) -> list[str]:
     began = len(world.history)
     world.play_until(world.now + 1_500_000)
     claims = [line for line in world.history[began:] if f"n{slave.me} T101" in line]
-    return _kept(world, before, "a slave's stun") + [f"V5: a needless claim: {c}" for c in claims]
+    return kept(world, before, "a slave's stun") + [f"V5: a needless claim: {c}" for c in claims]
 
 
-def _kept(world: World, before: list[int], what: str) -> list[str]:
+def kept(world: World, before: list[int], what: str) -> list[str]:
     found = list(world.checkers.violations)
     after = owners_of(world)
     moved = [host for _, host, _ in world.recoveries[1:]]
@@ -151,7 +153,7 @@ def owner_unplugged(seed: int) -> list[str]:
     ways = [w for w in all_ways(world) if before[0] in w[:2]]
     world.network.add_cut(ways, world.now, rng.randrange(105_000, 120_000))
     world.play_until(world.now + 1_000_000)
-    return _kept(world, before, "the owner was unplugged for 120 ms")
+    return kept(world, before, "the owner was unplugged for 120 ms")
 
 
 def promise_conflict(seed: int) -> list[str]:
@@ -165,7 +167,7 @@ def promise_conflict(seed: int) -> list[str]:
     began = len(world.history)
     world.play_until(world.now + 2_000_000)
     gaps = [line for line in world.history[began:] if " T401 " in line]
-    return _kept(world, before, "a conflict") + [f"S5: a gap for a conflict: {g}" for g in gaps]
+    return kept(world, before, "a conflict") + [f"S5: a gap for a conflict: {g}" for g in gaps]
 
 
 def blank_claimant(seed: int) -> list[str]:

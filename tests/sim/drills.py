@@ -2,8 +2,8 @@
 
 `python -m tests.sim.drills` runs every drill in worlds aimed at its guard; exit 0 if each was
 caught within `--seeds` seeds. `--ordinary` plays the swarm's own worlds instead, which takes long.
-A guard in `NETS` is one of two for the same case: nothing breaks without it while the other holds,
-and the drill says which that is.
+The guards of a `Net` stand for the same case: it breaks without all of them, and holds while any
+one of them is left. Both are played. `--tell` shows how each was caught: seed, commit, trace.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.pool import Pool
 from typing import Any
 
 import msgspec
 
 from tests.sim import mutations as m
 from tests.sim import mutations_time as t
-from tests.sim.dramas import DRAMAS
+from tests.sim.dramas import DRAMAS, stage
+from tests.sim.shrink import commit, shrink, story
 from tests.sim.swarm import LAN, Swarm, draw_swarm
+from tests.sim.windows import WINDOWS
 from tests.sim.world import World
+
+ALL_DRAMAS = {**DRAMAS, **WINDOWS}
+NET_SEEDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +48,20 @@ class Drill:
         return (self.take_away.__doc__ or "").split("\n")[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """Guards of one case, each of which is the last one where the others are gone."""
+
+    guards: tuple[Callable[[], None], ...]
+    drama: str
+    why: str
+
+
 def worlds(*kinds: str, **swarm: Any) -> dict[str, Any]:
     return {"kinds": kinds, "swarm": tuple(swarm.items())}
 
 
 TOO_LONG = msgspec.structs.replace(LAN, dead_us=80_000)  # config.py refuses it
-FIVE = {"nodes": 5, "rates_ppm": (9000, -9000, 0, 9000, -9000)}
 
 DRILLS: dict[str, Drill] = {
     # grants
@@ -62,12 +76,17 @@ DRILLS: dict[str, Drill] = {
     "the holder's own claim needs no silence": Drill(m.own_claim_waits, drama="promise_conflict"),
     # releases
     "release of the present promise only": Drill(m.release_of_anything, **worlds("torn_release")),
+    "hold-down for releases": Drill(
+        m.hold_down_waived_for_release, drama="release_after_a_restart"
+    ),
     "release after the stop only": Drill(m.release_before_stop, drama="freeswitch_dies_under_load"),
     # claims
     "claim pacing": Drill(m.claims_unpaced, **worlds("triangle", "stun", "cut_half")),
     "resend": Drill(m.no_resend, drama="lost_claim"),
     "two beats after rejoin": Drill(m.no_two_beats, drama="switches_reboot"),
-    "the lapsed owner goes first": Drill(m.lapsed_owner_not_first, drama="owner_unplugged"),
+    "the lapsed owner goes first": Drill(m.lapsed_owner_not_first, drama="owner_back_in_pieces"),
+    "claim nonce": Drill(m.nonce_ignored, drama="crossed_nonces"),
+    "void grants": Drill(m.late_grants_count, drama="grants_after_the_next"),
     "reclaim only without a higher epoch": Drill(
         m.reclaims_in_spite_of_a_successor,
         calls=True,
@@ -85,52 +104,35 @@ DRILLS: dict[str, Drill] = {
     "renew within the lease": Drill(t.renewed_beyond_lease, **worlds("cut_node", boundary=0.2)),
     "clock read before renewing": Drill(t.clock_not_read, **worlds("freeze", "stun", boundary=0.3)),
     "arm before renew": Drill(t.no_arm, **worlds("freeze", "stun", boundary=0.2)),
+    "promise match": Drill(t.echo_of_any_promise, drama="claims_of_one_epoch"),
+    "lapsed owner grants nobody before it is fenced": Drill(
+        m.lapsed_grants_unfenced, drama="unfenced_grant"
+    ),
+    "lapsed owner claims nothing before it is fenced": Drill(
+        m.lapsed_claims_unfenced, drama="unfenced_claim"
+    ),
     "lease relation": Drill(t.lease_longer, **worlds("cut_node", "stun", timing=TOO_LONG)),
     # restarts, freezes, freshness
     "hold-down": Drill(m.no_hold_down, **worlds("triangle", "restart_forget")),
     "promises restored": Drill(t.promises_not_restored, **worlds("crash", "freeze")),
-    # one of two nets for the same case, see NETS
-    "hold-down for releases": Drill(
-        m.hold_down_waived_for_release, **worlds("torn_release", "restart_forget", "switchover")
-    ),
-    "silence timers restart after a thaw": Drill(t.thaw_keeps_timers, drama="slave_thawed"),
-    "two-way": Drill(t.one_way_is_enough, **worlds("cut_one_way", "clog", "replay_recorded")),
-    "freshness within three beats": Drill(
-        t.old_echoes_count, **worlds("clog", "cut_node", "freeze")
-    ),
-    "flush after thaw": Drill(t.no_flush, **worlds("freeze", "freeze_long", "stun")),
-    "new incarnation after thaw": Drill(
-        t.same_incarnation, **worlds("freeze", "freeze_long", "stun", "clog")
-    ),
-    "fence first after a thaw": Drill(t.freeze_not_noticed, **worlds("freeze", "stun")),
-    "promise match": Drill(
-        t.echo_of_any_promise, **worlds("restart_forget", "crash", "cut_pair", "triangle", **FIVE)
-    ),
-    "claim nonce": Drill(m.nonce_ignored, **worlds("restart_forget", "crash", boundary=0.2)),
-    "void grants": Drill(m.late_grants_count, drama="late_grants"),
-    "lapsed owner grants nobody before it is fenced": Drill(
-        m.lapsed_grants_unfenced, **worlds("kernel_trouble", "pair_flickers", "stun", "triangle")
-    ),
+    "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
+    "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
+    "a freeze is noticed": Drill(t.freeze_not_noticed, drama="claim_at_the_thaw"),
+    "silence timers restart after a thaw": Drill(t.thaw_keeps_timers, drama="claim_at_the_thaw"),
 }
 
-# Nothing breaks without these while their neighbour holds.
-NETS: dict[str, str] = {
-    "the lapsed owner goes first": "an owner heard again within `dead` claims in the first "
-    "exchange, and whoever regains a majority waits two beats",
-    "hold-down for releases": "a node in its hold-down makes no majority (detector.survey), so "
-    "nobody claims with it in mind",
-    "silence timers restart after a thaw": "who claims needs two-way contact first, and the beat "
-    "that gives it restarts the timer",
-    "two-way": "a lease counts from the owner's send time, whatever proves the echo fresh",
-    "freshness within three beats": "a lease counts from the owner's send time",
-    "flush after thaw": "the new incarnation and the forgotten send times make the past stale",
-    "new incarnation after thaw": "the sockets were flushed and the send times are forgotten",
-    "fence first after a thaw": "the kernel's fence has run out by itself, and the lease with it",
-    "promise match": "two owners of one epoch need voters that forgot, which the hold-down covers",
-    "claim nonce": "an epoch comes twice only where voters forgot, which the hold-down covers",
-    "void grants": "the lease counts from the claim's send time and is over by then",
-    "lapsed owner grants nobody before it is fenced": "the kernel's fence ends with the lease; "
-    "without nf_tables this guard stands alone, which no world here shows",
+NETS: dict[str, Net] = {
+    "the past after a thaw": Net(
+        (t.no_flush, t.same_incarnation, t.old_echoes_count),
+        "thaw_meets_the_dead",
+        "what waited in a socket is thrown away; what comes later echoes the former incarnation, "
+        "of which no send time is known; and a noticed freeze is longer than three beats",
+    ),
+    "fenced after a thaw": Net(
+        (t.thaw_unfenced, t.lease_end_unseen),
+        "thawed_in_the_dark",
+        "a freeze that is noticed is longer than the lease, whose end every step looks for",
+    ),
 }
 
 
@@ -160,29 +162,68 @@ def aimed_swarm(name: str, seed: int) -> Swarm:
     return dataclasses.replace(plain, **dict(drill.swarm))
 
 
-def play(name: str, seed: int, minutes: float, aimed: bool = True) -> list[str]:
-    """What breaks in one world of a drill (with or without its mutation in force)."""
+def play(name: str, seed: int, minutes: float, aimed: bool = True) -> tuple[list[str], World]:
+    """What breaks in one world of a drill (with or without its mutation in force), and that."""
     if aimed and DRILLS[name].drama:
-        return DRAMAS[DRILLS[name].drama](seed)
+        return act_out(DRILLS[name].drama, seed)
     world = World(seed, aimed_swarm(name, seed) if aimed else None)
     if aimed and not DRILLS[name].calls:
         world.checkers.muted = frozenset({"S4"})
-    return world.run(minutes)
+    return world.run(minutes), world
 
 
-def hunt(job: tuple[str, int, float, bool]) -> tuple[str, int, str, float]:
-    """Run a drill until it is caught: (name, seeds needed or -1, first violation, seconds).
+def act_out(drama: str, seed: int) -> tuple[list[str], World]:
+    stage.clear()
+    violations = ALL_DRAMAS[drama](seed)
+    return violations, stage[-1]
 
-    `job`: name, seeds, minutes of each, and whether the worlds are aimed.
+
+def tell(violations: list[str], world: World, minutes: float, drama: str = "") -> str:
+    """Seed, commit and the shortest trace of a world that broke; a drama is as short as it is."""
+    if not drama:
+        return story(shrink(world, minutes), commit())
+    lines = [f"drama {drama}, seed {world.seed} at commit {commit()}", *world.history[-80:]]
+    return "\n".join([*lines, *(f"VIOLATION {v}" for v in violations)])
+
+
+Found = tuple[str, int, str, str, float]  # name, seeds needed or -1, first violation, told, seconds
+
+
+def hunt(job: tuple[str, int, float, bool, bool]) -> Found:
+    """Run a drill until it is caught.
+
+    `job`: name, seeds, minutes of each, whether the worlds are aimed, whether to tell.
     """
-    name, seeds, minutes, aimed = job
-    DRILLS[name].take_away()  # patches this process, which plays nothing else
+    name, seeds, minutes, aimed, loud = job
+    drill = DRILLS[name]
+    drill.take_away()  # patches this process, which plays nothing else
     began = time.monotonic()
     for seed in range(seeds):
-        violations = play(name, seed, minutes, aimed)
+        violations, world = play(name, seed, minutes, aimed)
         if violations:
-            return name, seed + 1, violations[0], time.monotonic() - began
-    return name, -1, "", time.monotonic() - began
+            spent_s = time.monotonic() - began
+            told = tell(violations, world, minutes, drill.drama if aimed else "") if loud else ""
+            return name, seed + 1, violations[0], told, spent_s
+    return name, -1, "", "", time.monotonic() - began
+
+
+def hunt_net(job: tuple[str, int, int]) -> Found:
+    """Take the guards of a net away, but for one of them (`spared`, -1 for none).
+
+    `job`: name, spared, seeds.
+    """
+    name, spared, seeds = job
+    net = NETS[name]
+    for i, take_away in enumerate(net.guards):
+        if i != spared:
+            take_away()
+    left = f", with the guard of `{net.guards[spared].__name__}` alone" if spared >= 0 else ""
+    began = time.monotonic()
+    for seed in range(seeds):
+        violations, _ = act_out(net.drama, seed)
+        if violations:
+            return name + left, seed + 1, violations[0], "", time.monotonic() - began
+    return name + left, -1, "", "", time.monotonic() - began
 
 
 def main() -> int:
@@ -191,22 +232,38 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--ordinary", action="store_true", help="the swarm's own worlds")
-    parser.add_argument("--nets", action="store_true", help="also guards behind another guard")
+    parser.add_argument("--tell", action="store_true", help="show the trace of what was caught")
     parser.add_argument("--only", choices=list(DRILLS), action="append")
     options = parser.parse_args()
-    names = options.only or [name for name in DRILLS if options.nets or name not in NETS]
-    missed = 0
+    names = options.only or list(DRILLS)
+    bad = 0
     with multiprocessing.Pool(options.jobs, maxtasksperchild=1) as pool:
-        jobs = [(name, options.seeds, options.minutes, not options.ordinary) for name in names]
-        for name, seeds, violation, spent_s in pool.imap_unordered(hunt, jobs, chunksize=1):
+        jobs = [
+            (name, options.seeds, options.minutes, not options.ordinary, options.tell)
+            for name in names
+        ]
+        for name, seeds, violation, told, spent_s in pool.imap_unordered(hunt, jobs, chunksize=1):
+            bad += seeds < 0
             if seeds < 0:
-                missed += name not in NETS
-                why = f" (as expected: {NETS[name]})" if name in NETS else ""
-                print(f"MISSED {name} in {options.seeds} seeds ({spent_s:.0f} s){why}", flush=True)
+                print(f"MISSED {name} in {options.seeds} seeds ({spent_s:.0f} s)", flush=True)
             else:
-                print(f"caught {name} after {seeds} seeds: {violation}", flush=True)
-    print(f"drills={len(names)} missed={missed}")
-    return 1 if missed else 0
+                print(f"caught {name} after {seeds} seeds: {violation}\n{told}".strip(), flush=True)
+        nets = {} if options.only or options.ordinary else NETS
+        bad += sum(not _holds(pool, name) for name in nets)
+    print(f"drills={len(names)} nets={len(nets)} bad={bad}")
+    return 1 if bad else 0
+
+
+def _holds(pool: Pool, name: str) -> bool:
+    """All of a net gone is caught, all but one is not."""
+    _, seeds, violation, _, _ = pool.apply(hunt_net, ((name, -1, NET_SEEDS),))
+    print(f"net {name}: without all its guards {violation or 'NOTHING BREAKS'}", flush=True)
+    good = seeds > 0
+    spared = [(name, i, NET_SEEDS) for i in range(len(NETS[name].guards))]
+    for who, at, broke, _, _ in pool.imap_unordered(hunt_net, spared, chunksize=1):
+        good = good and at < 0
+        print(f"net {who}: {broke or f'holds for {NET_SEEDS} seeds'}", flush=True)
+    return good
 
 
 if __name__ == "__main__":

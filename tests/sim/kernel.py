@@ -7,6 +7,7 @@ jiffy late; closing, adding and removing may fail or take their time.
 from __future__ import annotations
 
 LIFETIME_US = 2_000_000
+FOR_EVER_US = 1 << 60
 JIFFY_US = 4_000  # nf_tables rounds a timeout up to one of these
 
 
@@ -20,6 +21,7 @@ class Kernel:
         self.address_until = [0] * services
         self.keep = [False] * services  # somebody renews the lifetimes
         self.armed_until = 0
+        self.times_out = True  # nf_tables: an open fence shuts by itself
         self.ppm = ppm
         # Faults, each until a true time, or of single services:
         self.fence_fails_until = (
@@ -44,7 +46,8 @@ class Kernel:
         """The third step: open for `fence_us` more, if still armed."""
         if t >= self.armed_until and not self.arm_ignored:
             return False
-        self.fence_until[k] = t + self.span(fence_us) + JIFFY_US
+        until = t + self.span(fence_us) + JIFFY_US
+        self.fence_until[k] = until if self.times_out else FOR_EVER_US
         return True
 
     def close(self, t: int, k: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from haclusterd.core import claimant, detector, moves, node, owner, standing, state, voter
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, ClusterSpec, Identity, State
-from haclusterd.core.state import FAR, NEVER, Node, Service
+from haclusterd.core.state import NEVER, Claim, Node, Service
 from haclusterd.core.takeover import TABLE, Event, Row
 
 
@@ -167,8 +167,12 @@ def hold_down_waived_for_release() -> None:
 
 
 def lapsed_grants_unfenced() -> None:
-    """A lapsed owner neither grants nor claims before its fence is confirmed closed."""
+    """A lapsed owner grants nobody before its fence is confirmed closed."""
     patch(voter, "_stopped", lambda service: True)
+
+
+def lapsed_claims_unfenced() -> None:
+    """A lapsed owner claims nothing before its fence is confirmed closed."""
 
     def may_claim(n: Node, service: Service) -> bool:
         return n.majority and not standing.odd_config(n)
@@ -229,9 +233,8 @@ def late_grants_count() -> None:
             if claim.granted.bit_count() >= n.spec.needed:
                 moves.happen(n, k, Event.GRANTED, now_us, out)
 
-    def nurse(n: Node, k: int, service: Service, now_us: int, out: list[Action]) -> int:
-        claim = service.claim
-        if claim is not None and now_us - claim.sent_us > 10 * n.spec.timing.lease_us:
+    def nurse(n: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
+        if now_us - claim.sent_us > 10 * n.spec.timing.lease_us:
             moves.happen(n, k, Event.CLAIM_VOID, now_us, out)
         return now_us + n.spec.timing.heartbeat_us
 
@@ -242,10 +245,7 @@ def late_grants_count() -> None:
 def no_resend() -> None:
     """A claim is said again at 4, 15 and 40 ms: here once."""
 
-    def nurse(n: Node, k: int, service: Service, now_us: int, out: list[Action]) -> int:
-        claim = service.claim
-        if claim is None:
-            return FAR
+    def nurse(n: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
         due_us = claim.sent_us + n.spec.timing.lease_us + 1
         if now_us < due_us:
             n.next_beat_us = max(n.next_beat_us, claim.sent_us + n.spec.timing.lease_us)

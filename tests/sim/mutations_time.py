@@ -173,6 +173,23 @@ def freeze_not_noticed() -> None:
     node._TAKE[inp.Froze] = lambda *args: None
 
 
+def thaw_unfenced() -> None:
+    """After a thaw the fence is closed first: here the former life's right is not ended."""
+    true = node._froze
+
+    def froze(n: Node, event: inp.Froze, now_us: int, out: list[Action]) -> None:
+        patch(node, "happen", lambda *args, **words: False)
+        true(n, event, now_us, out)
+        patch(node, "happen", moves.happen)
+
+    node._TAKE[inp.Froze] = froze
+
+
+def lease_end_unseen() -> None:
+    """A lease that ran out is noticed in every step: here nobody looks."""
+    patch(owner, "lapse", lambda *args: None)
+
+
 def thaw_keeps_timers() -> None:
     """Silence timers restart after a thaw: here what was missed counts as silence."""
     true = node._froze

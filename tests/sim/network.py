@@ -32,6 +32,7 @@ class Network:
         self.rng = rng
         self.cut: dict[Way, int] = {}  # how many cuts lie on this way
         self.clogged: dict[Way, int] = {}  # until when everything waits
+        self.slow: dict[Way, int] = {}  # how much longer everything takes
         self.wires: list[Wire] = []
         self.opened: dict[Outcome, int] = {}
         self.recorded: deque[Sent] = deque(maxlen=RECORDED_MAX)
@@ -86,6 +87,8 @@ class Network:
         t = self.world.now + self._delay()
         if self.clogged:
             t = max(t, self.clogged.get((source, to, link), 0))
+        if self.slow:
+            t += self.slow.get((source, to, link), 0)
         self.world.at(t, self.arrive, (source, to, link, data))
         if swarm.duplicate and rng.random() < swarm.duplicate:
             again = self.world.now + self._delay()
@@ -156,4 +159,5 @@ class Network:
     def heal(self) -> None:
         self.cut.clear()
         self.clogged.clear()
+        self.slow.clear()
         self.records = False

@@ -7,6 +7,7 @@ What is left still breaks the same invariant. The result is one seed, one swarm 
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -47,12 +48,18 @@ class Failure:
     plan: Plan
     minutes: float
     kind: str
+    muted: frozenset[str] = frozenset()
     runs: int = 0
+
+    def world(self, swarm: Swarm, plan: Plan) -> World:
+        world = World(self.seed, swarm, plan)
+        world.checkers.muted = self.muted
+        return world
 
     def play(self, swarm: Swarm, plan: Plan) -> World | None:
         """The world as it breaks the same invariant, or None if it does not."""
         self.runs += 1
-        world = World(self.seed, swarm, plan)
+        world = self.world(swarm, plan)
         return world if kind_of(world.run(self.minutes)) == self.kind else None
 
     def fails_with(self, plan: Plan) -> bool:
@@ -62,7 +69,8 @@ class Failure:
 def shrink(world: World, minutes: float) -> Failure:
     """`world` was played for `minutes` and broke something: the least of it that still does."""
     violations = world.checkers.violations
-    failure = Failure(world.seed, world.swarm, world.nemesis.plan(), minutes, kind_of(violations))
+    plan, kind = world.nemesis.plan(), kind_of(violations)
+    failure = Failure(world.seed, world.swarm, plan, minutes, kind, world.checkers.muted)
     until = world.now
     faults = tuple(f for f in failure.plan.faults if f.at_us <= until)
     stops = failure.plan.stops
@@ -98,7 +106,7 @@ def fewest(parts: tuple[Part, ...], fails: Callable[[tuple[Part, ...]], bool]) -
 
 def story(failure: Failure, commit: str) -> str:
     """Seed, commit, world, faults, one line per event, and what broke."""
-    world = World(failure.seed, failure.swarm, failure.plan)
+    world = failure.world(failure.swarm, failure.plan)
     violations = world.run(failure.minutes)
     plan = [*failure.plan.faults, *failure.plan.stops]
     return "\n".join(
@@ -110,3 +118,10 @@ def story(failure: Failure, commit: str) -> str:
             *(f"VIOLATION {v}" for v in violations),
         ]
     )
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"

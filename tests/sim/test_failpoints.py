@@ -8,12 +8,9 @@ from haclusterd.core.moves import _EFFECTS
 from haclusterd.core.takeover import ROWS
 from tests.sim.failpoints import ACTION_OF, play, points, transcripts_by_row
 
-# T413: see tests/scenarios/test_scenarios.py.
-OUT_OF_REACH = {"T413"}
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [row.number for row in ROWS if row.number not in OUT_OF_REACH])
+@pytest.mark.parametrize("row", [row.number for row in ROWS])
 def test_the_cluster_outlives_every_failpoint_of_a_row(row: str) -> None:
     path = transcripts_by_row()[row]
     wrong = {str(p): play(p, path) for p in points() if p.row == row}

@@ -11,7 +11,7 @@ from haclusterd.core import moves
 from haclusterd.core.actions import Action, CloseFence, Decided, KillFreeswitch, Recover, RenewFence
 from haclusterd.core.model import Identity, State
 from haclusterd.core.state import Claim, owns
-from haclusterd.core.takeover import IGNORED, ROWS, TABLE, Event, Row
+from haclusterd.core.takeover import IGNORED, RETIRED, ROWS, TABLE, Event, Row
 from tests.unit.core_bench import Bench, kinds
 
 FIELDS = {
@@ -29,6 +29,7 @@ def test_every_state_and_event_is_a_row_or_ignored_by_name() -> None:
 def test_row_numbers_are_unique_and_go_by_state() -> None:
     assert [n for n, count in Counter(row.number for row in ROWS).items() if count > 1] == []
     assert len(TABLE) == len(ROWS)
+    assert not {row.number for row in ROWS} & set(RETIRED)
     assert len({(row.number[:2], row.state) for row in ROWS}) == len(State)
 
 

@@ -216,6 +216,34 @@ def test_authentic_but_numbered_otherwise(alice: Wire, bob: Wire, other: Beat) -
     assert bob.open(alice.seal(other), 0, address(ALICE)) is Outcome.OTHER_CONFIG
 
 
+def sealed_as(alice: Wire, body: bytes) -> bytes:
+    """What a key holder sends whose beat is `body`, under the header of `beat()`."""
+    header = alice.seal(beat())[:26]
+    nonce = b"\0\0\0" + header[9:10] + header[18:]
+    return header + alice._seal_cipher.encrypt(nonce, body, alice._cluster_id + header)
+
+
+def test_authentic_but_no_beat(alice: Wire, bob: Wire) -> None:
+    assert bob.open(sealed_as(alice, b"\xc1"), 0, address(ALICE)) is Outcome.MALFORMED
+
+
+def test_authentic_but_not_what_its_header_says(alice: Wire, bob: Wire) -> None:
+    another = msgspec.msgpack.encode(beat(seq=2))
+    assert bob.open(sealed_as(alice, another), 0, address(ALICE)) is Outcome.MALFORMED
+
+
+def test_a_beat_without_releases(alice: Wire, bob: Wire) -> None:
+    plain = msgspec.structs.replace(beat(), releases=())
+    assert bob.open(alice.seal(plain), 0, address(ALICE)) == plain
+
+
+def test_a_beat_that_does_not_fit_is_not_sealed(alice: Wire) -> None:
+    wide = msgspec.structs.replace(beat(), services=beat().services * 50)
+    with pytest.raises(ValueError, match=f"larger than {BEAT_BYTES_MAX}"):
+        alice.seal(wide)
+    assert alice.seal(beat()), "its number was not used up"
+
+
 def test_rotation_without_a_gap(bob: Wire) -> None:
     """Add the new key everywhere, put it first everywhere, drop the old one everywhere."""
     alice = wire(ALICE, KEY_1)
@@ -262,6 +290,14 @@ def test_a_former_incarnation_keeps_its_windows_and_shuts_nobody_out(
     for number in range(100, 200):
         bob.peer_current(ALICE, number)
     assert len(bob._peers[ALICE].candidates) == CANDIDATES_MAX
+
+
+def test_an_incarnation_proved_twice_keeps_its_windows(alice: Wire, bob: Wire) -> None:
+    datagram = alice.seal(beat())
+    bob.open(datagram, 0, address(ALICE))
+    for _ in range(2):
+        bob.peer_current(ALICE, BOOT)
+        assert bob.open(datagram, 0, address(ALICE)) is Outcome.REPLAY
 
 
 def test_forged_incarnations_leave_nothing_behind(alice: Wire, bob: Wire) -> None:
