@@ -82,7 +82,7 @@ class Manager:
             self.notify.settimeout(max(0.01, end - time.monotonic()))
             with contextlib.suppress(TimeoutError):
                 text, ancillary, _, _ = self.notify.recvmsg(4096, socket.CMSG_SPACE(12))
-                pid = struct.unpack("iII", ancillary[0][2][:12])[0]
+                pid: int = struct.unpack("iII", ancillary[0][2][:12])[0]
                 self.heard.append((pid, text.decode()))
                 if wanted(*self.heard[-1]):
                     return pid
