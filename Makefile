@@ -11,7 +11,8 @@ MINUTES ?= 10
 RUNS ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv prepare-lab prepare-test demo test check coverage sim mutation-drills bench clean
+.PHONY: help venv prepare-lab prepare-test prepare-deb demo test check coverage sim \
+	mutation-drills bench deb clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,6 +30,9 @@ prepare-lab:
 
 prepare-test:
 	scripts/prepare test
+
+prepare-deb:
+	scripts/prepare deb
 
 demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
 	$(BIN)/haclusterctl lab demo
@@ -59,6 +63,9 @@ mutation-drills: $(READY) ## break each safety rule on purpose; the simulator mu
 
 bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each fault
 	$(BIN)/python -m bench --repeat $(RUNS)
+
+deb: prepare-deb ## the Debian package, in dist/
+	scripts/deb
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

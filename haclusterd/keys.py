@@ -1,6 +1,7 @@
 """Key material on disk: the cluster key of the heartbeats, the CA and node certificates of sync.
 
-All of it lies beside `[cluster] key_file`, mode 0600, and the folder is copied to every node:
+All of it lies beside `[cluster] key_file`, mode 0600, and the folder is copied to every node. Made
+by root, the files get the folder's owner, which is the user that the daemon runs as:
 
     cluster.key (the name is `key_file`'s)  the key ring of `wire`
     ca.crt, ca.key                          the CA that signs the nodes' certificates
@@ -292,9 +293,10 @@ def _issued(config: Config, ca: Authority, nodes: Sequence[NodeSpec]) -> dict[Pa
 def _write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
     """All files or none: complete in a private folder first, then moved into place."""
     try:
+        owner = folder.stat()
         with tempfile.TemporaryDirectory(prefix=".keys-", dir=folder) as temporary:
             for path, content in contents.items():
-                _write_synced(Path(temporary) / path.name, content)
+                _write_synced(Path(temporary) / path.name, content, owner)
             with _undisturbed():
                 _place_all(Path(temporary), list(contents), folder)
     except OSError as error:
@@ -341,10 +343,12 @@ def _place(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: bytes, owner: os.stat_result) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o600)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         file.write(content)
         file.flush()
         os.fsync(descriptor)

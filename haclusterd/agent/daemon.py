@@ -212,7 +212,8 @@ class Agent:
                 self.services.call_changes, self.services.freeswitch_replaced, connected,
                 life.disconnected, life.health_changed, life.shut_down,
             )  # fmt: skip
-            switch = LocalSwitch(section, by_profile, events, self.config.api.socket)
+            nodes = [node.id for node in self.spec.nodes if not node.witness]
+            switch = LocalSwitch(section, by_profile, events, self.config.api.socket, nodes)
             life.switch = self.services.switch = self.operators.switch = switch
             if self._view is not None:
                 self.services.observe(self._view)

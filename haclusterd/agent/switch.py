@@ -147,14 +147,20 @@ def _core_db_said(problem: str) -> None:
 
 
 class LocalSwitch:
-    """The real one. `services` maps each SIP profile to its service."""
+    """The real one. `services` maps each SIP profile to its service; `nodes` are for fs_cli."""
 
     def __init__(
-        self, section: FreeSwitch, services: dict[str, str], events: SwitchEvents, api_socket: Path
+        self,
+        section: FreeSwitch,
+        services: dict[str, str],
+        events: SwitchEvents,
+        api_socket: Path,
+        nodes: Sequence[str] = (),
     ) -> None:
         self._settings = EslSettings(section.esl_host, section.esl_port, read_password(section))
         self._events = events
         self._api_socket = api_socket
+        self._names = sorted(set(services.values())), list(nodes)
         self._console: asyncio.Task[None] | None = None
         self._control = EslConnection(
             self._settings,
@@ -195,7 +201,7 @@ class LocalSwitch:
         program = str(beside) if beside.exists() else shutil.which("haclusterctl")
         try:
             if program is not None:
-                await console.install(self._control, program, str(self._api_socket))
+                await console.install(self._control, program, str(self._api_socket), *self._names)
         except (console.ConsoleError, EslError) as error:
             log.info("no ha_cluster in fs_cli: %s", error)
 

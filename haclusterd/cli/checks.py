@@ -215,8 +215,8 @@ def _password(path: Path, host: HostProbe) -> Iterator[Check]:
         fix = "write the password of event_socket.conf.xml into it, mode 0600"
         yield Check("ESL password", FAILED, f"{path}: {error.strerror}", fix)
         return
-    if mode & 0o077:
+    if mode & 0o027:  # its group may be FreeSWITCH's, which has to read it too
         text = f"{path}: mode {mode:04o} lets others read it"
-        yield Check("ESL password", FAILED, text, f"chmod 600 {path}")
+        yield Check("ESL password", FAILED, text, f"chmod 640 {path}")
     else:
         yield Check("ESL password", OK, f"{path} is private")

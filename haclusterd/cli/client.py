@@ -27,10 +27,11 @@ class Refused(Exception):
 
 
 class Client:
-    """The daemon behind `path`."""
+    """The daemon behind `path`. `answer_s`: how long an answer is waited for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.answer_s = ANSWER_S
 
     def ask(self, method: str, **params: Any) -> Any:
         """The result of one command. Raises NotReachable, Refused."""
@@ -57,7 +58,7 @@ class Client:
         except OSError as error:
             connection.close()
             raise NotReachable(self._explain(error)) from None
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(self.answer_s)
         return connection
 
     def _explain(self, error: OSError) -> str:
@@ -79,7 +80,7 @@ class Client:
         try:
             line: bytes = answers.readline(RESPONSE_BYTES_MAX)
         except TimeoutError:
-            raise NotReachable(f"{self.path}: no answer within {ANSWER_S:.0f} s") from None
+            raise NotReachable(f"{self.path}: no answer within {self.answer_s:.0f} s") from None
         except OSError as error:
             raise NotReachable(f"{self.path}: {error.strerror or error}") from None
         if not line.endswith(b"\n"):

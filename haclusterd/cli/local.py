@@ -21,7 +21,13 @@ def run(arguments: argparse.Namespace) -> int:
         from haclusterd.cli.doctor import run as examine
 
         return examine(arguments, path)
+    if arguments.command == "completion":
+        return _completion(arguments.shell)
     try:
+        if arguments.command == "fs-conf":
+            from haclusterd.cli import fs_conf
+
+            return fs_conf.run(path, Path(arguments.output), arguments.json)
         if arguments.command == "keys":
             return _keys_create(path, arguments.json)
         return _config_check(path, arguments)
@@ -32,6 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     except KeysError as error:
         complain(str(error))
     return FAILED
+
+
+def _completion(shell: str) -> int:
+    from haclusterd.cli import completion
+
+    write = {"bash": completion.bash, "zsh": completion.zsh}[shell]
+    print(write("haclusterctl", completion.haclusterctl()), end="")
+    return DONE
 
 
 def config_path(arguments: argparse.Namespace) -> Path:

@@ -28,6 +28,7 @@ _REMOTE = frozenset(
         "calls",
         "sync",
         "switchover",
+        "hand-over",
         "maintenance",
         "upgrade",
         "events",
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from haclusterd.lab.cli import main as lab_main
 
         return lab_main(lab)
-    arguments = _parser().parse_args(words)
+    arguments = command_line().parse_args(words)
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -111,7 +112,8 @@ def _lab_words(words: Sequence[str]) -> list[str] | None:
     return list(words[at + 1 :]) if at < len(words) and words[at] == "lab" else None
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """All commands but what is behind `lab`; completion and the manual page are made of it."""
     common = argparse.ArgumentParser(add_help=False)
     _add_common(common, argparse.SUPPRESS)
     parser = argparse.ArgumentParser(
@@ -172,6 +174,12 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     switchover = add("switchover", "move a service, with its calls, to another node")
     switchover.add_argument("service", metavar="SERVICE")
     switchover.add_argument("--to", metavar="NODE", help="the new owner (default: first in line)")
+    hand_over = add(
+        "hand-over", "move everything that this node serves, before its FreeSWITCH is stopped"
+    )
+    hand_over.add_argument(
+        "--within", type=_seconds, default=20.0, metavar="S", help="give up after S seconds (20)"
+    )
     maintenance = add("maintenance", "take a node out of the line of candidates, or back in")
     maintenance.add_argument("state", choices=("on", "off"))
     maintenance.add_argument("on_node", nargs="?", metavar="NODE", help="default: this node")
@@ -212,6 +220,13 @@ def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
     add("doctor", "is this host fit to be a node: checks, each with its fix")
     config = add("config", "the configuration file")
     config.add_argument("action", choices=("check",), help="check: all that is wrong with it")
+    fs_conf = add("fs-conf", "FreeSWITCH's configuration for this cluster")
+    fs_conf.add_argument(
+        "action", choices=("render",), help="render: write it, the same bytes on every node"
+    )
+    fs_conf.add_argument("--output", metavar="DIR", required=True, help="FreeSWITCH's folder")
+    completion = add("completion", "print the completion of this command line for a shell")
+    completion.add_argument("shell", choices=("bash", "zsh"))
     keys = add("keys", "key material of the cluster")
     keys.add_argument(
         "action", choices=("create",), help="create: what the config needs and is not there yet"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.cli import tables
-from haclusterd.cli.client import Client, NotReachable
+from haclusterd.cli.client import Client, NotReachable, Refused
 from haclusterd.cli.show import Part, clean, show
 
 DONE = 0
@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace, socket: Path) -> int:
         _watch(client, arguments)
     elif command == "upgrade":
         _print(_upgrade(client), _text, arguments.json)
+    elif command == "hand-over":
+        _print(_hand_over(client, arguments.within), _text, arguments.json)
     else:
         method, params = _ordered(arguments)
         _print(client.ask(method, **params), _text, arguments.json)
@@ -126,3 +128,32 @@ def _upgrade(client: Client) -> dict[str, Any]:
             return {"text": f"upgraded from {before['version']} to {now['version']}", **now}
         time.sleep(UPGRADE_POLL_S)
     raise NotReachable(f"the upgraded daemon does not answer after {UPGRADE_S:.0f} s; see its log")
+
+
+def _hand_over(client: Client, within_s: float) -> dict[str, Any]:
+    """Switch over whatever this node owns, one after the other, within the time.
+
+    FreeSWITCH's unit calls it before it stops FreeSWITCH, which would hang up every call. What
+    cannot be moved is told, and does not keep the others.
+    """
+    until = time.monotonic() + within_s
+    client.answer_s = within_s
+    status = client.ask("status")
+    owned = [s["name"] for s in status["services"] if s["owner"] == status["node"]]
+    moved: list[str] = []
+    kept: dict[str, str] = {}
+    for service in owned:
+        client.answer_s = until - time.monotonic()
+        if client.answer_s <= 0:
+            kept[service] = f"{within_s:g} s were over"
+            continue
+        try:
+            moved.append(str(client.ask("switchover", service=service, to="")["text"]))
+        except (Refused, NotReachable) as error:
+            kept[service] = str(error)
+    if kept:
+        lines = [*moved, *(f"{service} stays: {reason}" for service, reason in kept.items())]
+        raise Refused("\n".join(lines), partly=bool(moved))
+    if not owned:
+        return {"text": f"{status['node']} serves nothing", "moved": []}
+    return {"text": "\n".join(moved), "moved": owned}

@@ -15,7 +15,7 @@ from haclusterd.config.load import SECTIONS, read_document
 from haclusterd.config.presets import PRESETS
 from haclusterd.config.reading import Asked, Problems
 
-_HEAD = """# Every key of haclusterd.toml
+HEAD = """# Every key of haclusterd.toml
 
 Generated from `haclusterd/config/` (`pytest tests/unit/test_config_reference.py --rewrite`); do not
 edit.
@@ -31,7 +31,7 @@ between, nodes whose files differ in meaning raise the alarm `config_mismatch`, 
 differ from most claim nothing. Where the number of nodes or services differs, they cannot read each
 other's beats at all (`unreadable_peer`).
 """
-_SECTION_TEXTS = {
+SECTION_TEXTS = {
     "cluster": "What the nodes have in common. Required.",
     "timing": "Protocol times in ms. Each overrides the preset; rules between them are checked.",
     "freeswitch": "The FreeSWITCH beside haclusterd. Without this section only addresses move.",
@@ -95,7 +95,7 @@ MEANINGS = {
     "service.priority": "Of several services lost at once the higher one is served first; then by "
     "name.",
 }
-_TYPES = {str: "string", int: "integer", bool: "boolean", list: "array of strings"}
+TYPES = {str: "string", int: "integer", bool: "boolean", list: "array of strings"}
 # Just enough of a file for every reader to be asked.
 _SAMPLE: dict[str, Any] = {"freeswitch": {}, "node": [{}], "service": [{}]}
 
@@ -109,10 +109,10 @@ def asked() -> list[Asked]:
 
 def render() -> str:
     """The whole document."""
-    parts = [_HEAD]
+    parts = [HEAD]
     for section in SECTIONS:
         title = f"[[{section}]]" if section in ("node", "service") else f"[{section}]"
-        parts.append(f"\n## {title}\n\n{_SECTION_TEXTS[section]}\n\n")
+        parts.append(f"\n## {title}\n\n{SECTION_TEXTS[section]}\n\n")
         keys = [key for key in asked() if key.section == section]
         parts += _times(keys) if section == "timing" else _table(keys)
     return "".join(parts)
@@ -121,9 +121,9 @@ def render() -> str:
 def _table(keys: list[Asked]) -> Iterator[str]:
     yield "| key | type | default | meaning |\n|---|---|---|---|\n"
     for key in keys:
-        kind = _TYPES[key.kind] + (f": {key.allowed}" if key.allowed else "")
+        kind = TYPES[key.kind] + (f": {key.allowed}" if key.allowed else "")
         meaning = MEANINGS[f"{key.section}.{key.name}"]
-        yield f"| `{key.name}` | {kind} | {_default(key)} | {meaning} |\n"
+        yield f"| `{key.name}` | {kind} | {default_of(key)} | {meaning} |\n"
 
 
 def _times(keys: list[Asked]) -> Iterator[str]:
@@ -136,7 +136,7 @@ def _times(keys: list[Asked]) -> Iterator[str]:
         yield f"| `{key.name}` | {key.allowed} | {values} | {meaning} |\n"
 
 
-def _default(key: Asked) -> str:
+def default_of(key: Asked) -> str:
     if key.default is None:
         return "required"
     if key.default in ("", []):

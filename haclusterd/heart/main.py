@@ -59,7 +59,7 @@ def main(
     heart_command: Sequence[str] | None = None,
 ) -> int:
     """Entry point. Tests replace the agent, and the command that an upgrade starts."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_line().parse_args(argv)
     journal = Journal()
     try:
         python = sys.executable
@@ -74,11 +74,15 @@ def main(
         journal.close()
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Options of the daemon; the manual page is made of it."""
     parser = argparse.ArgumentParser(
         prog="haclusterd", description="High-availability controller beside a FreeSWITCH."
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE",
+        help=f"the configuration ({DEFAULT_CONFIG})",
+    )  # fmt: skip
     parser.add_argument("--node", metavar="ID", help="this node, where addresses do not tell")
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="socket, state and trace go here"

@@ -38,3 +38,12 @@ def watchdog_interval_ms() -> int:
     if not usec.isdigit() or (pid and pid != str(os.getpid())):
         return 0
     return int(usec) // 2000
+
+
+def successors_environment() -> dict[str, str]:
+    """This process's environment for the heart that takes over from it.
+
+    systemd names here the process whose watchdog it is. It will be the successor, which would
+    otherwise think that it has none, say nothing, and be killed.
+    """
+    return {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}

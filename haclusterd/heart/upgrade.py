@@ -22,6 +22,7 @@ from haclusterd import __version__
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.state import Node
 from haclusterd.heart.errors import HeartError
+from haclusterd.heart.sdnotify import successors_environment
 from haclusterd.wire import REPLAY_WINDOW, Window, WireState
 
 FORMAT = 2
@@ -101,6 +102,7 @@ class Successor:
                 [*command, "--takeover-fd", str(descriptor)],
                 pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
+                env=successors_environment(),
             )
         except OSError as error:
             ours.close()

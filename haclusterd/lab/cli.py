@@ -27,7 +27,7 @@ _STUN_MAX_MS = 60_000
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code as `haclusterctl`: 0 done, 1 failed, 2 usage."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_line().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         code: int = arguments.act(arguments)
@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Everything behind `haclusterctl lab`."""
     parser = argparse.ArgumentParser(prog="haclusterctl lab", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="bring a cluster up, break something, measure")

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import quoteattr
 
-import haclusterd
+from haclusterd.freeswitch import conf
 from haclusterd.lab import netns
 from haclusterd.lab.esl_blocking import BlockingEsl, EslRefused
 from haclusterd.lab.netns import LabError
 
 PREFIX_VARIABLE: Final = "FREESWITCH_PREFIX"
 _VERSION: Final = re.compile(r"version: (\S+)")
-_SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _NONLOCAL_BIND: Final = {"ipv4/ip_nonlocal_bind": 1, "ipv6/ip_nonlocal_bind": 1}
 
 
@@ -71,29 +70,22 @@ def find_binary(prefix: str | Path | None = None) -> Path:
     return Path(found)
 
 
-def conf_source() -> Path:
-    """Where `fs_conf/` is: inside the installed package, or beside it in a source tree."""
-    package = Path(haclusterd.__file__).parent
-    for candidate in (package / "fs_conf", package.parent / "fs_conf"):
-        if (candidate / "freeswitch.xml").is_file():
-            return candidate
-    raise LabError(f"fs_conf is missing: neither in {package} nor beside it")
-
-
 def write_conf(target: Path, services: Sequence[ServiceProfile], variables: dict[str, str]) -> None:
     """Fill the configuration directory `target` (replaced if it exists) from `fs_conf/`."""
-    source = conf_source()
+    source = conf.source()
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     shutil.copy(source / "test" / "dialplan.xml", target / "dialplan" / "public" / "test.xml")
     shutil.copy(source / "test" / "acl.xml", target / "acl" / "test.xml")
     template = (source / "services" / "service.xml.template").read_text()
     for service in services:
-        if not _SAFE_NAME.fullmatch(service.name):
-            raise LabError(f"profile name {service.name!r}: letters, digits, '_', '.', '-' only")
-        text = template.replace("@NAME@", service.name).replace("@ADDRESS@", service.address)
-        port = variables["sip_port"]
-        (target / "services" / f"{service.name}.xml").write_text(text.replace("@PORT@", port))
+        port = int(variables["sip_port"])
+        profile = conf.Profile(service.name, service.name, service.address, port)
+        try:
+            text = conf.service_file(template, profile)
+        except conf.ConfError as error:
+            raise LabError(str(error)) from None
+        (target / "services" / f"{service.name}.xml").write_text(text)
     lines = (
         f'  <X-PRE-PROCESS cmd="set" data={quoteattr(f"{name}={value}")}/>'
         for name, value in variables.items()

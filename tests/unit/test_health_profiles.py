@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from haclusterd.cli.main import command_line
 from haclusterd.freeswitch import console, profiles
 from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
@@ -252,18 +253,33 @@ async def test_auto_restart_is_on_unless_somebody_turned_it_off(server: FakeEsl)
     await esl.stop()
 
 
+def test_what_fs_cli_completes_is_understood_and_ends_by_itself() -> None:
+    words = [line.split() for line in console.completions(["east"], ["fs-a"])]
+    for line in words:
+        assert command_line().parse_args(line).command == line[0]
+    assert not {line[0] for line in words} & {"events", "watch", "lab"}
+    many = [f"s{n}" for n in range(100)]
+    assert len(console.completions(many, many)) == console.COMPLETIONS_MAX
+
+
 async def test_the_console_alias_is_made_anew_and_never_twice(server: FakeEsl) -> None:
     server.api |= {"alias": "+OK\n", "complete": "+OK\n"}
     esl = factory(server)(name="t")
     await esl.start()
     await esl.wait_up(1000)
-    await console.install(esl, "/opt/ha/bin/haclusterctl", "/run/ha.sock")
+    program, names = "/opt/ha/bin/haclusterctl", (["east"], ["fs-a", "fs-b"])
+    await console.install(esl, program, "/run/ha.sock", *names)
     said = [line for line in server.received if line.startswith("api")]
     assert said[:2] == [
-        "api alias add ha_cluster system /opt/ha/bin/haclusterctl --socket /run/ha.sock",
+        f"api alias add ha_cluster system timeout 60 {program} --socket /run/ha.sock",
         "api complete del ha_cluster",
     ]
     assert said[2] == "api complete add ha_cluster status"
+    assert {
+        "api complete add ha_cluster switchover east --to fs-b",
+        "api complete add ha_cluster maintenance off fs-a",
+    } <= set(said)
+    assert len(said) == len(set(said))
     with pytest.raises(console.ConsoleError, match="characters"):
         await console.install(esl, "/bin/x;reboot", "/run/ha.sock")
     server.api["alias"] = "-ERR alias Command not found!\n"

@@ -52,6 +52,15 @@ def test_private_even_with_an_open_umask(config: Config) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o600}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_made_by_root_they_belong_to_whom_the_folder_belongs(config: Config) -> None:
+    folder = config.key_file.parent
+    os.chown(folder, 64_999, 64_998)
+    keys.create(config)
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in folder.glob("*.key")}
+    assert owners == {(64_999, 64_998)}
+
+
 def test_what_was_created_loads(config: Config) -> None:
     keys.create(config)
     ring = keys.load_cluster_key(config.key_file)
