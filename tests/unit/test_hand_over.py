@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Agent(threading.Thread):
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, client.makefile("rb") as lines:
+        # Who gave up waiting has closed its end.
+        with suppress(ConnectionError), client, client.makefile("rb") as lines:
             for line in lines:
                 client.sendall(json.dumps(self._answer(json.loads(line))).encode() + b"\n")
 
