@@ -41,7 +41,10 @@ class Answers:
         switch = agent.life.switch if agent.life is not None else None
         words = agent.peers.words if agent.peers is not None else {}
         found = alarms(agent.problems, agent.life, switch)
-        return status.status(self.view(), self.word().sync, words, found)
+        return status.status(
+            self.view(), self.word().sync, words, found, self.reports.under_way(),
+            0 if switch is None else switch.orphans,
+        )  # fmt: skip
 
     def word(self) -> Word:
         """What this agent tells the others of itself."""

@@ -25,6 +25,7 @@ from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.peers import Peers
+from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
@@ -71,8 +72,12 @@ class Agent:
         self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
+        self.recoveries = Recoveries(
+            self.spec, self.replicator, self.history, self.reports, self.link.send,
+            config.recovery, self._without_switch,
+        )  # fmt: skip
         self.services = Services(
-            self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
+            self.spec, self.replicator, self.history, self.recoveries, self.changed
         )
         self.answers = Answers(self)
         self.life: FreeswitchLife | None = None
@@ -196,12 +201,19 @@ class Agent:
             self.services.freeswitch_exited,
         )
 
+    def _without_switch(self) -> str:
+        """Why calls cannot be recovered while ESL has not even been started."""
+        section = self.config.freeswitch
+        if section is None or not section.esl_port or self.config.node.witness:
+            return ""
+        return self.problems.get("freeswitch", "the part that speaks with FreeSWITCH is starting")
+
     async def _start_freeswitch(self) -> None:
         section, life = self.config.freeswitch, self.life
         if section is None or life is None:
             return
         if section.esl_port:
-            from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+            from haclusterd.agent.switch import LocalSwitch, SwitchEvents, recovery_options
 
             def connected() -> None:
                 life.connected()
@@ -210,10 +222,13 @@ class Agent:
             by_profile = {p: s.name for s in self.spec.services for p in s.profiles}
             events = SwitchEvents(
                 self.services.call_changes, self.services.freeswitch_replaced, connected,
-                life.disconnected, life.health_changed, life.shut_down,
+                life.disconnected, life.health_changed, life.shut_down, self.recoveries.settled,
             )  # fmt: skip
             nodes = [node.id for node in self.spec.nodes if not node.witness]
-            switch = LocalSwitch(section, by_profile, events, self.config.api.socket, nodes)
+            options = recovery_options(self.config.recovery)
+            switch = LocalSwitch(
+                section, by_profile, events, self.config.api.socket, nodes, options
+            )
             life.switch = self.services.switch = self.operators.switch = switch
             if self._view is not None:
                 self.services.observe(self._view)

@@ -35,6 +35,9 @@ class Replication(Protocol):
     async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]: ...
     def own_records(self, service: str) -> list[CallRecord]: ...
     def owned(self) -> dict[str, int]: ...
+    def known_legs(self, service: str) -> int:
+        """Live call legs of a service, as this node's copies and log have them."""
+        ...
 
 
 class AgentReplicator(Replicator):
@@ -108,6 +111,9 @@ class AgentReplicator(Replicator):
                 if not record.partner or (len(group) == 2 and group[1].partner == record.uuid):
                     found.update((leg.uuid, leg) for leg in group)
         return list(found.values())
+
+    def known_legs(self, service: str) -> int:
+        return len(self.items_of(service)[1])
 
     def items_of(self, service: str) -> tuple[str, list[Item]]:
         """("own" or "copy", packed calls): what this node knows of a service."""

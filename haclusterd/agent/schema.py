@@ -84,8 +84,17 @@ class Node(msgspec.Struct, frozen=True):
     version: str
 
 
-class Service(msgspec.Struct, frozen=True):
-    """`owner` is null while nobody serves it; `state` in owned, moving, unserved."""
+class Progress(msgspec.Struct, frozen=True):
+    """How far a recovery under way is, in call legs."""
+
+    replicated: int
+    injected: int
+    answered: int
+
+
+class Service(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`owner` is null while nobody serves it; `state` in owned, moving, unserved. `recovering` is
+    there while this node recovers its calls."""
 
     name: str
     owner: str | None
@@ -93,6 +102,7 @@ class Service(msgspec.Struct, frozen=True):
     state: str
     addresses: list[str]
     successors: list[str]
+    recovering: Progress | None = None
 
 
 class Alarm(msgspec.Struct, frozen=True):
@@ -100,7 +110,7 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
-class Status(msgspec.Struct, frozen=True):
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     """`status --json`."""
 
     cluster: str
@@ -110,6 +120,7 @@ class Status(msgspec.Struct, frozen=True):
     nodes: list[Node]
     services: list[Service]
     alarms: list[Alarm]
+    orphans: int = 0  # recovered legs here that no phone has answered for yet
 
 
 class Rank(msgspec.Struct, frozen=True):
@@ -168,6 +179,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     `from_` is null at a cold start. `outage_ms` is null while the address is not up. `unasked`:
     living nodes that had not told which calls they know when this was closed; they are asked on.
+    `progress` is null once it is `done`.
     """
 
     number: int
@@ -182,6 +194,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     calls: Calls
     done: bool = True
     unasked: list[str] = []
+    progress: Progress | None = None
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Protocol
 
 from haclusterd.agent.pid import pid_of
-from haclusterd.config import FreeSwitch
+from haclusterd.config import FreeSwitch, RecoverySection
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch import console
+from haclusterd.freeswitch.aftercare import tell_verdicts
 from haclusterd.freeswitch.calls import CallSource
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.health import Health, HealthProbe
+from haclusterd.freeswitch.mends import Mends
+from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.profiles import (
     ProfileError,
     ProfileState,
@@ -66,6 +69,11 @@ class Switch(Protocol):
     def calls(self) -> int: ...
     @property
     def core_uuid(self) -> str: ...
+    @property
+    def orphans(self) -> int:
+        """Recovered legs that no phone has answered for yet."""
+        ...
+
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
@@ -104,8 +112,15 @@ class Switch(Protocol):
         """Refuse (or take) new calls on these profiles; the others go on. Raises SwitchError."""
         ...
 
+    async def tell(self, service: str, epoch: int, verdicts: Sequence[CallVerdict]) -> None:
+        """One event on FreeSWITCH's event socket for each verdict. Raises SwitchError."""
+        ...
+
     def set_fenced(self, service: str, fenced: bool) -> None: ...
-    def forget(self, service: str) -> None: ...
+    def forget(self, service: str) -> None:
+        """Another node owns the service: nothing of it is told, watched or kept any more."""
+        ...
+
     def expect_shutdown(self) -> None: ...
 
 
@@ -119,6 +134,7 @@ class SwitchEvents:
     disconnected: Callable[[str], None]
     health: Callable[[Health], None]
     shut_down: Callable[[], None]
+    settled: Callable[[str, CallVerdict], None] = lambda service, verdict: None
 
 
 def read_password(section: FreeSwitch) -> str:
@@ -139,6 +155,27 @@ def read_password(section: FreeSwitch) -> str:
     return lines[0].strip()
 
 
+def recovery_options(section: RecoverySection) -> RecoveryOptions:
+    """Section [recovery] as `freeswitch.recovery` wants it."""
+    endless_ms = 3_600_000  # FreeSWITCH itself gives up after 32 s
+    return RecoveryOptions(
+        streams=section.streams,
+        deadline_ms=section.deadline_ms,
+        orphan_timeout_ms=section.orphan_timeout_ms if section.orphans == "recycle" else endless_ms,
+        urgent_variable=section.urgent_variable,
+        end_halves=section.half_calls == "recycle",
+        mends=Mends(
+            cseq=section.mend_cseq,
+            profile=section.mend_profile,
+            position=section.mend_position,
+            limits=section.limits == "recover",
+            announcements=section.skip_announcements,
+            addresses=section.mend_addresses,
+            session_timeout_s=section.session_timeout_s,
+        ),
+    )
+
+
 def _core_db_said(problem: str) -> None:
     if problem:
         log.warning("core.db: %s", problem)
@@ -156,6 +193,7 @@ class LocalSwitch:
         events: SwitchEvents,
         api_socket: Path,
         nodes: Sequence[str] = (),
+        options: RecoveryOptions | None = None,
     ) -> None:
         self._settings = EslSettings(section.esl_host, section.esl_port, read_password(section))
         self._events = events
@@ -172,7 +210,9 @@ class LocalSwitch:
         )
         cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
         self._probe = HealthProbe(self._connection, events.health, cpu_wait=cpu_wait)
-        self._recovery = Recovery(self._connection, section.core_db)
+        self._recovery = Recovery(
+            self._connection, section.core_db, options=options, settled=events.settled
+        )
         self._source = CallSource(
             section.core_db,
             services,
@@ -240,6 +280,16 @@ class LocalSwitch:
         await self._probe.stop()
         await self._control.stop()
 
+    @property
+    def orphans(self) -> int:
+        return self._recovery.aftercare.orphans
+
+    async def tell(self, service: str, epoch: int, verdicts: Sequence[CallVerdict]) -> None:
+        try:
+            await tell_verdicts(self._control, service, epoch, verdicts)
+        except EslError as error:
+            raise SwitchError(str(error)) from error
+
     async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
         try:
             return await prepare_profiles(self._control, names)
@@ -295,6 +345,7 @@ class LocalSwitch:
 
     def forget(self, service: str) -> None:
         self._source.forget(service)
+        self._recovery.forget(service)
 
     def expect_shutdown(self) -> None:
         self._source.expect_shutdown()

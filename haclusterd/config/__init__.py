@@ -9,6 +9,7 @@ the cluster as a whole. Both raise `ConfigError`, which names file, key and fix 
     sections  one function per section of the file
     rules     what must hold between sections
     reference docs/configuration.md: every key with type, default and meaning
+    recovering section [recovery]
     identity  which of the configured nodes this host is
 """
 
@@ -24,6 +25,7 @@ from haclusterd.config.model import (
     effective,
 )
 from haclusterd.config.presets import PRESETS
+from haclusterd.config.recovering import RecoverySection
 
 __all__ = [
     "PRESETS",
@@ -32,6 +34,7 @@ __all__ = [
     "ConfigError",
     "FreeSwitch",
     "Problem",
+    "RecoverySection",
     "cluster_spec",
     "config_hash",
     "effective",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haclusterd.config import identity, rules, sections
+from haclusterd.config import identity, recovering, rules, sections
 from haclusterd.config.model import (
     NODE_PLACEHOLDER,
     SOCKET_NAME,
@@ -27,7 +27,17 @@ from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 
 FILE_BYTES_MAX = 1 << 20
 
-SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
+SECTIONS = [
+    "cluster",
+    "timing",
+    "freeswitch",
+    "recovery",
+    "sync",
+    "heartbeat",
+    "api",
+    "node",
+    "service",
+]
 
 
 def load(
@@ -172,7 +182,17 @@ class _Reader:
             "node": node_documents,
             "service": [text.document() for text in texts],
         }
-        return dataclasses.replace(config, document=document, warnings=_warnings(config))
+        return self._with_recovery(dataclasses.replace(config, document=document))
+
+    def _with_recovery(self, config: Config) -> Config:
+        """And what becomes of calls; warnings."""
+        recovery, changed = recovering.read_recovery(self._table("recovery"))
+        document = dict(config.document)
+        if changed:  # a file without it means what it meant to earlier versions
+            document["recovery"] = changed
+        return dataclasses.replace(
+            config, recovery=recovery, document=document, warnings=_warnings(config)
+        )
 
     def _cluster(self) -> _Cluster:
         section = self._table("cluster")

@@ -52,6 +52,7 @@ class Switch:
             "core_uuid": self.core_uuid,
         }
         self.shown: list[Channel] = []  # what `show channels` knows: behind by the SQL queue
+        self.limits: dict[str, set[str]] = {}  # by realm_resource: uuids that count against it
         self.paused = {"inbound": False, "outbound": False}
         self.sessions = 0
         self.peak = 0
@@ -169,6 +170,8 @@ class Switch:
             self.ports.give_back(channel.stream.local)
             self.media.remove(channel.stream)
         del self.channels[channel.uuid]
+        for users in self.limits.values():
+            users.discard(channel.uuid)
         if self.dialogs.get(channel.dialog.key) is channel:
             del self.dialogs[channel.dialog.key]
 
