@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from haclusterd.agent import schema, status
+from haclusterd.agent import risks, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators
@@ -19,6 +19,7 @@ from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.freeswitch.risks import Ringing
 from haclusterd.trace.folder import Saved
 
 CALLS_SHOWN = 1000
@@ -44,6 +45,8 @@ class Source(Protocol):
     def sync(self) -> Any: ...
     def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]: ...
     def at_risk(self) -> list[str]: ...
+    def service_risks(self) -> dict[str, str]: ...
+    async def ringing(self) -> list[tuple[str, Ringing]]: ...
     def not_ready(self) -> str: ...
     def counters(self) -> dict[str, int]: ...
 
@@ -125,18 +128,24 @@ class Commands:
     async def _calls(self, params: dict[str, Any]) -> schema.CallList:
         limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
         only_risk = params.get("at_risk") is True
-        risky = set(self._source.at_risk())
+        waiting, lonely = set(self._source.at_risk()), self._source.service_risks()
         calls: list[schema.Call] = []
-        total = 0
+        total = at_risk = 0
         for at, (service, here, record) in enumerate(self._source.calls_here()):
             if at % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            if only_risk and record.uuid not in risky:
+            why = risks.why(record, here, record.uuid in waiting, lonely.get(service, ""))
+            at_risk += bool(why)
+            if only_risk and not why:
                 continue
             total += 1
             if len(calls) < limit:
-                calls.append(_call(service, here, record, record.uuid in risky))
-        return schema.CallList(total, len(risky), calls)
+                calls.append(_call(service, here, record, why))
+        for service, leg in await self._source.ringing() if only_risk else ():
+            total, at_risk = total + 1, at_risk + 1
+            if len(calls) < limit:
+                calls.append(_ringing(service, leg))
+        return schema.CallList(total, at_risk, calls)
 
     async def _sync(self, params: dict[str, Any]) -> Any:
         return self._source.sync()
@@ -173,7 +182,21 @@ class Commands:
         return schema.TraceContent(await self._source.traces.named(text(params, "name")))
 
 
-def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.Call:
+def _ringing(service: str, leg: Ringing) -> schema.Call:
+    return schema.Call(
+        uuid=leg.uuid,
+        service=service,
+        here="ringing",
+        direction=leg.direction,
+        partner=None,
+        answered=None,
+        version=0,
+        at_risk=True,
+        why=["ringing: only answered calls can be taken over"],
+    )
+
+
+def _call(service: str, here: str, record: CallRecord, why: list[str]) -> schema.Call:
     return schema.Call(
         uuid=record.uuid,
         service=service,
@@ -182,5 +205,6 @@ def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.
         partner=record.partner or None,
         answered=wall_text_ms(record.answered_ms),
         version=record.version,
-        at_risk=at_risk,
+        at_risk=bool(why),
+        why=why,
     )

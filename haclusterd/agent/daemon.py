@@ -379,6 +379,11 @@ class Agent:
 
     # -- what others see --
 
+    @property
+    def last_report(self) -> LocalReport | None:
+        """What heart was told last."""
+        return self._report
+
     def view(self) -> View:
         """Heart's newest word. Raises OperatorError before the first."""
         if self._view is None:

@@ -23,10 +23,11 @@ ANSWER_MS = 1000
 
 
 class Word(msgspec.Struct, frozen=True):
-    """One agent about itself."""
+    """One agent about itself. A field that an older one does not send has its default."""
 
     version: str
     sync: Sync
+    unready: dict[str, str] = {}  # service -> why it could not take it over now
 
 
 class Asking(Protocol):

@@ -198,7 +198,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One replicated call leg. `here` is own (this node carries it) or copy (it stands by)."""
+    """One replicated call leg. `here` is own (this node carries it), copy (it stands by), or
+    ringing (unanswered here, so that nobody can take it over). `why` it is at risk."""
 
     uuid: str
     service: str
@@ -208,6 +209,7 @@ class Call(msgspec.Struct, frozen=True):
     answered: str | None
     version: int
     at_risk: bool
+    why: list[str] = []
 
 
 class CallList(msgspec.Struct, frozen=True):

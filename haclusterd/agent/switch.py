@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +38,7 @@ from haclusterd.freeswitch.profiles import (
 )
 from haclusterd.freeswitch.proving import Progress
 from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
+from haclusterd.freeswitch.risks import Ringing, ringing
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,10 @@ class Switch(Protocol):
 
     async def stand_by(self, profiles: Sequence[str], on: bool) -> None:
         """Refuse (or take) new calls on these profiles; the others go on. Raises SwitchError."""
+        ...
+
+    async def ringing(self) -> list[Ringing]:
+        """Call legs that are not answered yet. Raises SwitchError."""
         ...
 
     async def tell(self, service: str, epoch: int, verdicts: Sequence[CallVerdict]) -> None:
@@ -210,8 +215,9 @@ class LocalSwitch:
         )
         cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
         self._probe = HealthProbe(self._connection, events.health, cpu_wait=cpu_wait)
+        chosen = replace(options or RecoveryOptions(), profiles=tuple(services))
         self._recovery = Recovery(
-            self._connection, section.core_db, options=options, settled=events.settled
+            self._connection, section.core_db, options=chosen, settled=events.settled
         )
         self._source = CallSource(
             section.core_db,
@@ -283,6 +289,12 @@ class LocalSwitch:
     @property
     def orphans(self) -> int:
         return self._recovery.aftercare.orphans
+
+    async def ringing(self) -> list[Ringing]:
+        try:
+            return ringing(await self._control.api("show channels as json", 5000))
+        except EslError as error:
+            raise SwitchError(str(error)) from error
 
     async def tell(self, service: str, epoch: int, verdicts: Sequence[CallVerdict]) -> None:
         try:

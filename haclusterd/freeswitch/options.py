@@ -16,4 +16,5 @@ class RecoveryOptions:
     orphan_timeout_ms: int = 10_000
     urgent_variable: str = ""
     end_halves: bool = True
+    profiles: tuple[str, ...] = ()  # of this node, whose media addresses are asked ahead
     mends: Mends = field(default_factory=Mends)

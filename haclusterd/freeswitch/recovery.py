@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .esl_errors import EslDown, EslError
 from .injection import StreamRow
 from .mends import limits_to_apply, mend_all
 from .options import RecoveryOptions
+from .profiles import ProfileError, media_addresses
 from .proving import CONNECT_MS, Progress, Prover, Run
 from .streams import spread
 
@@ -33,6 +35,8 @@ LAUNCH_BASE_MS = 10_000
 LAUNCH_PER_LEG_MS = 40
 LIFT_HEAD_START_S = 0.005
 HEAD_BUSY_MS = 3
+MEDIA_ASK_S = 2.0  # until every profile runs
+MEDIA_ASKED_MAX = 10
 MEND_SLICE = 16  # records (0.5 ms) between two turns of the event loop
 
 Rest = Callable[[], Awaitable[Sequence[CallRecord]]]
@@ -71,6 +75,7 @@ class Recovery:
         self._options = options or RecoveryOptions()
         self._deadline_ms = self._options.deadline_ms
         self._mends = self._options.mends
+        self._media_task: asyncio.Task[None] | None = None
         self._workers: list[Esl] = [
             esl_factory(name=f"recovery-{number}")
             for number in range(max(self._options.streams, 1))
@@ -80,7 +85,7 @@ class Recovery:
             events=("CHANNEL_CREATE", "CHANNEL_BRIDGE", "CHANNEL_HANGUP"),
             filters=(("variable_recovered", "true"),),
             on_event=self._on_event,
-            on_up=self._forget_core_uuid,
+            on_up=self._connected,
         )
         self._lift: Esl = esl_factory(name="recovery-lift")
         self._connections = (*self._workers, self._lift, self._watch)
@@ -101,6 +106,9 @@ class Recovery:
 
     async def stop(self) -> None:
         await self.aftercare.stop()
+        if self._media_task is not None:
+            self._media_task.cancel()
+            await asyncio.gather(self._media_task, return_exceptions=True)
         await asyncio.gather(*(esl.stop() for esl in self._connections))
 
     @property
@@ -287,8 +295,23 @@ class Recovery:
             self._core_uuid = await self._prover.core_uuid()
         return self._core_uuid
 
-    def _forget_core_uuid(self) -> None:
+    def _connected(self) -> None:
+        """A login, maybe to another process: what is asked ahead, no takeover has to wait for."""
         self._core_uuid = ""
+        if self._options.profiles and self._options.mends.addresses:
+            self._media_task = asyncio.create_task(self._ask_media(), name="media addresses")
+
+    async def _ask_media(self) -> None:
+        for _ in range(MEDIA_ASKED_MAX):
+            try:
+                media = await media_addresses(self._watch, self._options.profiles)
+            except (EslError, ProfileError) as error:
+                log.info("where profiles have their RTP is not known: %s", error)
+                return
+            self._mends = replace(self._options.mends, media=media)
+            if len(media) == len(self._options.profiles):
+                return
+            await asyncio.sleep(MEDIA_ASK_S)
 
     # launching and verifying
 

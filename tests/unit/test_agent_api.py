@@ -23,6 +23,7 @@ from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.freeswitch.risks import Ringing
 from tests.fixtures.agent_parts import record, spec, view
 
 pytestmark = pytest.mark.timeout(20)
@@ -39,6 +40,8 @@ class FakeSource:
         self.history = History()
         self.reports = Reports(None)
         self.now: View | None = view({"east": ("fs-a", 7)})
+        self.lonely: dict[str, str] = {}
+        self.rings: list[tuple[str, Ringing]] = []
         self.traces = Traces(spec(), Path("none"), lambda message: None)
         self.operators = Operators(spec(), self.history, lambda: self.now, lambda message: None)
 
@@ -63,6 +66,12 @@ class FakeSource:
 
     def at_risk(self) -> list[str]:
         return ["u2"]
+
+    def service_risks(self) -> dict[str, str]:
+        return self.lonely
+
+    async def ringing(self) -> list[tuple[str, Ringing]]:
+        return self.rings
 
     def not_ready(self) -> str:
         return "" if self.now else "this node is starting"
@@ -140,6 +149,17 @@ async def test_one_connection_carries_many_requests(served: Path, source: FakeSo
     assert [c["uuid"] for c in calls["result"]["calls"]] == ["u1", "u2"]
     assert [c["at_risk"] for c in calls["result"]["calls"]] == [False, True]
     assert risk["result"] == {"total": 1, "at_risk": 1, "calls": []}
+
+
+async def test_e3_calls_at_risk_say_why(served: Path, source: FakeSource) -> None:
+    source.lonely = {"east": "nobody is ready to take east over"}
+    source.rings = [("east", Ringing("r1", "east", "inbound"))]
+    (risk,) = await ask(served, line("calls", at_risk=True))
+    found = {c["uuid"]: (c["here"], c["why"]) for c in risk["result"]["calls"]}
+    assert found["u1"] == ("own", ["nobody is ready to take east over"])
+    assert found["u2"][1][0] == "no standby has acknowledged it yet"
+    assert found["r1"] == ("ringing", ["ringing: only answered calls can be taken over"])
+    assert (risk["result"]["total"], risk["result"]["at_risk"]) == (4, 4)
 
 
 @pytest.mark.parametrize(
