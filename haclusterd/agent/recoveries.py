@@ -272,10 +272,11 @@ class Recoveries:
         self._replication.settle(name)
 
     def _bury(self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]) -> None:
-        """A call that did not come back must not be recovered by the next owner either (S8)."""
+        """A call that did not come back, or has ended since, must not be recovered by the next
+        owner either (S8)."""
         if self._replication is None:
             return
-        lost = [v for v in verdicts if v.verdict == "lost" and v.uuid in versions]
+        over = [v for v in verdicts if (v.verdict == "lost" or v.ended) and v.uuid in versions]
         self._replication.append(
-            [Tombstone(name, v.uuid, versions[v.uuid], v.reason[:200]) for v in lost]
+            [Tombstone(name, v.uuid, versions[v.uuid], v.reason[:200]) for v in over]
         )

@@ -25,6 +25,7 @@ from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
+from haclusterd.freeswitch.esl_source import EslCallSource
 from haclusterd.freeswitch.health import Health, HealthProbe
 from haclusterd.freeswitch.mends import Mends
 from haclusterd.freeswitch.options import RecoveryOptions
@@ -164,6 +165,7 @@ def recovery_options(section: RecoverySection) -> RecoveryOptions:
     """Section [recovery] as `freeswitch.recovery` wants it."""
     endless_ms = 3_600_000  # FreeSWITCH itself gives up after 32 s
     return RecoveryOptions(
+        source=section.source,
         streams=section.streams,
         deadline_ms=section.deadline_ms,
         orphan_timeout_ms=section.orphan_timeout_ms if section.orphans == "recycle" else endless_ms,
@@ -217,15 +219,26 @@ class LocalSwitch:
         self._probe = HealthProbe(self._connection, events.health, cpu_wait=cpu_wait)
         chosen = replace(options or RecoveryOptions(), profiles=tuple(services))
         self._recovery = Recovery(
-            self._connection, section.core_db, options=chosen, settled=events.settled
-        )
-        self._source = CallSource(
+            self._connection,
             section.core_db,
-            services,
-            events.changed,
-            esl_factory=self._connection,
-            on_reset=events.reset,
-            on_problem=_core_db_said,
+            options=chosen,
+            settled=events.settled,
+            ended=lambda service, uuid, version: self._source.ended(service, uuid, version),
+        )
+        self._source: CallSource | EslCallSource = (
+            EslCallSource(
+                services, events.changed, esl_factory=self._connection, on_reset=events.reset
+            )
+            if chosen.source == "esl"
+            else CallSource(
+                section.core_db,
+                services,
+                events.changed,
+                esl_factory=self._connection,
+                on_reset=events.reset,
+                on_problem=_core_db_said,
+                positions=chosen.mends.position,
+            )
         )
 
     def _connection(self, **wanted: object) -> Esl:
@@ -331,7 +344,7 @@ class LocalSwitch:
             raise SwitchError(self._source.problem or "FreeSWITCH has not told its core_uuid yet")
         try:
             return await self._source.snapshot()
-        except CoreDbError as error:
+        except (CoreDbError, EslError) as error:
             raise SwitchError(str(error)) from error
 
     async def clear_stale(self) -> int:

@@ -18,6 +18,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")
 class RecoverySection:
     """Its keys as they are in the file; the defaults are those of a missing section."""
 
+    source: str = "core_db"
     streams: int = 8
     deadline_ms: int = 3000
     orphan_timeout_ms: int = 10_000
@@ -45,6 +46,7 @@ _RANGES = {
     "pace_registers_per_s": (0, 100_000),
 }
 _CHOICES = {
+    "source": ["core_db", "esl"],
     "calls": POLICIES,
     "limits": ["recover", "ignore"],
     "half_calls": ["recycle", "ignore"],

@@ -76,6 +76,9 @@ MEANINGS = {
     "freeswitch.pid_file": "Which process FreeSWITCH is: its end moves the services at once.",
     "freeswitch.start_command": "Brings FreeSWITCH back after a crash or after it was ended behind "
     "the fence. Left out: something else does.",
+    "recovery.source": "Where a call's state is read. `core_db`: FreeSWITCH's own rows. `esl`: "
+    "events and `uuid_dump`, where the core database is elsewhere; channel flags are lost then, "
+    "and an unbridged call resumes at its present application and ends after it.",
     "recovery.streams": "How many connections recover calls side by side. FreeSWITCH takes 2 to "
     "4 ms per leg on each.",
     "recovery.deadline_ms": "How long a phone has for its answer to the re-INVITE before its call "

@@ -51,3 +51,4 @@ class CallVerdict(msgspec.Struct, frozen=True):
     verdict: str
     reason: str
     gap_ms: int = -1
+    ended: bool = False  # after it was recovered: nobody may recover it again

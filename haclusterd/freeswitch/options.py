@@ -16,5 +16,6 @@ class RecoveryOptions:
     orphan_timeout_ms: int = 10_000
     urgent_variable: str = ""
     end_halves: bool = True
+    source: str = "core_db"  # or esl
     profiles: tuple[str, ...] = ()  # of this node, whose media addresses are asked ahead
-    mends: Mends = field(default_factory=Mends)
+    mends: Mends = field(default_factory=lambda: Mends(position=False))

@@ -23,9 +23,9 @@ from .changelog import CoreDbError
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .esl_errors import EslDown, EslError
 from .injection import StreamRow
+from .media_ahead import MediaAhead
 from .mends import limits_to_apply, mend_all
 from .options import RecoveryOptions
-from .profiles import ProfileError, media_addresses
 from .proving import CONNECT_MS, Progress, Prover, Run
 from .streams import spread
 
@@ -35,9 +35,12 @@ LAUNCH_BASE_MS = 10_000
 LAUNCH_PER_LEG_MS = 40
 LIFT_HEAD_START_S = 0.005
 HEAD_BUSY_MS = 3
-MEDIA_ASK_S = 2.0  # until every profile runs
-MEDIA_ASKED_MAX = 10
+INHERITED_MAX = 100_000
 MEND_SLICE = 16  # records (0.5 ms) between two turns of the event loop
+
+Ended = Callable[[str, str, int], None]
+"""`ended(service, uuid, version)`: a recovered call hung up. FreeSWITCH may not have written its
+own row of it yet, so that its end shows nowhere else."""
 
 Rest = Callable[[], Awaitable[Sequence[CallRecord]]]
 
@@ -70,12 +73,15 @@ class Recovery:
         *,
         options: RecoveryOptions | None = None,
         settled: Settled = lambda service, verdict: None,
+        ended: Ended = lambda service, uuid, version: None,
     ) -> None:
+        self._ended = ended
+        self._inherited: dict[str, tuple[str, int]] = {}  # by call: service, version
         self._core_db = core_db
         self._options = options or RecoveryOptions()
         self._deadline_ms = self._options.deadline_ms
         self._mends = self._options.mends
-        self._media_task: asyncio.Task[None] | None = None
+        self._media = MediaAhead(self._options.profiles if self._mends.addresses else ())
         self._workers: list[Esl] = [
             esl_factory(name=f"recovery-{number}")
             for number in range(max(self._options.streams, 1))
@@ -106,9 +112,7 @@ class Recovery:
 
     async def stop(self) -> None:
         await self.aftercare.stop()
-        if self._media_task is not None:
-            self._media_task.cancel()
-            await asyncio.gather(self._media_task, return_exceptions=True)
+        await self._media.stop()
         await asyncio.gather(*(esl.stop() for esl in self._connections))
 
     @property
@@ -163,9 +167,16 @@ class Recovery:
             if lift is not None:
                 lift.cancel()
                 await asyncio.gather(lift, return_exceptions=True)
+        self._remember(run, known)
         final = run.check.verdicts(self._deadline_ms, outage_began)
         verdicts.update((v.uuid, v) for v in final)
         return [verdicts[record.uuid] for record in known]
+
+    def _remember(self, run: Run, records: Sequence[CallRecord]) -> None:
+        """Whose call it is, for the case that it hangs up before FreeSWITCH has a row of it."""
+        for record in records:
+            if record.uuid in run.check and len(self._inherited) < INHERITED_MAX:
+                self._inherited[record.uuid] = run.service, record.version
 
     async def _begin(
         self, run: Run, records: Sequence[CallRecord], verdicts: dict[str, CallVerdict]
@@ -232,8 +243,9 @@ class Recovery:
         """Mended records without a verdict; those that can not be used at all get theirs here."""
         todo = list({r.uuid: r for r in records if r.uuid not in verdicts}.values())
         usable: list[CallRecord] = []
+        mends = replace(self._mends, media=self._media.known)
         for start in range(0, len(todo), MEND_SLICE):
-            mended, refused = mend_all(todo[start : start + MEND_SLICE], self._mends)
+            mended, refused = mend_all(todo[start : start + MEND_SLICE], mends)
             for record in mended:
                 if record.profile not in run.profiles:
                     refused[record.uuid] = (
@@ -288,6 +300,8 @@ class Recovery:
         """Another node has the service: nothing of its recovery here is of use any more."""
         self.aftercare.forget(service)
         self._decided.pop(service, None)
+        for uuid in [u for u, (name, _) in self._inherited.items() if name == service]:
+            del self._inherited[uuid]
 
     async def core_uuid(self) -> str:
         """Core-UUID of the running FreeSWITCH, asked once per connection. Raises EslError."""
@@ -296,22 +310,9 @@ class Recovery:
         return self._core_uuid
 
     def _connected(self) -> None:
-        """A login, maybe to another process: what is asked ahead, no takeover has to wait for."""
+        """A login, maybe to another process."""
         self._core_uuid = ""
-        if self._options.profiles and self._options.mends.addresses:
-            self._media_task = asyncio.create_task(self._ask_media(), name="media addresses")
-
-    async def _ask_media(self) -> None:
-        for _ in range(MEDIA_ASKED_MAX):
-            try:
-                media = await media_addresses(self._watch, self._options.profiles)
-            except (EslError, ProfileError) as error:
-                log.info("where profiles have their RTP is not known: %s", error)
-                return
-            self._mends = replace(self._options.mends, media=media)
-            if len(media) == len(self._options.profiles):
-                return
-            await asyncio.sleep(MEDIA_ASK_S)
+        self._media.ask(self._watch)
 
     # launching and verifying
 
@@ -375,6 +376,10 @@ class Recovery:
         now = asyncio.get_running_loop().time()
         for run in self._running:
             run.take_event(item, now)
+        if item.name == "CHANNEL_HANGUP":
+            inherited = self._inherited.pop(item.get("Unique-ID"), None)
+            if inherited is not None:
+                self._ended(inherited[0], item.get("Unique-ID"), inherited[1])
 
     async def clear_stale_rows(self, *, freeswitch_runs: bool = True) -> int:
         """Delete rows of processes that are gone, before anyone runs recover here; the number.

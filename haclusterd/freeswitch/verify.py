@@ -214,7 +214,7 @@ class Verification:
             return CallVerdict(uuid, "lost", reason)
         gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
         if leg.ended:
-            return CallVerdict(uuid, "recovered", f"recovered, {leg.ended}", gap_ms)
+            return CallVerdict(uuid, "recovered", f"recovered, {leg.ended}", gap_ms, ended=True)
         if leg.partner and not leg.bridged:
             other = self._legs[leg.partner]
             why = other.lost or ("not bridged to it" if other.up else "no answer from it")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from haclusterd.core.records import CallRecord
+from haclusterd.freeswitch.mends import Mends, mend_all
 from haclusterd.lab.esl_blocking import BlockingEsl
 from haclusterd.lab.freeswitch import FreeswitchInstance
 from tests.freeswitch.rig import Wire
@@ -96,6 +97,7 @@ def forget_rows(instance: FreeswitchInstance) -> None:
 def move(site: Site, wire: Wire, old: FreeswitchInstance, new: FreeswitchInstance,
          records: list[CallRecord], ours: bool) -> float:  # fmt: skip
     """ms from the beginning to the last ACK; every call has to be up."""
+    mended, _ = mend_all(records, Mends())
     forget_rows(new)
     site.kill(old)
     site.own(new, VIP)
@@ -105,18 +107,26 @@ def move(site: Site, wire: Wire, old: FreeswitchInstance, new: FreeswitchInstanc
         good = [v for v in verdicts.values() if v.startswith("recovered: re-INVITE answered")]
         assert len(good) == CALLS, verdicts
     else:
-        by_hand(new, records)
-    deadline_s = time.monotonic() + 10
-    while len(acks := wire.sip("ACK", began_s, VIP)) < CALLS:
-        assert time.monotonic() < deadline_s, f"{len(acks)} of {CALLS} re-INVITEs acknowledged"
+        by_hand(new, mended)
+    deadline_s = time.monotonic() + 20
+    while len(first := first_acks(wire, began_s)) < CALLS:
+        who = "ours" if ours else "by hand"
+        assert time.monotonic() < deadline_s, f"{who}: {len(first)} of {CALLS} acknowledged"
         time.sleep(0.05)
     assert channels(new) == CALLS
-    assert len({p.payload.split(b"Call-ID:")[1].split(b"\r\n")[0] for p in acks}) == CALLS
-    return (max(p.at_s for p in acks) - began_s) * 1000
+    return (max(first.values()) - began_s) * 1000
+
+
+def first_acks(wire: Wire, after_s: float) -> dict[bytes, float]:
+    """When the re-INVITE of each call was acknowledged, by Call-ID."""
+    first: dict[bytes, float] = {}
+    for packet in wire.sip("ACK", after_s, VIP):
+        first.setdefault(packet.payload.split(b"Call-ID:")[1].split(b"\r\n")[0], packet.at_s)
+    return first
 
 
 def test_calls_come_back_as_fast_as_by_hand(site: Site) -> None:
-    wire = Wire(site.user)
+    wire = Wire(site.user, sip_only=True)
     try:
         site.own(site.a, VIP)
         inside(site.a, lambda: activate(site.a, "east"))
@@ -124,7 +134,7 @@ def test_calls_come_back_as_fast_as_by_hand(site: Site) -> None:
         took: dict[bool, list[float]] = {True: [], False: []}
         here, there = site.a, site.b
         for turn in range(2 * TURNS):
-            records = list(capture(site, here, CALLS).values())
+            records = list(capture(site, here, CALLS, 60).values())
             wire.packets.clear()
             ours = turn % 2 == 0
             took[ours].append(move(site, wire, here, there, records, ours))

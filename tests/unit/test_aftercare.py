@@ -177,7 +177,7 @@ def test_e2_a_bye_of_the_phone_proves_that_it_knew_the_call() -> None:
     check = Verification([record("a")])
     check.take_event(ended("a", "NORMAL_CLEARING", "recv_bye"), 2.0)
     assert check.verdicts(1, 1.0) == [
-        CallVerdict("a", "recovered", "recovered, the phone said BYE since", 1000)
+        CallVerdict("a", "recovered", "recovered, the phone said BYE since", 1000, ended=True)
     ]
 
 
@@ -197,3 +197,34 @@ def test_a_second_run_takes_the_injected_cseq_for_the_proof() -> None:
     check.take_cseq("b", "123000", 1.0)
     assert [v.verdict for v in check.verdicts(1, None)] == ["lost", "recovered"]
     assert [(r.uuid, cseq) for r, cseq in check.unanswered()] == [("a", "1")]
+
+
+async def test_s8_a_recovered_call_that_hangs_up_before_its_row_is_told(switch: Switch) -> None:
+    """FreeSWITCH writes its own row 0.1 to 0.2 s later: nobody else tells the end of it."""
+    told: list[tuple[str, str, int]] = []
+    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+    recovery = Recovery(
+        lambda **given: EslConnection(settings, **given), switch.path,
+        options=RecoveryOptions(4, 150), ended=lambda *what: told.append(what),
+    )  # fmt: skip
+    await recovery.start()
+    try:
+        await recovery.recover("east", ["pa"], calls(3))
+        for uuid in ("call-0", "call-0", "stranger", "call-1"):
+            switch.event("CHANNEL_HANGUP", uuid, cause="NORMAL_CLEARING")
+        async with asyncio.timeout(5):
+            while len(told) < 2:
+                await asyncio.sleep(0.01)
+        assert told == [("east", "call-0", 5), ("east", "call-1", 5)]
+        recovery.forget("east")
+        switch.event("CHANNEL_HANGUP", "call-2", cause="NORMAL_CLEARING")
+        await asyncio.sleep(0.1)
+        assert len(told) == 2
+    finally:
+        await recovery.stop()
+
+
+def test_s8_a_verdict_says_that_the_call_is_over() -> None:
+    check = Verification([record("a")])
+    check.take_event(ended("a", "NORMAL_CLEARING", "recv_bye"), 2.0)
+    assert check.verdicts(1, None)[0].ended

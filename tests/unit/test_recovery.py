@@ -276,9 +276,8 @@ def test_a_call_that_ended_after_its_recovery_was_recovered() -> None:
     check = Verification([record("a")])
     check.take_event(hangup("a", "NORMAL_CLEARING", "123456"), 1.0)
     assert not check.open
-    assert check.verdicts(1, None)[0] == CallVerdict(
-        "a", "recovered", "recovered, ended since (NORMAL_CLEARING)"
-    )
+    why = "recovered, ended since (NORMAL_CLEARING)"
+    assert check.verdicts(1, None)[0] == CallVerdict("a", "recovered", why, ended=True)
 
 
 def test_a_missing_channel_counts_only_after_the_launch_and_a_grace() -> None:
