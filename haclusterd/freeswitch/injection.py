@@ -163,19 +163,15 @@ def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:
     }
 
 
-def forget_attempts(path: Path, service: str) -> None:
-    """Another node has the service: what was injected here is of no more use."""
-    with _transaction(path) as connection:
-        if _has_table(connection, "ha_injected"):
-            connection.execute("DELETE FROM ha_injected WHERE service = ?", (service,))
-
-
 def clear_stale(path: Path, core_uuid: str | None) -> int:
     """Delete rows that do not belong to the running process; all, if none runs (None).
 
-    Returns how many. Such rows would be recovered by any `recover` (FREESWITCH.md 2.3).
+    Returns how many. Such rows would be recovered by any `recover` (FREESWITCH.md 2.3). What was
+    injected into a process that is gone counts for nothing any more, either.
     """
     with _transaction(path) as connection:
+        if _has_table(connection, "ha_injected"):
+            connection.execute("DELETE FROM ha_injected WHERE core_uuid != ?", (core_uuid or "",))
         if core_uuid is None:
             return _drop_rows(connection, "1")
         return _drop_rows(connection, "runtime_uuid != ?", (core_uuid,))

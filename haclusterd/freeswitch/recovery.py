@@ -153,7 +153,6 @@ class Recovery:
                 lift = await self._begin(run, known, verdicts)
                 known = _merge(known, await rest())
             lift = await self._go_on(run, known, verdicts, lift)
-            run.tell("recovered", run.check.answered)
             await self._look_after(run, known, outage_began)
         except EslError as error:
             lost = [v for v in run.check.decided_verdicts() if v.verdict == "lost"]
@@ -167,7 +166,6 @@ class Recovery:
             if lift is not None:
                 lift.cancel()
                 await asyncio.gather(lift, return_exceptions=True)
-        self._remember(run, known)
         final = run.check.verdicts(self._deadline_ms, outage_began)
         verdicts.update((v.uuid, v) for v in final)
         return [verdicts[record.uuid] for record in known]
@@ -225,6 +223,7 @@ class Recovery:
         self, run: Run, records: Sequence[CallRecord], outage_began: float | None
     ) -> None:
         """What is left to do once every leg is decided or the deadline is over."""
+        run.tell("recovered", run.check.answered)
         up = set(run.check.to_hear())
         limits = [
             (record.uuid, limit)
@@ -235,6 +234,7 @@ class Recovery:
         for refused in await apply_limits(self._watch, limits):
             log.warning("a limit is not counted: %s", refused)
         await self._prover.hear(run)
+        self._remember(run, records)
         self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
 
     async def _usable(

@@ -101,6 +101,14 @@ def call_ids(lab: Laboratory, node: str, uuids: list[str]) -> dict[str, str]:
     return {uuid: call_id for uuid, call_id in found.items() if not call_id.startswith("-")}
 
 
+def core_uuid(lab: Laboratory, node: str) -> str:
+    """Of the FreeSWITCH process that runs there now."""
+    switch = lab.nodes[node].switch
+    assert switch is not None
+    with switch.esl() as esl:
+        return esl.api("global_getvar core_uuid").strip()
+
+
 def rows(lab: Laboratory, node: str) -> list[tuple[str, str]]:
     """(profile, runtime uuid) of every row in the core.db of a node."""
     switch = lab.nodes[node].switch
@@ -115,6 +123,7 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
     first, other = lab.plan.services[:2]
     owner, neighbour = lab.holder(first.ip), lab.holder(other.ip)
     before = rows(lab, neighbour)
+    dead = core_uuid(lab, owner)
     victim = Injector(lab.topology, lab.nodes[owner], "freeswitch", first.name)
     wave = Wave(lab, number, chance)
     time.sleep(chance.uniform(0.15, LATEST_S))
@@ -127,12 +136,19 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
     time.sleep(LOOKED_ON_S)
     seen = lab.observe()
     found = _judge(seen, known, set(wave.callers.call_ids), injection.at_ns, count)
+    if found:
+        verdicts = lab.nodes[heir].api("report", which="last")["calls"]["verdicts"]
+        print([v for v in verdicts if v["verdict"] != "recovered" or "ended" in v["reason"]])
+        print(known)
+        print([d["text"] for d in lab.nodes[heir].api("history", count=12)])
     found += living_twice(lab)
     if sorted(rows(lab, neighbour)) != sorted(before):
         found.append(f"rows of {neighbour} changed")
     mine = {first.profile}
     if odd := [p for p, _ in rows(lab, heir) if p.partition("#")[0] not in mine]:
         found.append(f"{heir} has rows of {odd[0]}")
+    if any(runtime == dead for _, runtime in rows(lab, heir)):
+        found.append(f"{heir} still has rows of the dead process (M12)")
     found += [
         f"call {c} of {other.name} was touched" for c in _touched(seen, other.ip, injection.at_ns)
     ]
@@ -142,6 +158,9 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
     for text in found:
         print(f"round {number}: {text}", flush=True)
     lab.wait(lambda: is_slave(lab, owner), BACK_S, f"{owner} to be a slave again")
+    if old := rows(lab, owner):
+        count.complaints.append(f"round {number}: {owner} came back with {len(old)} rows (M12)")
+        print(count.complaints[-1])
 
 
 def _reported(lab: Laboratory, heir: str, service: str, origin: str) -> bool:
@@ -179,7 +198,7 @@ def _judge(
         if gone or (again and has_media(call, seen.streams, seen.at_ns)):
             count.recovered += 1
         else:
-            found.append(f"call {call_id} was acknowledged and is not up: {len(again)} re-INVITEs")
+            found.append(f"call {call_id} was acknowledged and is not up: {_told(call)}")
     return found
 
 
