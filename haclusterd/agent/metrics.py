@@ -48,6 +48,8 @@ def _cluster(registry: CollectorRegistry, status: Status, at_risk: int) -> None:
     _gauge(registry, "voters_reachable", reachable).set(status.quorum.reachable)
     _gauge(registry, "alarms", "alarms that stand").set(len(status.alarms))
     _gauge(registry, "calls_at_risk", "own calls no standby has acknowledged").set(at_risk)
+    text = "recovered legs here that no phone has answered for yet"
+    _gauge(registry, "orphans", text).set(status.orphans)
     owner = _gauge(
         registry, "service_owner", "1 for the node that owns the service", ("service", "node")
     )
