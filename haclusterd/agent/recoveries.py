@@ -214,9 +214,11 @@ class Recoveries:
             for attempt in range(RETRIES_MAX):
                 await self._until_up(switch)
                 try:
-                    return await switch.recover(
+                    verdicts = await switch.recover(
                         name, service.profiles, records, progress, attempt_id, outage, rest
                     )
+                    self._bury_own(name, verdicts)
+                    return verdicts
                 except SwitchError as error:
                     if rest is not None:
                         records, rest = await rest(), None
@@ -270,6 +272,18 @@ class Recoveries:
         while loop.time() < until and await self._replication.unrecovered(name):
             await asyncio.sleep(SETTLE_POLL_S)
         self._replication.settle(name)
+
+    def _bury_own(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
+        """FreeSWITCH tracks a call that nobody has answered for, too: its row here is no proof.
+
+        At once, because an answer that comes later makes a newer row, and the call is live again.
+        """
+        if self._replication is not None:
+            lost = {v.uuid: v.reason for v in verdicts if v.verdict == "lost"}
+            versions = self._replication.own_versions(name, lost)
+            self._replication.append(
+                [Tombstone(name, uuid, v, lost[uuid][:200]) for uuid, v in versions.items()]
+            )
 
     def _bury(self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]) -> None:
         """A call that did not come back, or has ended since, must not be recovered by the next

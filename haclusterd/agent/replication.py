@@ -34,6 +34,10 @@ class Replication(Protocol):
     def unasked(self, service: str, without: Collection[str] = ()) -> list[str]: ...
     async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]: ...
     def own_records(self, service: str) -> list[CallRecord]: ...
+    def own_versions(self, service: str, uuids: Collection[str]) -> dict[str, int]:
+        """By call: the version that is logged here as live."""
+        ...
+
     def owned(self) -> dict[str, int]: ...
     def known_legs(self, service: str) -> int:
         """Live call legs of a service, as this node's copies and log have them."""
@@ -47,6 +51,11 @@ class AgentReplicator(Replicator):
         """Live calls of an owned service, as they were last logged."""
         items = self.change_log.items(service)
         return [] if items is None else self.store.unpack(items.items.values())
+
+    def own_versions(self, service: str, uuids: Collection[str]) -> dict[str, int]:
+        items = self.change_log.items(service)
+        known = {} if items is None else items.items
+        return {u: known[u].version for u in uuids if u in known and not known[u].dead}
 
     def owned(self) -> dict[str, int]:
         """Epoch by owned service."""

@@ -173,3 +173,12 @@ async def test_progress_shows_while_it_runs(make: Make) -> None:
     bench.reports.finish(account)
     assert bench.reports.under_way() == {}
     assert bench.reports.find("last").progress is None
+
+
+async def test_s8_a_silent_phones_call_is_buried_though_freeswitch_tracks_it(make: Make) -> None:
+    """Seen with a real FreeSWITCH: the next owner took it up again, and the one after that."""
+    bench = make()
+    bench.switch.lost = {"u0"}
+    bench.replication.appended = [record("u0", version=9), record("u1", version=9)]
+    await bench.take_over(2)
+    assert bench.replication.appended[2:] == [Tombstone("east", "u0", 9, "")]
