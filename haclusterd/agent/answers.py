@@ -11,7 +11,8 @@ from haclusterd.agent import schema, status
 from haclusterd.agent.alarms import alarms
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.operators import OperatorError
-from haclusterd.agent.peers import Word
+from haclusterd.agent.page import brief
+from haclusterd.agent.peers import REPORTS_TOLD, Word
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
@@ -51,7 +52,7 @@ class Answers:
             fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
-        return Word(__version__, sync)
+        return Word(__version__, sync, [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]])
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -89,6 +90,11 @@ class Answers:
             for item in items:
                 for record in replicator.store.unpack([item]):
                     yield service.name, here, record
+
+    def known_reports(self) -> list[schema.Report]:
+        """Of this node in full, and what the others told of theirs, without single calls."""
+        told = self._agent.peers.reports if self._agent.peers is not None else {}
+        return [*self.reports.all(), *(report for few in told.values() for report in few)]
 
     def not_ready(self) -> str:
         """Why this node neither serves nor stands by; empty if it does."""

@@ -184,6 +184,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     unasked: list[str] = []
 
 
+class Overview(msgspec.Struct, frozen=True):
+    """All that the status page draws. `build` changes with the page itself, so that an open one
+    knows when it is of yesterday; reports come without the verdicts of single calls."""
+
+    at: str
+    build: str
+    status: Status
+    reports: list[Report]
+    history: list[Decision]
+
+
 class Call(msgspec.Struct, frozen=True):
     """One replicated call leg. `here` is own (this node carries it) or copy (it stands by)."""
 
