@@ -41,7 +41,7 @@ class Answers:
         agent = self._agent
         switch = agent.life.switch if agent.life is not None else None
         words = agent.peers.words if agent.peers is not None else {}
-        found = alarms(agent.problems, agent.life, switch)
+        found = [*alarms(agent.problems, agent.life, switch), *agent.notices.alarms]
         return status.status(self.view(), self.word().sync, words, found)
 
     def word(self) -> Word:
@@ -90,6 +90,10 @@ class Answers:
             for item in items:
                 for record in replicator.store.unpack([item]):
                     yield service.name, here, record
+
+    def own_reports(self) -> list[schema.Report]:
+        """Of this node."""
+        return self.reports.all()
 
     def known_reports(self) -> list[schema.Report]:
         """Of this node in full, and what the others told of theirs, without single calls."""

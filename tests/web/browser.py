@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -46,9 +47,10 @@ class Browser:
 
         def give() -> None:
             # Chromium reads fd 3 and writes fd 4.
-            kept = os.dup(to_write)
-            os.dup2(to_read, 3)
-            os.dup2(kept, 4)
+            ours = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_read, to_write)]
+            for fd, target in zip(ours, (3, 4), strict=True):
+                os.dup2(fd, target)
+                os.set_inheritable(target, True)
 
         self._process = subprocess.Popen(
             [program, *_FLAGS, f"--user-data-dir={self._folder.name}", "about:blank"],

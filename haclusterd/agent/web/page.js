@@ -43,9 +43,9 @@ function sentence(status) {
   if (!status.quorum.ok) return ["bad", `${clean(status.node)} reaches no majority.`];
   if (moving.length) return ["wait", `${names(moving)} ${verb(moving)} moving.`];
   const good = all === 1 ? `${clean(status.services[0].name)} is served` : `All ${all} services are served`;
-  const out2 = status.nodes.filter((node) => tone(node.role) === "bad");
+  const down = status.nodes.filter((node) => tone(node.role) === "bad").map((node) => ({ name: node.id }));
   const wrong = [];
-  if (out2.length) wrong.push(`${count(out2.length, "node")} down`);
+  if (down.length) wrong.push(`${names(down)} ${verb(down)} down`);
   if (status.alarms.length) wrong.push(count(status.alarms.length, "alarm"));
   return wrong.length ? ["wait", `${good}; ${wrong.join(", ")}.`] : ["good", `${good}.`];
 }
@@ -56,11 +56,11 @@ function head() {
   document.body.toggleAttribute("data-stale", stale);
   let [tone, text] = shown ? sentence(shown.status) : ["wait", "Asking the cluster …"];
   if (shown && stale) [tone, text] = ["bad", `No word from ${clean(shown.status.node)} for ${silent} s: this is old.`];
-  $("#head").dataset.tone = tone;
+  $("#head").dataset.tone = $("#verdict").dataset.tone = tone;
   if ($("#verdict .text").textContent !== text) $("#verdict .text").textContent = text;
   if (!shown) return;
   const { status } = shown, { quorum } = status;
-  const calls = status.nodes.reduce((sum, node) => sum + node.calls, 0);
+  const calls = status.nodes.reduce((sum, node) => sum + (tone(node.role) === "bad" ? 0 : node.calls), 0);
   $("#where").replaceChildren(el("b", {}, name(status.cluster)), " seen from ", el("b", {}, name(status.node)),
     `, ${quorum.reachable} of ${count(quorum.voters, "voter")}, ${count(calls, "call leg")}`);
 }
@@ -99,11 +99,10 @@ function nodeCard(node) {
   const place = node.rank === null ? "" : PLACES[node.rank] ?? `${node.rank + 1}th in line`;
   const duty = node.lone ? "votes" : place || node.role;
   const up = node.links.filter((link) => link.up).length;
-  const rtts = node.links.filter((link) => link.up && link.rtt_ms).map((link) => link.rtt_ms);
   const bad = up < node.links.length && !gone;
   const facts = [`${up} of ${count(node.links.length, "link")}`];
-  if (rtts.length) facts.push(ms(Math.min(...rtts)));
-  if (!gone && node.sync.state !== "none") facts.push(copies(node.sync));
+  if (!gone && !["none", "in-sync"].includes(node.sync.state)) facts.push(`copies ${node.sync.state}`);
+  if (!gone && node.sync.lag_ms > 0) facts.push(`lag ${ms(node.sync.lag_ms, 0)}`);
   const dots = node.links.map((link) => el("span", { class: "dot", "data-tone": gone ? "soft" : link.up ? "good" : "bad" }));
   const worry = bad || (!gone && node.sync.state === "suspended") ? "wait" : color;
   return card(worry, [
@@ -122,7 +121,7 @@ function nodeCard(node) {
 
 function copies(sync) {
   if (sync.state === "none") return "no copies";
-  return sync.lag_ms > 0 ? `copies ${sync.state}, ${ms(sync.lag_ms)} behind` : `copies ${sync.state}`;
+  return sync.lag_ms > 0 ? `copies ${sync.state}, ${ms(sync.lag_ms, 0)} behind` : `copies ${sync.state}`;
 }
 
 function linkText(link) {
@@ -163,8 +162,8 @@ function serviceCard(service) {
     el("span", { class: "line", "data-tone": tone(service.state) }, glyph(), el("span", { class: "name" }, name(service.name)),
       el("span", { class: "word" }, service.state === "owned" ? owner : service.state)),
     el("span", { class: "line sub" }, el("span", {}, name(bare[0] ?? "no address"), bare.length > 1 ? ` +${bare.length - 1}` : "")),
-    el("span", { class: "line sub" }, el("span", {}, next ? ["then ", name(next)] : "nobody could take it over",
-      service.from ? [`; from `, name(service.from[0]), ` ${service.from[1]}`] : null)),
+    el("span", { class: "line sub" }, el("span", {}, next ? ["then ", name(next)] : "nobody could take it over")),
+    service.from ? el("span", { class: "line sub moved" }, el("span", {}, "came from ", name(service.from[0]), ` ${service.from[1]}`)) : null,
   ], [
     ["state", service.state], ["owner", service.owner ?? "nobody"], ["epoch", service.epoch],
     ...service.addresses.map((address) => ["address", address]),
@@ -185,7 +184,7 @@ function age(seconds) {
 
 function reports(word) {
   const width = Math.max(260, Math.floor($(".reports").clientWidth) - 26);
-  const list = word.reports.filter((report) => report.from !== null || report.timeline.length > 1).toReversed();
+  const list = word.reports.filter((report) => report.from !== null).toReversed();
   $("#moves .empty").hidden = list.length > 0;
   keep($(".reports"), list.map((report) => ({ report, width })),
     ({ report }) => `${report.service} ${report.epoch} ${report.to}`, reportCard);
@@ -204,7 +203,7 @@ function reportCard({ report, width }) {
     : [name(report.from ?? "nobody"), " → ", name(report.to)];
   return el("details", { class: "card", "data-tone": color },
     el("summary", {},
-      el("span", { class: "line" }, glyph(), el("span", { class: "name" }, name(report.service), " ",
+      el("span", { class: "line", "data-tone": color }, glyph(), el("span", { class: "name" }, name(report.service), " ",
         el("span", { class: "soft" }, way)), el("span", { class: "word" }, `${silence}${kept}${lost}`)),
       el("span", { class: "line sub" }, el("span", {}, `${report.at.slice(0, 19).replace("T", " ")} UTC, `, name(report.cause)))),
     el("div", { class: "more" }, picture(report, width)));

@@ -2,7 +2,7 @@
 
 import { clean, svg } from "/dom.js";
 
-const TOP = 4, BAR = 18, ROW = 17, PAD = 8, LETTER = 6.3;
+const TOP = 4, BAR = 18, ROW = 17, PAD = 8, SIZE_PX = 11.5;
 const WORDS = {
   last_heartbeat: "last heartbeat", dead: "found dead", claimed: "claimed", granted: "granted",
   address_up: "address up", announced: "announced", injected: "calls injected",
@@ -13,9 +13,17 @@ export function word(event) {
   return WORDS[event] ?? clean(event).replaceAll("_", " ");
 }
 
-export function ms(value) {
+export function ms(value, digits = value < 100 ? 1 : 0) {
   if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
-  return `${value.toFixed(value < 100 ? 1 : 0)} ms`;
+  return `${value.toFixed(digits)} ms`;
+}
+
+const ruler = document.createElement("canvas").getContext("2d");
+
+// How wide a text will be, with a little to spare.
+function wide(text, weight) {
+  ruler.font = `${weight} ${SIZE_PX}px ${getComputedStyle(document.body).fontFamily}`;
+  return ruler.measureText(text).width + 3;
 }
 
 // The words for those who cannot see the picture.
@@ -51,10 +59,10 @@ function* phases(report, moments, x, last) {
   const spans = [["silent", Math.min(0, up), up, `silent ${ms(Math.max(0, up))}`],
     ["bringing", up, back, "calls come back"], ["served", back, last, "served"]];
   for (const [kind, from, to, text] of spans) {
-    const wide = x(to) - x(from);
-    if (wide <= 0) continue;
-    yield svg("rect", { class: kind, x: x(from), y: TOP, width: Math.max(1.5, wide), height: BAR, rx: 2 });
-    if (wide > text.length * LETTER + 14) {
+    const long = x(to) - x(from);
+    if (long <= 0) continue;
+    yield svg("rect", { class: kind, x: x(from), y: TOP, width: Math.max(1.5, long), height: BAR, rx: 2 });
+    if (long > wide(text, 600) + 12) {
       yield svg("text", { class: "phase", x: x(from) + 7, y: TOP + 13 }, text);
     }
   }
@@ -65,7 +73,7 @@ function* phases(report, moments, x, last) {
 function placed(moments, x, width) {
   const labels = moments.map((moment) => {
     const text = word(moment.event), when = ms(moment.at_ms);
-    return { at: x(moment.at_ms), text, when, long: (text.length + when.length + 1) * LETTER + 4 };
+    return { at: x(moment.at_ms), text, when, long: wide(`${when} `, 600) + wide(text, 400) };
   });
   let limit = width;
   for (const label of labels.toReversed()) {
