@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from haclusterd.agent import metrics, page
-from haclusterd.agent.commands import Source
+from haclusterd.agent.commands import Source, best_nodes
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import Status
 from haclusterd.core.text import printable
@@ -48,6 +48,7 @@ class Routes:
             "/master": lambda: self._has_role("master"),
             "/slave": lambda: self._has_role("slave"),
             "/primary-slave": self._is_primary,
+            "/best-node": lambda: as_json(best_nodes(self._source.view())[0]),
             "/page.json": lambda: Page(200, _JSON, self.word()),
         }
 
@@ -92,8 +93,12 @@ class Routes:
     def _metrics(self) -> Page:
         source = self._source
         body = metrics.render(
-            self._status(), source.view(), source.reports.all(), source.counters(),
-            len(source.at_risk()),
+            self._status(),
+            metrics.Inside(
+                source.view(), source.about(), source.reports.all(), source.counters(),
+                len(source.at_risk()), source.spec,
+            ),
+            source.outside(),
         )  # fmt: skip
         return Page(200, _METRICS, body)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from haclusterd.cli.drawing import timeline
 from haclusterd.cli.show import Part, Table, cell
 
 _NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "acked", "head",
@@ -88,7 +89,6 @@ def report(found: dict[str, Any]) -> list[Part]:
     calls = found["calls"]
     outage = "not up" if found["outage_ms"] is None else f"{found['outage_ms']:.1f} ms"
     state = "" if found["done"] else " (still under way)"
-    lines = [[f"{m['at_ms']:.1f}", m["event"]] for m in found["timeline"]]
     order = {"lost": 0, "partial": 1}
     verdicts = sorted(calls["verdicts"], key=lambda v: order.get(v["verdict"], 2))
     rows = [
@@ -101,13 +101,42 @@ def report(found: dict[str, Any]) -> list[Part]:
         f"cause: {found['cause']}; at {found['at']}; address back after {outage}",
         f"calls: {calls['replicated']} replicated, {calls['recovered']} recovered, "
         f"{calls['partial']} partly, {calls['lost']} lost",
-        Table("timeline", ["at ms", "event"], lines, _NUMBERS),
+        timeline(found["timeline"], found["outage_ms"]),
     ]
     if verdicts:
         parts.append(Table("calls", ["call", "verdict", "gap ms", "why"], rows, _NUMBERS))
     if len(verdicts) > len(rows):
         parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
     return parts
+
+
+def capacity(found: dict[str, Any]) -> list[Part]:
+    """`capacity --fail N`."""
+    lost = "any one node" if found["fail"] == 1 else f"any {found['fail']} nodes at once"
+    if found["fits"]:
+        return [f"the load fits whichever is lost: {lost} ({found['cases']} cases)"]
+    rows = [[cell(case["lost"]), _misfit(case)] for case in found["misfits"]]
+    parts: list[Part] = [
+        f"the load does not fit in {found['bad']} of {found['cases']} cases of losing {lost}",
+        Table("", ["without", "what happens"], rows),
+    ]
+    if found["bad"] > len(rows):
+        parts.append(f"  and {found['bad'] - len(rows)} more")
+    return parts
+
+
+def _misfit(case: dict[str, Any]) -> str:
+    if not case["majority"]:
+        return "no majority is left: nothing would be served"
+    told = [f"nobody could serve {cell(case['unserved'])}"] if case["unserved"] else []
+    told += [f"{o['node']} would carry {o['calls']} of {o['capacity']}" for o in case["overloaded"]]
+    return "; ".join(told)
+
+
+def best_nodes(found: Sequence[dict[str, Any]]) -> list[Part]:
+    """`best-node`: the first one on a line that a script can read."""
+    best = found[0]
+    return [f"{best['node']} {' '.join(best['addresses'])}"]
 
 
 def reports(found: Sequence[dict[str, Any]]) -> list[Part]:

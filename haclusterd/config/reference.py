@@ -148,12 +148,7 @@ def render() -> str:
     parts = [HEAD]
     for section in SECTIONS:
         title = f"[[{section}]]" if section in ARRAYS else f"[{section}]"
-        parts.append(f"
-## {title}
-
-{SECTION_TEXTS[section]}
-
-")
+        parts.append(f"\n## {title}\n\n{SECTION_TEXTS[section]}\n\n")
         keys = [key for key in asked() if key.section == section]
         parts += _times(keys) if section == "timing" else _table(keys)
     return "".join(parts)

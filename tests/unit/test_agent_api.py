@@ -18,6 +18,7 @@ from haclusterd.agent.api import Api, ApiError
 from haclusterd.agent.commands import Commands
 from haclusterd.agent.history import History
 from haclusterd.agent.http import Http, HttpError
+from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.peers import Word
 from haclusterd.agent.reports import Reports
@@ -38,6 +39,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.history = History()
+        self.spec = spec()
         self.reports = Reports(None)
         self.now: View | None = view({"east": ("fs-a", 7)})
         self.traces = Traces(spec(), Path("none"), lambda message: None)
@@ -70,6 +72,9 @@ class FakeSource:
 
     def counters(self) -> dict[str, int]:
         return {"decisions": 4}
+
+    def outside(self) -> Outside:
+        return Outside({}, {})
 
     def known_reports(self) -> list[schema.Report]:
         return self.reports.all()

@@ -9,13 +9,15 @@ from typing import Any
 from haclusterd.agent import schema, status
 from haclusterd.agent.clock import now_us, wall_text
 from haclusterd.agent.history import History
+from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import Operators
 from haclusterd.agent.peers import Word
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
+from haclusterd.core.model import AddressSpec, ClusterSpec, NodeSpec, ServiceSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import AlarmView, LinkView, NodeView, ServiceView, View
-from tests.fixtures.agent_parts import spec
+from tests.fixtures.agent_parts import TIMING
 
 NODES = 20
 SERVICES = 50
@@ -28,6 +30,16 @@ TIMELINE = [("last_heartbeat", 0.0), ("dead", 150.4), ("claimed", 151.0), ("gran
 TIMELINE_EXIT = [("dead", 0.0), ("claimed", 0.6), ("granted", 2.1), ("address_up", 3.4),
                  ("announced", 4.1), ("injected", 16.0), ("first_reinvite", 29.2),
                  ("recovered", 91.0)]  # fmt: skip
+
+
+def spec() -> ClusterSpec:
+    """Its configuration."""
+    nodes = tuple(NodeSpec(name(n), (f"10.1.0.{n + 1}", f"10.2.0.{n + 1}")) for n in range(NODES))
+    services = tuple(
+        ServiceSpec(service(k), (AddressSpec(f"203.0.113.{k + 10}", 24, "eth0"),))
+        for k in range(SERVICES)
+    )
+    return ClusterSpec("voice1", 0, nodes, services, TIMING)
 
 
 def name(n: int) -> str:
@@ -104,6 +116,7 @@ class Large:
     def __init__(self, hostile: bool = False, quiet: bool = False) -> None:
         self.now = view(hostile, quiet)
         self.history = History()
+        self.spec = spec()
         self.reports = Reports(None)
         self.traces = Traces(spec(), Path("none"), lambda message: None)
         self.operators = Operators(spec(), self.history, lambda: self.now, lambda message: None)
@@ -146,6 +159,9 @@ class Large:
 
     def counters(self) -> dict[str, int]:
         return {"decisions": self.history.total}
+
+    def outside(self) -> Outside:
+        return Outside({}, {})
 
     def known_reports(self) -> list[schema.Report]:
         return self.told
