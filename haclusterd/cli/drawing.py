@@ -36,7 +36,7 @@ def timeline(moments: Sequence[dict[str, Any]], outage_ms: float | None) -> Draw
             [(f"{at:9.1f} ms  ", ""), (f"{event:<16} ", "bold"), ("━" * up, _SILENT),
              ("─" * (end - up), _BRINGING), ("●", tone)]
         )  # fmt: skip
-    return Drawing("timeline", lines)
+    return Drawing("timeline (━ silent, ─ calls come back)", lines)
 
 
 def _place(at_ms: float, span_ms: float, columns: int) -> int:

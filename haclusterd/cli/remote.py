@@ -127,7 +127,7 @@ def _watch(client: Client, arguments: argparse.Namespace) -> None:
     with Live(auto_refresh=False, screen=True) as live:
         while True:
             try:
-                parts = tables.status(client.ask("status"))
+                parts = tables.status(client.ask("status"), watched=True)
             except NotReachable as error:
                 parts = [f"ALARM {error}"]
             live.update(Group(*(rich_part(clean(part)) for part in parts)), refresh=True)

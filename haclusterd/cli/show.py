@@ -5,6 +5,7 @@ A renderable is a list of parts: `Table`, or a line of text. Nothing here asks t
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ _GOOD = frozenset({"master", "slave", "owned", "in-sync", "up", "ok", "recovered
 _WAIT = frozenset(
     {"starting", "syncing", "moving", "maintenance", "suspended", "partial", "warning", "skipped"}
 )
+_LINKS_UP = re.compile(r"(?P<up>\d+) of (?P<all>\d+) up\b")
+_ALARMING = ("ALARM", "NO QUORUM")
 _ASCII = str.maketrans({"━": "=", "─": "-", "●": "*", "│": "|", "╷": "|"})
 _BAD = frozenset({"dead", "failed", "unserved", "lost", "down", "no", "at risk"})
 
@@ -79,7 +82,7 @@ def encodable(part: Part, out: TextIO) -> Part:
     if not isinstance(part, Drawing) or (out.encoding or "").lower().replace("-", "") == "utf8":
         return part
     lines = [[(text.translate(_ASCII), colour) for text, colour in line] for line in part.lines]
-    return replace(part, lines=lines)
+    return replace(part, title=part.title.translate(_ASCII), lines=lines)
 
 
 def plain(parts: Sequence[Part]) -> str:
@@ -120,7 +123,12 @@ def style_of(text: str) -> str:
         return "green"
     if text in _WAIT:
         return "yellow"
-    return "red" if text in _BAD else ""
+    if text in _BAD:
+        return "red"
+    up = _LINKS_UP.match(text)
+    if up is None or up["up"] == up["all"]:
+        return ""
+    return "red" if up["up"] == "0" else "yellow"
 
 
 def _show_rich(parts: Sequence[Part], out: TextIO) -> None:
@@ -139,7 +147,7 @@ def rich_part(part: Part) -> Any:
     from rich.text import Text
 
     if isinstance(part, str):
-        return Text(part, style="bold red" if part.startswith("ALARM") else "")
+        return Text(part, style="bold red" if any(word in part for word in _ALARMING) else "")
     if isinstance(part, Drawing):
         lines = [Text.assemble(*line) for line in part.lines]
         return Text("\n").join([Text(part.title, style="bold"), *lines])

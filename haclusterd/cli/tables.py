@@ -14,18 +14,19 @@ _NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "a
 _VERDICTS_SHOWN = 20
 
 
-def status(found: dict[str, Any]) -> list[Part]:
-    """`status`."""
+def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
+    """`status`; `watched`: nodes first, because the end of a long list is cut off there."""
     quorum = found["quorum"]
     word = "quorum" if quorum["ok"] else "NO QUORUM"
     head = (
         f"cluster {found['cluster']}, seen from {found['node']}: {word}, "
         f"{quorum['reachable']} of {quorum['voters']} voters ({quorum['policy']})"
     )
+    order = {"unserved": 0, "moving": 1}
     services = [
-        [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), cell(s["addresses"]),
-         cell(s["successors"])]
-        for s in found["services"]
+        [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), _bare(s["addresses"]),
+         _first(s["successors"])]
+        for s in sorted(found["services"], key=lambda s: order.get(s["state"], 2))
     ]  # fmt: skip
     nodes = [
         [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
@@ -34,14 +35,24 @@ def status(found: dict[str, Any]) -> list[Part]:
         for n in found["nodes"]
     ]  # fmt: skip
     alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
-    return [
-        head,
-        *alarms,
+    drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
               services, _NUMBERS),
         Table("nodes", ["node", "role", "rank", "services", "calls", "health", "copies", "links",
                         "version"], nodes, _NUMBERS),
     ]  # fmt: skip
+    return [head, *alarms, *(drawn[::-1] if watched else drawn)]
+
+
+def _bare(addresses: Sequence[str]) -> str:
+    """Without prefix length and NIC, which --json has."""
+    return cell([address.partition("/")[0] for address in addresses])
+
+
+def _first(successors: Sequence[str]) -> str:
+    """Who would take over, and how many more could."""
+    more = f" and {len(successors) - 2} more" if len(successors) > 2 else ""
+    return cell(list(successors[:2])) + more
 
 
 def _links(links: Sequence[dict[str, Any]]) -> str:
