@@ -28,20 +28,39 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
          _first(s["successors"])]
         for s in sorted(found["services"], key=lambda s: order.get(s["state"], 2))
     ]  # fmt: skip
-    nodes = [
-        [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
-         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
-         _links(n["links"]), cell(n["version"])]
-        for n in found["nodes"]
-    ]  # fmt: skip
     alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
     drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
               services, _NUMBERS),
-        Table("nodes", ["node", "role", "rank", "services", "calls", "health", "copies", "links",
-                        "version"], nodes, _NUMBERS),
+        _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
     return [head, *alarms, *(drawn[::-1] if watched else drawn)]
+
+
+def _nodes(found: Sequence[dict[str, Any]]) -> Table:
+    rows = [
+        [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
+         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
+         _links(n["links"]), cell(n["version"])]
+        for n in found
+    ]  # fmt: skip
+    headers = ["node", "role", "rank", "services", "calls", "health", "copies", "links", "version"]
+    return Table("nodes", headers, rows, _NUMBERS)
+
+
+def _nodes_in_short(found: Sequence[dict[str, Any]]) -> Table:
+    """One line for each on a terminal of 80 columns."""
+    rows = [
+        [n["id"], n["role"], cell(n["rank"]), _first(n["services"]),
+         f"{n['calls']}/{n['capacity']}", n["sync"]["state"], _up(n["links"])]
+        for n in found
+    ]  # fmt: skip
+    headers = ["node", "role", "rank", "services", "calls", "copies", "links"]
+    return Table("nodes", headers, rows, _NUMBERS)
+
+
+def _up(links: Sequence[dict[str, Any]]) -> str:
+    return f"{sum(link['up'] for link in links)} of {len(links)} up"
 
 
 def _bare(addresses: Sequence[str]) -> str:
@@ -49,16 +68,14 @@ def _bare(addresses: Sequence[str]) -> str:
     return cell([address.partition("/")[0] for address in addresses])
 
 
-def _first(successors: Sequence[str]) -> str:
-    """Who would take over, and how many more could."""
-    more = f" and {len(successors) - 2} more" if len(successors) > 2 else ""
-    return cell(list(successors[:2])) + more
+def _first(names: Sequence[str]) -> str:
+    """The first two of them, and how many more there are."""
+    return cell(list(names[:2])) + (f" +{len(names) - 2}" if len(names) > 2 else "")
 
 
 def _links(links: Sequence[dict[str, Any]]) -> str:
-    up = sum(link["up"] for link in links)
     rtts = [link["rtt_ms"] for link in links if link["up"] and link["rtt_ms"]]
-    text = f"{up} of {len(links)} up"
+    text = _up(links)
     if rtts:
         text += f", {min(rtts):.2f} ms"
     losses = [link["loss"] for link in links if link["loss"] > 0]
