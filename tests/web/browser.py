@@ -141,8 +141,9 @@ class Browser:
         """Until `condition()` is truthy."""
         until = time.monotonic() + timeout_s
         while not (found := condition()):
-            if time.monotonic() > until:
-                raise AssertionError(f"{what}: not within {timeout_s} s; {self.complaints()}")
+            broken = any(e.get("method") == "Runtime.exceptionThrown" for e in self.events)
+            if broken or time.monotonic() > until:
+                raise AssertionError(f"{what}: not within {timeout_s} s; {self.complaints()[:2]}")
             time.sleep(0.02)
         return found
 

@@ -54,9 +54,9 @@ function head() {
   const silent = Math.round((Date.now() - heard) / 1000);
   const stale = !shown || silent >= STALE_S;
   document.body.toggleAttribute("data-stale", stale);
-  let [tone, text] = shown ? sentence(shown.status) : ["wait", "Asking the cluster …"];
-  if (shown && stale) [tone, text] = ["bad", `No word from ${clean(shown.status.node)} for ${silent} s: this is old.`];
-  $("#head").dataset.tone = $("#verdict").dataset.tone = tone;
+  let [color, text] = shown ? sentence(shown.status) : ["wait", "Asking the cluster …"];
+  if (shown && stale) [color, text] = ["bad", `No word from ${clean(shown.status.node)} for ${silent} s: this is old.`];
+  $("#head").dataset.tone = $("#verdict").dataset.tone = color;
   if ($("#verdict .text").textContent !== text) $("#verdict .text").textContent = text;
   if (!shown) return;
   const { status } = shown, { quorum } = status;
