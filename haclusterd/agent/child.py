@@ -1,16 +1,23 @@
-"""Runs one program with something on its standard input, for a bounded time."""
+"""Runs one program with something on its standard input, for a bounded time.
+
+It gets nothing of what the daemon may do: not its capabilities, which a unit hands on to whatever
+is started, and not its line to systemd.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 COMPLAINT_BYTES = 400
+_OURS = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "JOURNAL_STREAM", "MAINPID", "MANAGERPID")
 
 
 class Ended(NamedTuple):
@@ -27,12 +34,13 @@ async def run(
     with tempfile.TemporaryFile() as complaint:
         try:
             process = await asyncio.create_subprocess_exec(
+                *_powerless(),
                 *words,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=complaint,
                 start_new_session=True,
-                env={**os.environ, **environment},
+                env={**_environment(), **environment},
             )
         except (OSError, ValueError) as error:
             return Ended(None, f"{words[0]}: {getattr(error, 'strerror', None) or error}")
@@ -49,6 +57,17 @@ async def run(
         status = process.returncode
     reason = said or "it said nothing"
     return Ended(status, "" if status == 0 else f"status {status}: {reason}")
+
+
+@functools.cache
+def _powerless() -> tuple[str, ...]:
+    """What drops the ambient capabilities; with them gone, no plain program has any."""
+    setpriv = shutil.which("setpriv")  # of util-linux, which is everywhere
+    return () if setpriv is None else (setpriv, "--ambient-caps=-all", "--")
+
+
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
 
 
 async def _feed(process: asyncio.subprocess.Process, given: bytes) -> None:

@@ -8,8 +8,12 @@ import hashlib
 import hmac
 import json
 import os
+import re
+import shutil
 import socketserver
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +145,31 @@ async def test_an_agent_that_stops_leaves_no_program_behind(tmp_path: Path) -> N
     assert time.monotonic() - began < 1
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+async def test_a_program_gets_nothing_of_what_the_daemon_may_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("WATCHDOG_USEC", "5000000")
+    ended = await child.run(["sh", "-c", "env >&2; exit 1"], b"", 5.0, {"HACLUSTERD_EVENT": "x"})
+    assert "HACLUSTERD_EVENT=x" in ended.said or len(ended.said) > 300
+    assert "NOTIFY_SOCKET" not in ended.said
+    assert "WATCHDOG" not in ended.said
+    if os.geteuid() or shutil.which("setpriv") is None:
+        pytest.skip("not root, or no setpriv: capabilities cannot be handed on here")
+    code = (
+        "import asyncio; from haclusterd.agent import child;"
+        "say = ['sh', '-c', 'grep Cap /proc/self/status >&2; exit 1'];"
+        "print(asyncio.run(child.run(say, b'', 5.0, {})).said)"
+    )
+    daemon = ["setpriv", "--securebits=+noroot", "--inh-caps=-all,+net_admin,+kill",
+              "--ambient-caps=+net_admin,+kill", "--", sys.executable, "-c", code]  # fmt: skip
+    said = subprocess.run(daemon, capture_output=True, text=True, check=True).stdout
+    sets = dict(re.findall(r"(Cap\w+):\s*([0-9a-f]+)", said))
+    assert {key: int(sets[key], 16) for key in ("CapPrm", "CapEff", "CapAmb")} == {
+        "CapPrm": 0, "CapEff": 0, "CapAmb": 0
+    }  # fmt: skip
 
 
 # -- webhooks --
