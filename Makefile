@@ -44,7 +44,8 @@ test: prepare-test $(READY) ## all tests that need no FreeSWITCH; lab tests wher
 	$(PYTEST) -m 'not freeswitch'
 
 test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates
-	$(PYTEST) tests/web tests/unit/test_hooks.py tests/unit/test_dns.py tests/unit/test_contrib.py
+	$(PYTEST) tests/web tests/lab/test_lab_hooks.py tests/unit/test_hooks.py \
+		tests/unit/test_courier.py tests/unit/test_dns.py tests/unit/test_contrib.py
 
 check: $(READY) ## lint, format, types, import rules and budgets
 	$(BIN)/ruff check .
