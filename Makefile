@@ -11,8 +11,8 @@ MINUTES ?= 10
 RUNS ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv prepare-lab prepare-test prepare-deb demo test check coverage sim \
-	mutation-drills bench deb clean
+.PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
+	coverage sim mutation-drills bench deb clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,11 +34,18 @@ prepare-test:
 prepare-deb:
 	scripts/prepare deb
 
+prepare-web:
+	scripts/prepare web
+
 demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
 	$(BIN)/haclusterctl lab demo
 
 test: prepare-test $(READY) ## all tests that need no FreeSWITCH; lab tests where allowed
 	$(PYTEST) -m 'not freeswitch'
+
+test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates
+	$(PYTEST) tests/web tests/lab/test_lab_hooks.py tests/unit/test_hooks.py \
+		tests/unit/test_courier.py tests/unit/test_dns.py tests/unit/test_contrib.py
 
 check: $(READY) ## lint, format, types, import rules and budgets
 	$(BIN)/ruff check .

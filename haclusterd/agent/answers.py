@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from haclusterd import __version__
-from haclusterd.agent import schema, status
+from haclusterd.agent import capacity, schema, status
 from haclusterd.agent.alarms import alarms
 from haclusterd.agent.clock import wall_text
+from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
-from haclusterd.agent.peers import Word
+from haclusterd.agent.page import brief
+from haclusterd.agent.peers import REPORTS_TOLD, Word
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
@@ -30,6 +32,8 @@ class Answers:
         self.reports = agent.reports
         self.operators = agent.operators
         self.traces = agent.traces
+        self.spec = agent.spec
+        self._capacity: tuple[View | None, list[schema.Alarm]] = (None, [])
 
     def view(self) -> View:
         """Heart's newest word. Raises OperatorError before the first."""
@@ -40,8 +44,25 @@ class Answers:
         agent = self._agent
         switch = agent.life.switch if agent.life is not None else None
         words = agent.peers.words if agent.peers is not None else {}
-        found = alarms(agent.problems, agent.life, switch)
+        found = [
+            *alarms(agent.problems, agent.life, switch),
+            *agent.notices.alarms,
+            *self._too_little(self.view()),
+        ]
         return status.status(self.view(), self.word().sync, words, found)
+
+    def _too_little(self, view: View) -> list[schema.Alarm]:
+        """Whether the loss of any one node fits (MS12); worked out once for each view."""
+        if self._capacity[0] is not view:
+            bad = [case for case in capacity.cases(view, self.spec, 1) if case.overloaded]
+            found = [schema.Alarm("capacity_n1", capacity.sentence(bad))] if bad else []
+            self._capacity = (view, found)
+        return self._capacity[1]
+
+    def outside(self) -> Outside:
+        """What was told outside of the cluster."""
+        notices = self._agent.notices
+        return Outside(notices.counts, notices.dns_counts)
 
     def word(self) -> Word:
         """What this agent tells the others of itself."""
@@ -51,7 +72,7 @@ class Answers:
             fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
-        return Word(__version__, sync)
+        return Word(__version__, sync, [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]])
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -89,6 +110,15 @@ class Answers:
             for item in items:
                 for record in replicator.store.unpack([item]):
                     yield service.name, here, record
+
+    def own_reports(self) -> list[schema.Report]:
+        """Of this node."""
+        return self.reports.all()
+
+    def known_reports(self) -> list[schema.Report]:
+        """Of this node in full, and what the others told of theirs, without single calls."""
+        told = self._agent.peers.reports if self._agent.peers is not None else {}
+        return [*self.reports.all(), *(report for few in told.values() for report in few)]
 
     def not_ready(self) -> str:
         """Why this node neither serves nor stands by; empty if it does."""

@@ -11,18 +11,21 @@ from typing import Any, Protocol
 
 import msgspec
 
-from haclusterd.agent import schema, status
+from haclusterd.agent import capacity, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
+from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
+from haclusterd.core.model import ClusterSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.trace.folder import Saved
 
 CALLS_SHOWN = 1000
 CALLS_SHOWN_MAX = 20_000
+MISFITS_SHOWN = 50
 SLICE = 64  # calls (2 ms) between two turns of the event loop
 
 
@@ -38,6 +41,9 @@ class Source(Protocol):
     @property
     def traces(self) -> Traces: ...
 
+    @property
+    def spec(self) -> ClusterSpec: ...
+
     def view(self) -> View: ...
     def status(self) -> schema.Status: ...
     def about(self) -> schema.About: ...
@@ -46,6 +52,8 @@ class Source(Protocol):
     def at_risk(self) -> list[str]: ...
     def not_ready(self) -> str: ...
     def counters(self) -> dict[str, int]: ...
+    def known_reports(self) -> list[schema.Report]: ...
+    def outside(self) -> Outside: ...
 
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -81,6 +89,8 @@ class Commands:
             "reports": self._reports,
             "calls": self._calls,
             "sync": self._sync,
+            "capacity": self._capacity,
+            "best_node": self._best_node,
             "switchover": self._switchover,
             "maintenance": self._maintenance,
             "upgrade": self._upgrade,
@@ -141,6 +151,21 @@ class Commands:
     async def _sync(self, params: dict[str, Any]) -> Any:
         return self._source.sync()
 
+    async def _capacity(self, params: dict[str, Any]) -> schema.Capacity:
+        fail = number(params, "fail", 1, capacity.FAIL_MAX)
+        view = self._source.view()
+        seen, bad = 0, []
+        for case in capacity.cases(view, self._source.spec, max(1, fail)):
+            seen += 1
+            if not capacity.fits(case):
+                bad.append(case)
+            if seen % SLICE == 0:
+                await asyncio.sleep(0)
+        return schema.Capacity(max(1, fail), seen, len(bad), not bad, bad[:MISFITS_SHOWN])
+
+    async def _best_node(self, params: dict[str, Any]) -> list[schema.BestNode]:
+        return best_nodes(self._source.view())
+
     async def _switchover(self, params: dict[str, Any]) -> schema.Done:
         to = text(params, "to", "") or None
         service = text(params, "service")
@@ -171,6 +196,14 @@ class Commands:
 
     async def _trace_read(self, params: dict[str, Any]) -> schema.TraceContent:
         return schema.TraceContent(await self._source.traces.named(text(params, "name")))
+
+
+def best_nodes(view: View) -> list[schema.BestNode]:
+    """Nodes for new calls, the best first. Raises OperatorError where there is none."""
+    found = capacity.best_nodes(view)
+    if not found:
+        raise OperatorError("no node can take a call: none serves anything and has room")
+    return found
 
 
 def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.Call:

@@ -23,6 +23,7 @@ from haclusterd.agent.commands import Commands
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
+from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.replication import AgentReplicator, mesh_config
@@ -75,6 +76,7 @@ class Agent:
             self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
         )
         self.answers = Answers(self)
+        self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
         self.peers: Peers | None = None
         self.problems: dict[str, str] = {}  # what does not run, by part
@@ -105,6 +107,8 @@ class Agent:
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
         self._stops.append(self.traces.stop)
+        self.notices.start()
+        self._stops.append(self.notices.stop)
         self._api = Api(self.config.api.socket, self.history, Commands(self.answers))
         self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
@@ -178,6 +182,7 @@ class Agent:
         self._stops.append(replicator.stop)
         replicator.on_change(lambda fresh: self.changed())
         self.operators.join(replicator)
+        self.notices.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
         self.peers = Peers(others, replicator, self.answers.word)
         await self.peers.start()

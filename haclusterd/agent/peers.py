@@ -1,4 +1,4 @@
-"""What the agents tell each other for status: version, and how good their copies are.
+"""What the agents tell each other for status: version, how good their copies are, what moved.
 
 Asked over the replication mesh every few seconds; never decides anything.
 """
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from haclusterd.agent.schema import Sync
+from haclusterd.agent.schema import Report, Sync
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 METHOD = "about"
 EVERY_S = 2.0
 ANSWER_MS = 1000
+REPORTS_TOLD = 4  # a takeover is one node's to report, but everybody's to see
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -27,6 +28,7 @@ class Word(msgspec.Struct, frozen=True):
 
     version: str
     sync: Sync
+    reports: list[Report] = []
 
 
 class Asking(Protocol):
@@ -44,6 +46,7 @@ class Peers:
         self._mesh = mesh
         self._own = own
         self.words: dict[str, Word] = {}
+        self.reports: dict[str, list[Report]] = {}  # those of the lost stay
         self._task: asyncio.Task[None] | None = None
         mesh.register(METHOD, self._asked)
 
@@ -68,6 +71,8 @@ class Peers:
     async def _ask(self, node: str) -> None:
         try:
             answer = await self._mesh.request(node, METHOD, b"", ANSWER_MS)
-            self.words[node] = msgspec.json.decode(answer, type=Word)
+            word = msgspec.json.decode(answer, type=Word)
+            self.words[node] = word
+            self.reports[node] = word.reports[-REPORTS_TOLD:]
         except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
             self.words.pop(node, None)

@@ -184,6 +184,58 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     unasked: list[str] = []
 
 
+class Overload(msgspec.Struct, frozen=True):
+    """A node that would carry more call legs than it can."""
+
+    node: str
+    calls: int
+    capacity: int
+
+
+class CapacityCase(msgspec.Struct, frozen=True):
+    """What would become of the services if the nodes in `lost` were lost at once."""
+
+    lost: list[str]
+    moves: dict[str, str]  # service -> new owner
+    unserved: list[str]
+    overloaded: list[Overload]
+    majority: bool
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """`capacity --json`: of `cases` sets of `fail` nodes, `misfits` holds the first that do not
+    fit; `bad` counts them all."""
+
+    fail: int
+    cases: int
+    bad: int
+    fits: bool
+    misfits: list[CapacityCase]
+
+
+class BestNode(msgspec.Struct, frozen=True):
+    """A node for new calls. `load_class` is 0 for an idle one to 9; `impaired`: poor health."""
+
+    node: str
+    services: list[str]
+    addresses: list[str]
+    calls: int
+    capacity: int
+    load_class: int
+    impaired: bool
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """All that the status page draws. `build` changes with the page itself, so that an open one
+    knows when it is of yesterday; reports come without the verdicts of single calls."""
+
+    at: str
+    build: str
+    status: Status
+    reports: list[Report]
+    history: list[Decision]
+
+
 class Call(msgspec.Struct, frozen=True):
     """One replicated call leg. `here` is own (this node carries it) or copy (it stands by)."""
 

@@ -33,6 +33,9 @@ _REMOTE = frozenset(
         "upgrade",
         "events",
         "watch",
+        "capacity",
+        "best-node",
+        "export",
     }
 )  # fmt: skip
 _RECORDED = frozenset({"trace", "explain", "replay", "simulate"})
@@ -127,6 +130,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"haclusterctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_looking(commands, common)
+    _add_planning(commands, common)
     _add_acting(commands, common)
     _add_recorded(commands, common)
     _add_local(commands, common)
@@ -151,7 +155,9 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
-    add("status", "the cluster as this node sees it")
+    status = add("status", "the cluster as this node sees it")
+    status.add_argument("--watch", action="store_true", help="again and again, like `watch`")
+    status.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds (1)")
     rank = add("rank", "the order of the slaves, and who would take over what")
     rank.add_argument("--why", action="store_true", help="a line per node that says why")
     history = add("history", "what was decided, newest last")
@@ -165,6 +171,27 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     add("events", "decisions as they are made, until interrupted")
     watch = add("watch", "status, shown again and again")
     watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds (1)")
+
+
+def _add_planning(commands: Commands, common: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    capacity = add("capacity", "does the load still fit when nodes are lost? exit 1 if not")
+    capacity.add_argument("--fail", type=int, choices=(1, 2, 3), default=1, metavar="N",
+                          help="any N nodes at once, 1 to 3 (1)")  # fmt: skip
+    add("best-node", "the node where a new call should go; --json: all that could take it")
+    export = add("export", "what those in front of the cluster want written")
+    export.add_argument("what", choices=("upstream",))
+    export.add_argument("--format", dest="form", required=True,
+                        choices=("kamailio", "opensips", "cube", "dns"))  # fmt: skip
+    export.add_argument("--order", choices=("weight", "priority"), default="weight",
+                        help="weight: all alike (default); priority: top down")  # fmt: skip
+    export.add_argument("--port", type=_port, default=5060, help="SIP port of the profiles (5060)")
+    export.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
+    export.add_argument("--domain", default="", help="for dns: the domain of the records")
+    export.add_argument("--group", type=int, default=1, metavar="N",
+                        help="dispatcher set or server-group (1)")  # fmt: skip
 
 
 def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -237,6 +264,12 @@ def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haclusterd.config import identity, rules, sections
+from haclusterd.config import identity, notices, rules, sections
 from haclusterd.config.model import (
     NODE_PLACEHOLDER,
     SOCKET_NAME,
@@ -27,7 +27,8 @@ from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 
 FILE_BYTES_MAX = 1 << 20
 
-SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service"]
+SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service",
+            "hook", "dns"]  # fmt: skip
 
 
 def load(
@@ -172,7 +173,27 @@ class _Reader:
             "node": node_documents,
             "service": [text.document() for text in texts],
         }
-        return dataclasses.replace(config, document=document, warnings=_warnings(config))
+        return self._with_notices(dataclasses.replace(config, document=document))
+
+    def _with_notices(self, config: Config) -> Config:
+        """And whom it tells outside of the cluster; warnings."""
+        hooks = [notices.read_hook(s, self._base) for s in self._tables("hook", "name")]
+        records = [notices.read_dns(s, self._base) for s in self._tables("dns", "name")]
+        found = dataclasses.replace(
+            config,
+            warnings=_warnings(config),
+            hooks=tuple(hook for hook, _ in hooks),
+            dns=tuple(record for record, _ in records),
+            # Only where they are: a file without them means what it meant to earlier versions.
+            document={
+                **config.document,
+                **({"hook": [document for _, document in hooks]} if hooks else {}),
+                **({"dns": [document for _, document in records]} if records else {}),
+            },
+        )
+        names = [service.name for service in config.services]
+        notices.check(found.hooks, found.dns, names, self._problems)
+        return found
 
     def _cluster(self) -> _Cluster:
         section = self._table("cluster")

@@ -71,6 +71,44 @@ class Api:
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """One `[[hook]]`: exactly one of `exec`, `webhook` and `email` is set. No `events`: all."""
+
+    name: str
+    events: tuple[str, ...]
+    exec: tuple[str, ...]
+    webhook: str
+    email: tuple[str, ...]
+    secret_file: Path | None
+    ca_file: Path | None
+    smtp_host: str
+    smtp_port: int
+    smtp_tls: str
+    smtp_user: str
+    smtp_password_file: Path | None
+    sender: str
+    timeout_ms: int
+    retries: int
+    every_node: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """One `[[dns]]`: a name that holds the addresses in service. No `services`: all."""
+
+    name: str
+    zone: str
+    server_host: str
+    server_port: int
+    key_name: str
+    key_file: Path
+    algorithm: str
+    ttl_s: int
+    hold_ms: int
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One configuration file. `me` is the index of this node, -1 where no node is meant.
 
@@ -93,6 +131,8 @@ class Config:
     nodes: tuple[NodeSpec, ...]
     services: tuple[ServiceSpec, ...]
     run_dir: Path
+    hooks: tuple[Hook, ...] = ()
+    dns: tuple[Dns, ...] = ()
     state_dir: Path = STATE_DIR
     me: int = -1
     warnings: tuple[str, ...] = ()
@@ -120,6 +160,11 @@ class Config:
             run_dir=run_dir or api.socket.parent,
             state_dir=run_dir or _fill(self.state_dir, node),
             freeswitch=_fill_freeswitch(self.freeswitch, node),
+            hooks=tuple(_fill_hook(hook, node) for hook in self.hooks),
+            dns=tuple(
+                dataclasses.replace(record, key_file=_fill(record.key_file, node))
+                for record in self.dns
+            ),
         )
 
 
@@ -136,6 +181,19 @@ def _fill_freeswitch(section: FreeSwitch | None, node: str) -> FreeSwitch | None
         core_db=_fill(section.core_db, node),
         pid_file=_fill(section.pid_file, node),
         start_command=tuple(word.replace(NODE_PLACEHOLDER, node) for word in section.start_command),
+    )
+
+
+def _fill_hook(hook: Hook, node: str) -> Hook:
+    def filled(path: Path | None) -> Path | None:
+        return None if path is None else _fill(path, node)
+
+    return dataclasses.replace(
+        hook,
+        exec=tuple(word.replace(NODE_PLACEHOLDER, node) for word in hook.exec),
+        secret_file=filled(hook.secret_file),
+        ca_file=filled(hook.ca_file),
+        smtp_password_file=filled(hook.smtp_password_file),
     )
 
 

@@ -53,7 +53,7 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
 
 def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
     host = section.text("esl_host", "127.0.0.1", "an address or host name")
-    if not _is_host(host):
+    if not is_host(host):
         fix = 'write the address mod_event_socket listens on, for example "127.0.0.1"'
         section.note("esl_host", f'"{host}" is no address and no host name', fix)
     port = section.integer("esl_port", 8021, 0, 65535)
@@ -82,7 +82,7 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
         host, _, digits = http.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         good = digits.isascii() and digits.isdigit() and len(digits) < 6
-        if not (_is_host(host) and good and 0 < int(digits) < 65536):
+        if not (is_host(host) and good and 0 < int(digits) < 65536):
             section.note(
                 "http",
                 f'"{http}" is not ADDRESS:PORT',
@@ -94,7 +94,8 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     return Api(socket, host, port), {"socket": written, "http": http}
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
+    """Whether this can be a host name or an address."""
     if _HOST.fullmatch(text):
         return True
     try:
