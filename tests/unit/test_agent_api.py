@@ -177,6 +177,19 @@ async def test_what_cannot_be_done_is_said(
     assert text in answer["error"]["message"]
 
 
+async def test_a_takeover_of_another_node_is_listed_and_said_where(
+    served: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = schema.Calls(1, 1, 0, 0, [schema.Verdict("u1", "recovered", "", 9)])
+    told = schema.Report(number=4, at="2026-11-22T18:00:00.000Z", service="east", from_="fs-a",
+                         to="fs-c", epoch=8, cause="x", timeline=[], outage_ms=1.0,
+                         calls=calls)  # fmt: skip
+    monkeypatch.setattr(source, "known_reports", lambda: [told])
+    every, last = await ask(served, line("reports"), line("report"))
+    assert [(r["to"], r["calls"]["verdicts"]) for r in every["result"]] == [("fs-c", [])]
+    assert "`haclusterctl report 4` on fs-c" in last["error"]["message"]
+
+
 async def test_a_bug_in_one_command_is_its_own(
     served: Path, source: FakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
