@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
-import msgspec
-
 from haclusterd.agent import capacity, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.page import brief
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
 from haclusterd.core.model import ClusterSpec
@@ -124,13 +123,22 @@ class Commands:
         try:
             return self._source.reports.find(text(params, "which", "last"))
         except KeyError as error:
-            raise OperatorError(str(error.args[0])) from None
+            raise OperatorError(f"{error.args[0]}{self._elsewhere()}") from None
+
+    def _elsewhere(self) -> str:
+        """Where the newest takeover that another node told of is reported in full."""
+        told = [r for r in self._source.known_reports() if r.to != self._source.view().node]
+        if not told:
+            return ""
+        last = max(told, key=lambda report: report.at)
+        return (
+            f" on this node; {last.service} moved to {last.to} at {last.at}: "
+            f"`haclusterctl report {last.number}` on {last.to}"
+        )
 
     async def _reports(self, params: dict[str, Any]) -> list[schema.Report]:
-        return [
-            msgspec.structs.replace(r, calls=msgspec.structs.replace(r.calls, verdicts=[]))
-            for r in self._source.reports.all()
-        ]
+        """Of all nodes that told, oldest first."""
+        return sorted(map(brief, self._source.known_reports()), key=lambda report: report.at)
 
     async def _calls(self, params: dict[str, Any]) -> schema.CallList:
         limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
