@@ -29,6 +29,7 @@ class Answers:
         self.history = agent.history
         self.reports = agent.reports
         self.operators = agent.operators
+        self.orders = agent.orders
         self.traces = agent.traces
 
     def view(self) -> View:
@@ -41,6 +42,8 @@ class Answers:
         switch = agent.life.switch if agent.life is not None else None
         words = agent.peers.words if agent.peers is not None else {}
         found = alarms(agent.problems, agent.life, switch)
+        if agent.orders.problem:
+            found.append(schema.Alarm("orders_file", agent.orders.problem))
         return status.status(self.view(), self.word().sync, words, found)
 
     def word(self) -> Word:
@@ -51,7 +54,7 @@ class Answers:
             fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
-        return Word(__version__, sync)
+        return Word(__version__, sync, agent.orders.word())
 
     def about(self) -> schema.About:
         """Which daemon this is."""

@@ -1,6 +1,7 @@
 """What the agents tell each other for status: version, and how good their copies are.
 
-Asked over the replication mesh every few seconds; never decides anything.
+Asked over the replication mesh every few seconds; never decides anything. Orders for the whole
+cluster come along, so that whoever was away when one was given hears of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.schema import Sync
+from haclusterd.core.agreed import AgreedWord
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -23,10 +25,11 @@ ANSWER_MS = 1000
 
 
 class Word(msgspec.Struct, frozen=True):
-    """One agent about itself."""
+    """One agent about itself, and what it knows of orders for the whole cluster."""
 
     version: str
     sync: Sync
+    agreed: AgreedWord = AgreedWord()
 
 
 class Asking(Protocol):
@@ -39,10 +42,17 @@ class Asking(Protocol):
 class Peers:
     """The newest word of each peer; a peer that does not answer has none."""
 
-    def __init__(self, nodes: Sequence[str], mesh: Asking, own: Callable[[], Word]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        mesh: Asking,
+        own: Callable[[], Word],
+        heard: Callable[[AgreedWord], Awaitable[None]],
+    ) -> None:
         self._nodes = list(nodes)
         self._mesh = mesh
         self._own = own
+        self._heard = heard
         self.words: dict[str, Word] = {}
         self._task: asyncio.Task[None] | None = None
         mesh.register(METHOD, self._asked)
@@ -68,6 +78,7 @@ class Peers:
     async def _ask(self, node: str) -> None:
         try:
             answer = await self._mesh.request(node, METHOD, b"", ANSWER_MS)
-            self.words[node] = msgspec.json.decode(answer, type=Word)
+            word = self.words[node] = msgspec.json.decode(answer, type=Word)
+            await self._heard(word.agreed)
         except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
             self.words.pop(node, None)

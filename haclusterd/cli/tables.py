@@ -27,7 +27,7 @@ def status(found: dict[str, Any]) -> list[Part]:
         for s in found["services"]
     ]  # fmt: skip
     nodes = [
-        [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
+        [n["id"], _role(n), cell(n["rank"]), cell(n["services"]),
          f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
          _links(n["links"]), cell(n["version"])]
         for n in found["nodes"]
@@ -41,6 +41,12 @@ def status(found: dict[str, Any]) -> list[Part]:
         Table("nodes", ["node", "role", "rank", "services", "calls", "health", "copies", "links",
                         "version"], nodes, _NUMBERS),
     ]  # fmt: skip
+
+
+def _role(node: dict[str, Any]) -> str:
+    """For people a witness that lives is a witness."""
+    alive = node["role"] == "maintenance"
+    return "witness" if node.get("witness") and alive else str(node["role"])
 
 
 def _links(links: Sequence[dict[str, Any]]) -> str:

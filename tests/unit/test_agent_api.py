@@ -18,6 +18,7 @@ from haclusterd.agent.commands import Commands
 from haclusterd.agent.history import History
 from haclusterd.agent.http import Http, HttpError
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Word
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
@@ -27,9 +28,10 @@ from tests.fixtures.agent_parts import record, spec, view
 
 pytestmark = pytest.mark.timeout(20)
 
-STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms"]
+STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "paused",
+               "marked_dead"]  # fmt: skip
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
-             "version"]  # fmt: skip
+             "version", "witness"]  # fmt: skip
 
 
 class FakeSource:
@@ -41,6 +43,9 @@ class FakeSource:
         self.now: View | None = view({"east": ("fs-a", 7)})
         self.traces = Traces(spec(), Path("none"), lambda message: None)
         self.operators = Operators(spec(), self.history, lambda: self.now, lambda message: None)
+        self.orders = Orders(
+            spec(), Path("none"), lambda: self.now, self.operators.ask, lambda message: None
+        )
 
     def view(self) -> View:
         if self.now is None:
