@@ -209,7 +209,12 @@ def _back_off(node: Node, k: int, service: Service, now_us: int, out: list[Actio
 
 
 def _publish_release(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
-    service.release = Release(k, service.identity, service.moving_to)
+    """Name what the voters may stand by: a claim of this node's own that came to nothing covers
+    the term before it. Who drops a claim may still be waiting for the end of an older term."""
+    if service.addresses or not service.fence_closed:
+        return
+    own = service.promise.node == node.spec.me
+    service.release = Release(k, service.promise if own else service.identity, service.moving_to)
     service.released_us = now_us
 
 

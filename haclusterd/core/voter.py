@@ -33,11 +33,13 @@ def hear_entries(
     node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
 ) -> Answer:
     """Take in what a peer says of every service; how soon it wants an answer."""
+    hold_down = holding_down(node, now_us)
     if news:
         for release in beat.releases:
+            if two_way and not hold_down:
+                _catch_up(node, release, beat.sender, now_us, out)
             hear_release(node, release, now_us, out)
     answer = Answer.NONE
-    hold_down = holding_down(node, now_us)
     for k, entry in enumerate(beat.services):
         service = node.services[k]
         epoch = entry.promise.epoch
@@ -152,6 +154,19 @@ def adopt(
     persist(node, out)
     if service.state is not State.STANDBY or service.holding or service.addresses:
         happen(node, k, Event.SUPERSEDED, now_us, out)
+
+
+def _catch_up(node: Node, release: Release, sender: int, now_us: int, out: list[Action]) -> None:
+    """The promised node itself releases a later claim of its own, which this node missed.
+
+    It is granted now: the holder's own claim needs no silence, and the release can count (F4).
+    """
+    identity = release.identity
+    if release.service >= len(node.services) or identity.node != sender:
+        return
+    service = node.services[release.service]
+    if service.promise.node == sender and identity.epoch > service.promise.epoch:
+        _judge(node, release.service, service, identity, now_us, out, may_defer=False)
 
 
 def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -> None:
