@@ -113,6 +113,7 @@ class _Cluster:
     preset: str
     quorum: str
     last_resort: str
+    relinquish: bool
 
 
 class _Reader:
@@ -134,7 +135,6 @@ class _Reader:
         freeswitch, freeswitch_document = self._freeswitch()
         nodes, node_documents = self._nodes()
         texts = [sections.ServiceText(section) for section in self._tables("service", "name")]
-
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
         rules.check_socket("api.socket", api.socket, nodes, problems)
@@ -154,6 +154,7 @@ class _Reader:
             preset=cluster.preset,
             quorum=quorum,
             last_resort=LastResort(cluster.last_resort),
+            relinquish=cluster.relinquish,
             timing=to_timing(times),
             freeswitch=freeswitch,
             sync_port=sync_port,
@@ -209,7 +210,11 @@ class _Reader:
             preset=section.choice("preset", sorted(PRESETS), "lan"),
             quorum=section.choice("quorum", [policy.value for policy in Quorum], ""),
             last_resort=section.choice("last_resort", ["masters", "none"], "masters"),
+            relinquish=section.flag("relinquish", False),
         )
+        if found.relinquish and found.last_resort == "none":
+            message = "needs masters that may own more than one service"
+            section.note("relinquish", message, 'set last_resort = "masters", or leave it out')
         section.finish()
         return found
 
@@ -256,6 +261,7 @@ def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
         "preset": cluster.preset,
         "quorum": quorum.value,
         "last_resort": cluster.last_resort,
+        "relinquish": cluster.relinquish,
     }
 
 

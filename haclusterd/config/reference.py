@@ -58,6 +58,9 @@ MEANINGS = {
     "is one, else `majority`; two nodes have to choose.",
     "cluster.last_resort": "When no slave is left for a lost service: `masters`, the least loaded "
     "master within its capacity takes it; `none`, it stays unserved.",
+    "cluster.relinquish": "When no slave is left for 400 times `dead_ms` (`lan`: a minute) and the "
+    "other masters have room: a master hands its services over and becomes a slave. Nothing moves "
+    "back.",
     "timing.heartbeat_ms": "From one beat to the next, on every link.",
     "timing.lease_ms": "How long an owner may serve after its last beat that a majority echoed.",
     "timing.stop_ms": "How long an owner may take to stop sending once its lease is over; the rule "

@@ -8,6 +8,8 @@ from __future__ import annotations
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, State
 from haclusterd.core.moves import happen
+from haclusterd.core.orders import waits_for_resume
+from haclusterd.core.quorum import needed
 from haclusterd.core.standing import odd_config, refresh
 from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down
 from haclusterd.core.takeover import Event
@@ -33,7 +35,7 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
 def _nurse(node: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
     """Resend the claim at its set times; void it when its grants could not count any more."""
     timing = node.spec.timing
-    if node.spec.needed == 1:
+    if needed(node) == 1:
         happen(node, k, Event.GRANTED, now_us, out)
         return FAR
     if now_us - claim.sent_us > timing.lease_us:
@@ -86,6 +88,8 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
         return _lost_since(node, service)
     if holding_down(node, now_us) or not _may_claim(node, service) or _is_held(node, k, now_us):
         return FAR
+    if waits_for_resume(node, service, now_us):
+        return node.paused_until_us
     due_us = _due(node, k, service, now_us)
     if due_us > now_us:
         return due_us
@@ -137,11 +141,13 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
     """The time of this node's turn: rank x delay after the loss, behind whoever goes first."""
     timing = node.spec.timing
     if service.state is State.LAPSED:
-        if not service.carrier or node.freeswitch_gone:
+        if not service.carrier or node.freeswitch_gone or node.spec.me in node.marked:
             return FAR
         return max(service.lost_us, service.paced_until_us)
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance:
+        return FAR
+    if node.spec.me in node.marked:
         return FAR
     place = _place(node, k, service, line, now_us)
     silent = service.release is None and service.promise.node not in (node.spec.me, NOBODY_NODE)
@@ -150,6 +156,7 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
         service.paced_until_us,
         node.majority_since_us + 2 * timing.heartbeat_us,
         service.lapsed_heard_us + 2 * timing.dead_us,
+        node.resumed_us,  # after a pause: in the order of the ranking, not all at once
     )
     due_us = base_us + place * timing.rank_delay_us
     if not service.owner_seen and service.release is None:
@@ -201,5 +208,7 @@ def _cause(node: Node, service: Service, now_us: int) -> str:
         return f"{who} released it"
     if held.node == node.spec.me:
         return "its own former claim or term has ended"
+    if held.node in node.unvoting:
+        return f"{who} was marked dead"
     silent_ms = (now_us - service.silence_us) // 1000
     return f"{who} silent on {node.spec.links}/{node.spec.links} links for {silent_ms} ms"

@@ -6,6 +6,7 @@ majority, itself included, has echoed (DESIGN 6, Lease). No clock but one's own 
 
 from __future__ import annotations
 
+from haclusterd.core import quorum
 from haclusterd.core.actions import Action, CloseFence, RemoveAddresses, RenewFence
 from haclusterd.core.model import Beat, Identity, State
 from haclusterd.core.moves import happen
@@ -47,14 +48,17 @@ def count_grant(
     if claim is None or now_us - claim.sent_us > node.spec.timing.lease_us:
         return
     claim.granted |= 1 << voter
-    if claim.granted.bit_count() >= node.spec.needed:
+    if quorum.granted(node, claim.granted) >= quorum.needed(node):
         happen(node, k, Event.GRANTED, now_us, out)
 
 
 def extend_lease(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     """The lease follows the newest beat that a majority echoed; the fence follows the lease."""
-    others = sorted(service.voter_sent_us, reverse=True)
-    needed = node.spec.needed
+    heard = service.voter_sent_us
+    if node.unvoting:
+        heard = [sent_us for n, sent_us in enumerate(heard) if quorum.votes(node, n)]
+    others = sorted(heard, reverse=True)
+    needed = quorum.needed(node)
     # One's own vote is always as new as the newest beat, so the others have to give one less.
     s0_us = others[needed - 2] if needed > 1 else now_us
     lease_until_us = s0_us + node.spec.timing.lease_us
@@ -78,7 +82,7 @@ def renew_all(node: Node, now_us: int, out: list[Action]) -> None:
     """With every regular beat."""
     for k, service in enumerate(node.services):
         if owns(service):
-            if node.spec.needed == 1:
+            if quorum.needed(node) == 1:
                 service.lease_until_us = now_us + node.spec.timing.lease_us
             renew(node, k, service, now_us, out)
 
@@ -86,7 +90,7 @@ def renew_all(node: Node, now_us: int, out: list[Action]) -> None:
 def lapse(node: Node, now_us: int, out: list[Action]) -> None:
     """Before anything else in a step: leases that ran out meanwhile."""
     for k, service in enumerate(node.services):
-        if now_us >= service.lease_until_us and owns(service) and node.spec.needed > 1:
+        if now_us >= service.lease_until_us and owns(service) and quorum.needed(node) > 1:
             happen(node, k, Event.LEASE_LAPSED, now_us, out)
 
 

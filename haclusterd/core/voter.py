@@ -12,6 +12,7 @@ import enum
 from haclusterd.core.actions import Action, Decided
 from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
 from haclusterd.core.moves import happen, persist, promise
+from haclusterd.core.orders import withholds
 from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
 from haclusterd.core.takeover import Event
 
@@ -73,7 +74,7 @@ def _hear_own(
     state = entry.state
     if state in _HOLDERS:
         service.owner_seen = True
-        if fresh:
+        if fresh and beat.sender not in node.marked:
             _hear_owner(node, k, service, entry, beat, now_us, out)
         return Answer.SOON if state == State.OWNED else Answer.NOW
     if state in _CLAIMANTS:
@@ -223,6 +224,8 @@ def _judge(
         return
     if node.peers[identity.node].config_hash != node.spec.config_hash:
         return
+    if identity.node in node.marked or withholds(node, service, identity.node, now_us):
+        return
     if owns(service) or (service.state is State.RELEASING) or not _stopped(service):
         return
     short_us = _silence_missing(node, service, identity, now_us)
@@ -242,7 +245,7 @@ def _stopped(service: Service) -> bool:
 def _silence_missing(node: Node, service: Service, identity: Identity, now_us: int) -> int:
     """How many us of silence of the promised owner are missing for this claim; 0: none."""
     held = service.promise
-    if held == NOBODY or held.node == identity.node:
+    if held == NOBODY or held.node == identity.node or held.node in node.unvoting:
         return 0
     if service.release is not None and service.release.identity == held:
         return 0

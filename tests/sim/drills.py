@@ -96,6 +96,7 @@ DRILLS: dict[str, Drill] = {
     "claim with a majority only": Drill(
         m.claims_without_majority, **worlds("cut_node", ending="minority")
     ),
+    "no claim for silence in a pause": Drill(m.claims_in_a_pause, **worlds("pause", "power_off")),
     # leases and the fence
     "echo restarts the silence timer": Drill(t.echo_without_timer, **worlds("triangle")),
     "lease from the owner's send time": Drill(t.lease_from_hearing, **worlds("late_echoes")),

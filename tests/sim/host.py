@@ -115,6 +115,7 @@ class Host:
             self.persisted, self.owned = (NOBODY,) * len(self.spec.services), ()
             self.world.checkers.forget(self.me)
         self.telephony.boot()
+        self.world.operators.boot(self, t, remember)
         self.schedule(t)
 
     def kill(self, t: int, power: bool) -> None:
@@ -167,8 +168,9 @@ class Host:
 
     def give(self, t: int, event: inp.Input) -> None:
         if self.alive:
-            if isinstance(event, inp.SwitchoverRequested | inp.MaintenanceRequested):
-                self.asked.add(event.request)
+            request = getattr(event, "request", -1)
+            if request >= 0:
+                self.asked.add(request)
             self.todo.append(event)
             self.run(t, self.life)
 
@@ -363,6 +365,9 @@ class Host:
     def _end_calls(self, action: act.EndCalls) -> None:
         self.telephony.end_calls(action)
 
+    def _relinquish(self, action: act.Relinquish) -> None:
+        self.world.operators.relinquish(self, action)
+
     def _answered(self, action: act.Answered) -> None:
         self.asked.discard(action.request)
 
@@ -381,6 +386,7 @@ _DO: dict[type, Callable[[Host, Any], None]] = {
     act.FlushSockets: Host._flush,
     act.PeerCurrent: Host._current,
     act.Persist: Host._persist,
+    act.Relinquish: Host._relinquish,
     act.Decided: Host._decided,
     act.KillFreeswitch: Host._kill_freeswitch,
     act.Recover: Host._recover,
