@@ -14,10 +14,11 @@ from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
 from haclusterd.agent.page import brief
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
-from haclusterd.core.model import ClusterSpec
+from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.trace.folder import Saved
@@ -25,6 +26,7 @@ from haclusterd.trace.folder import Saved
 CALLS_SHOWN = 1000
 CALLS_SHOWN_MAX = 20_000
 MISFITS_SHOWN = 50
+SPAN_S_MAX = 30 * 86_400
 SLICE = 64  # calls (2 ms) between two turns of the event loop
 
 
@@ -37,6 +39,8 @@ class Source(Protocol):
     def reports(self) -> Reports: ...
     @property
     def operators(self) -> Operators: ...
+    @property
+    def orders(self) -> Orders: ...
     @property
     def traces(self) -> Traces: ...
 
@@ -74,6 +78,12 @@ def number(params: dict[str, Any], key: str, default: int, most: int) -> int:
     return value
 
 
+def span_us(params: dict[str, Any]) -> int:
+    """Parameter `for_s` in us; 0 or absent: without an end. Raises OperatorError."""
+    seconds = number(params, "for_s", 0, SPAN_S_MAX)
+    return seconds * 1_000_000 if seconds else FOR_GOOD_US
+
+
 class Commands:
     """`table` maps method names to what they do. All raise OperatorError with the reason."""
 
@@ -92,6 +102,10 @@ class Commands:
             "best_node": self._best_node,
             "switchover": self._switchover,
             "maintenance": self._maintenance,
+            "pause": self._pause,
+            "resume": self._resume,
+            "mark_dead": self._mark_dead,
+            "unmark": self._unmark,
             "upgrade": self._upgrade,
             "trace": self._trace,
             "trace_save": self._trace_save,
@@ -184,7 +198,23 @@ class Commands:
         if not isinstance(on, bool):
             raise OperatorError("parameter 'on' must be true or false", schema.USAGE)
         node = text(params, "node", "") or None
-        return schema.Done(await self._source.operators.maintenance(on, node))
+        left_us = span_us(params)
+        return schema.Done(await self._source.operators.maintenance(on, node, left_us))
+
+    async def _pause(self, params: dict[str, Any]) -> schema.Done:
+        by = text(params, "by")
+        return schema.Done(await self._source.orders.pause(span_us(params), by))
+
+    async def _resume(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.orders.resume(text(params, "by")))
+
+    async def _mark_dead(self, params: dict[str, Any]) -> schema.Done:
+        node, by = text(params, "node"), text(params, "verified_by")
+        return schema.Done(await self._source.orders.mark_dead(node, by))
+
+    async def _unmark(self, params: dict[str, Any]) -> schema.Done:
+        node, by = text(params, "node"), text(params, "by")
+        return schema.Done(await self._source.orders.unmark(node, by))
 
     async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
         return schema.Done(await self._source.operators.upgrade())

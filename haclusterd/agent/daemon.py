@@ -25,6 +25,7 @@ from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
 from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
@@ -40,6 +41,7 @@ from haclusterd.core.actions import (
     Persist,
     Published,
     Recover,
+    Relinquish,
     ToAgent,
     TracePart,
 )
@@ -70,6 +72,10 @@ class Agent:
         self.reports = Reports(config.state_dir)
         self.link = HeartLink(heart_fd, self._take)
         self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
+        self.orders = Orders(
+            self.spec, config.state_dir, lambda: self._view, self.operators.ask, self.link.send
+        )
+        self.operators.keep_maintenance = self.orders.keep_maintenance
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
         self.services = Services(
@@ -101,14 +107,14 @@ class Agent:
         loop = asyncio.get_running_loop()
         self.link.start()
         self._make_life()
+        self.orders.load()  # before heart may count on this node for anything
         self._send_report()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
-        self._stops.append(self.traces.stop)
         self.notices.start()
-        self._stops.append(self.notices.stop)
+        self._stops += [self.traces.stop, self.notices.stop, self.orders.stop]
         self._api = Api(self.config.api.socket, self.history, Commands(self.answers))
         self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
@@ -183,8 +189,9 @@ class Agent:
         replicator.on_change(lambda fresh: self.changed())
         self.operators.join(replicator)
         self.notices.join(replicator)
+        self.orders.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
-        self.peers = Peers(others, replicator, self.answers.word)
+        self.peers = Peers(others, replicator, self.answers.word, self.orders.heard)
         await self.peers.start()
         self._stops.append(self.peers.stop)
 
@@ -256,6 +263,8 @@ class Agent:
                 self.services.end_calls(message)
             case Persist():
                 self._persist(message)
+            case Relinquish():
+                self.operators.relinquish(message)
             case Answered():
                 self.operators.answered(message)
             case TracePart():
@@ -282,6 +291,7 @@ class Agent:
         if self.replicator is not None:
             self.replicator.take_view(view)
         self.services.observe(view)
+        self.orders.observe(view)
         self.changed()
 
     def _decided(self, message: Decided) -> None:

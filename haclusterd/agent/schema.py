@@ -82,6 +82,7 @@ class Node(msgspec.Struct, frozen=True):
     capacity: int
     sync: Sync
     version: str
+    witness: bool = False  # it votes only
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -100,8 +101,22 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
+class Paused(msgspec.Struct, frozen=True):
+    """Nothing moves by itself; `left_s` is null where only `resume` ends it."""
+
+    by: str
+    left_s: int | None
+
+
+class Marked(msgspec.Struct, frozen=True):
+    """A node that somebody verified to be dead: it has no vote."""
+
+    node: str
+    by: str
+
+
 class Status(msgspec.Struct, frozen=True):
-    """`status --json`."""
+    """`status --json`. `quorum.voters` are those that count: nodes marked dead do not."""
 
     cluster: str
     node: str
@@ -110,6 +125,8 @@ class Status(msgspec.Struct, frozen=True):
     nodes: list[Node]
     services: list[Service]
     alarms: list[Alarm]
+    paused: Paused | None = None
+    marked_dead: list[Marked] = []
 
 
 class Rank(msgspec.Struct, frozen=True):

@@ -19,9 +19,10 @@ from tests.fixtures.agent_source import FakeSource
 
 pytestmark = pytest.mark.timeout(20)
 
-STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms"]
+STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "paused",
+               "marked_dead"]  # fmt: skip
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
-             "version"]  # fmt: skip
+             "version", "witness"]  # fmt: skip
 
 
 @pytest.fixture
