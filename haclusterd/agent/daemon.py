@@ -355,7 +355,7 @@ class Agent:
         names = [service.name for service in self.spec.services]
         now = now_us()
         return Facts(
-            freeswitch=section is not None,
+            freeswitch=section is not None and not self.config.node.witness,
             watched=section is not None and section.esl_port != 0,
             process=life.process if life is not None else None,
             esl_up=switch is not None and switch.up,
