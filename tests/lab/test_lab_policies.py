@@ -151,3 +151,37 @@ def test_ml18_the_last_of_three_serves_on_an_operators_word() -> None:
         assert [m["node"] for m in status["marked_dead"]] == ["fs-b"]
         assert owner(lab, "east1") == "fs-c"
         one_holder(lab)
+
+
+def test_ml15_availability_acts_alone_and_is_one_again() -> None:
+    plan = LabPlan(masters=1, slaves=1, freeswitch="none", quorum="availability")
+    with ready_cluster(plan, None, print) as lab:
+        lab.topology.cut("fs-b", plan.heartbeat_nics)  # both live, and hear each other no more
+        time.sleep(STAYS_S)
+        for node in ("fs-a", "fs-b"):
+            assert "east1" in entry(lab, node, node)["services"]  # as the policy says
+        lab.topology.plug("fs-b", plan.heartbeat_nics)
+        lab.wait(lambda: len(owners_seen(lab, "east1")) == 1, MOVED_S, "east1 to have one owner")
+        time.sleep(STAYS_S)
+        (kept,) = owners_seen(lab, "east1")
+        assert owner(lab, "east1") == kept
+        other = "fs-b" if kept == "fs-a" else "fs-a"
+        loses(lab, kept)
+        moves_to(lab, "east1", other)  # alone, without anybody's vote
+
+
+def owners_seen(lab: Laboratory, service: str) -> set[str]:
+    """Who says of itself that it serves."""
+    return {n for n in lab.nodes if service in entry(lab, n, n).get("services", [])}
+
+
+def test_last_resort_none_leaves_a_service_unserved() -> None:
+    plan = LabPlan(masters=2, slaves=0, freeswitch="none", last_resort="none")
+    with ready_cluster(plan, None, print) as lab:
+        lab.arm()
+        loses(lab, "fs-a")
+        time.sleep(STAYS_S)
+        assert owner(lab, "east1") == ""
+        assert owner(lab, "east2") == "fs-b"
+        assert "unserved" in alarms(lab, "fs-b")
+        one_holder(lab)
