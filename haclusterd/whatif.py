@@ -351,6 +351,8 @@ def _why_unserved(model: _Model, k: int) -> str:
             f"{needed(some)} are needed"
         )
     judge = judges[0]
+    if is_paused(judge, model.now):
+        return f"the cluster is paused by {judge.paused_by}: nothing moves by itself"
     words = facts(judge, model.now)
     lines = [f"{spec.id} {_why_not(judge, n, words, k)}" for n, spec in
              enumerate(judge.spec.nodes)]  # fmt: skip

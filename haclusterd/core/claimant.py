@@ -147,8 +147,6 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance:
         return FAR
-    if node.spec.me in node.marked:
-        return FAR
     place = _place(node, k, service, line, now_us)
     silent = service.release is None and service.promise.node not in (node.spec.me, NOBODY_NODE)
     base_us = max(

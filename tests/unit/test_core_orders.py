@@ -233,6 +233,20 @@ def test_ml18_a_marked_node_is_cleared_when_its_vote_is_there() -> None:
     assert bench.stands_in(State.LAPSED)  # two voters again, and both are needed
 
 
+def test_ml18_a_marked_node_that_knows_another_owner_is_not_cleared() -> None:
+    new = Identity(9, 2, 7)
+    bench = standby_bench()
+    bench.keep_hearing(400, (2, entry(new, State.OWNED)))
+    bench.give(marks(1))
+    owning = (2, entry(new, State.OWNED))
+    bench.keep_hearing(400, (1, entry(OWNER, State.LAPSED)), owning)
+    bench.keep_hearing(100, (1, entry(OWNER)), owning)
+    assert "marked_dead" in alarms(bench)
+    bench.keep_hearing(100, (1, entry(new)), owning)
+    assert "marked_dead" not in alarms(bench)
+    assert [m.cleared for m in view(bench.node, bench.now_us).marks] == [True]
+
+
 def test_ml18_repeated_words_bump_no_epoch_and_a_mark_can_be_taken_back() -> None:
     bench = standby_bench()
     bench.pass_ms(1_000)
@@ -281,6 +295,7 @@ def test_b19_nobody_is_spare_without_room_or_while_somebody_comes() -> None:
     assert spare(spec, full) is None
     assert spare(spec, masters(10, 10, flags0=Flag.SYNCING)) is None
     assert spare(spec_of(nodes=1), masters(10)) is None
+    assert spare(spec, (masters(10, 10)[0],) * 2) is None  # one is owned twice, one by nobody
 
 
 def relinquishing(us: int = 1_000_000) -> Bench:
