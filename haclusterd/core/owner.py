@@ -9,7 +9,7 @@ from __future__ import annotations
 from haclusterd.core import quorum
 from haclusterd.core.actions import Action, CloseFence, RemoveAddresses, RenewFence
 from haclusterd.core.model import Beat, Identity, State
-from haclusterd.core.moves import happen
+from haclusterd.core.moves import CLAIM_WAITS_MAX, happen
 from haclusterd.core.state import NEVER, Node, Service, owns
 from haclusterd.core.takeover import Event
 
@@ -28,7 +28,7 @@ def hear_votes(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
             if sent_us is not None and sent_us > service.voter_sent_us[beat.sender]:
                 service.voter_sent_us[beat.sender] = sent_us
                 extend_lease(node, k, service, now_us, out)
-        elif _conflicts(service, entry.promise, me) and now_us >= service.paced_until_us:
+        elif _conflicts(service, entry.promise, me) and _may_renew(node, service, now_us):
             why = f"{node.spec.nodes[beat.sender].id} stands by epoch {entry.promise.epoch}"
             happen(node, k, Event.PROMISE_CONFLICT, now_us, out, cause=why)
 
@@ -38,6 +38,15 @@ def _conflicts(service: Service, promise: Identity, me: int) -> bool:
     if service.state is not State.OWNED or service.claim is not None:
         return False
     return promise.epoch >= service.identity.epoch and promise != service.identity
+
+
+def _may_renew(node: Node, service: Service, now_us: int) -> bool:
+    """At the pace of claims; and seldom where no vote is needed: owners of two parts that share a
+    voter would win it from each other for as long as they are apart (V5)."""
+    if quorum.needed(node) == 1:
+        rest_us = CLAIM_WAITS_MAX * node.spec.timing.dead_us
+        return now_us - service.promised_us >= rest_us
+    return now_us >= service.paced_until_us
 
 
 def count_grant(
