@@ -6,7 +6,7 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 from __future__ import annotations
 
 from haclusterd.core.actions import Action
-from haclusterd.core.model import NOBODY, NOBODY_NODE, State
+from haclusterd.core.model import NOBODY, NOBODY_NODE, Identity, State
 from haclusterd.core.moves import happen
 from haclusterd.core.standing import odd_config, refresh
 from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down
@@ -89,9 +89,15 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     due_us = _due(node, k, service, now_us)
     if due_us > now_us:
         return due_us
-    if service.holding and _may_have_been_owned_since(node, k, service, now_us):
-        happen(node, k, Event.SUPERSEDED, now_us, out)  # its calls are the past
-        return now_us
+    if service.holding:
+        since = _may_have_been_owned_since(node, k, service, now_us)
+        if since != NOBODY:
+            listened_us = node.majority_since_us + 2 * node.spec.timing.heartbeat_us
+            if now_us < listened_us:
+                return listened_us  # that claimant may be about to say that nothing came of it
+            owner, epoch = since.node, since.epoch
+            happen(node, k, Event.SUPERSEDED, now_us, out, owner=owner, epoch=epoch)
+            return now_us  # its calls are the past
     service.from_node = service.promise.node
     silent = node.peers[service.promise.node] if service.promise.node >= 0 else None
     service.times = {"last_heartbeat": silent.heard_us if silent else now_us}
@@ -101,19 +107,24 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     return now_us
 
 
-def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int) -> bool:
-    """Another node had this node's grant, and has not said that nothing came of it.
+def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int) -> Identity:
+    """Whom a node in reach has granted the service after this node had it; NOBODY if nothing came
+    of that, as the claimant itself says.
 
     It may have won, taken the calls up and gone again, all unheard.
     """
-    held = service.promise
-    if held.node in (node.spec.me, NOBODY_NODE):
-        return False
-    peer = node.peers[held.node]
-    if now_us - peer.two_way_us > node.spec.timing.two_way_us or not peer.services:
-        return True
-    entry = peer.services[k]
-    return entry.held >= held.epoch or entry.state not in (State.STANDBY, State.LAPSED)
+    fresh_us = now_us - node.spec.timing.two_way_us
+    told = [p.services[k].promise for p in node.peers if p.services and p.two_way_us >= fresh_us]
+    for held in (service.promise, *told):
+        if held.epoch <= service.identity.epoch or held.node in (node.spec.me, NOBODY_NODE):
+            continue
+        peer = node.peers[held.node]
+        if peer.two_way_us < fresh_us or not peer.services:
+            return held
+        entry = peer.services[k]
+        if entry.held >= held.epoch or entry.state not in (State.STANDBY, State.LAPSED):
+            return held
+    return NOBODY
 
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:

@@ -92,6 +92,7 @@ DRILLS: dict[str, Drill] = {
         calls=True,
         **worlds("cut_node", "power_off", "freeze_long"),
     ),
+    "a grant may have won unheard": Drill(m.grants_of_others_ignored, drama="winner_unheard"),
     "epochs adopted": Drill(m.epochs_not_adopted, drama="blank_claimant"),
     "claim with a majority only": Drill(
         m.claims_without_majority, **worlds("cut_node", ending="minority")

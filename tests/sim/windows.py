@@ -173,6 +173,27 @@ def claims_of_one_epoch(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def winner_unheard(seed: int) -> list[str]:
+    """A slave wins and is cut off before anybody hears it own. The former owner meets the voter
+    that granted this: it may not go on with calls that may have been another's since (S4)."""
+    world, rng = begin(seed, 3)
+    owner = owners_of(world)[0]
+    cut(world, [(owner, n) for n in others(world, owner)])
+    won: list[int] = []
+
+    def heard(host: int, row: str) -> None:
+        if row == "T201" and not won:
+            won.append(host)
+            (voter,) = others(world, owner, host)
+            cut(world, [(host, voter)])
+            back_us = world.now + rng.randrange(1, 90) * MS
+            world.at(back_us, partial(_join, world), [(owner, voter)])
+
+    watch(world, heard)
+    world.play_until(world.now + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
 # the restart --------------------------------------------------------------------------------
 
 
@@ -363,6 +384,7 @@ WINDOWS: dict[str, Callable[[int], list[str]]] = {
         grants_after_the_next,
         crossed_nonces,
         claims_of_one_epoch,
+        winner_unheard,
         release_after_a_restart,
         words_of_the_dead,
         late_words,

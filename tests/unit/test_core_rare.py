@@ -130,6 +130,28 @@ def test_claimant_that_grants_another_gives_its_own_claim_up() -> None:
     assert bench.service.claim is None
 
 
+def test_lapsed_owner_that_hears_of_anothers_grant_ends_its_calls() -> None:
+    """The voter does not know whether that claim won, and the claimant is not heard (S4)."""
+    bench = owner_cut_off()
+    granted = Identity(bench.service.promise.epoch + 1, 1, 77)
+    bench.keep_hearing(40, (2, entry(granted)))
+    assert bench.stands_in(State.LAPSED), "it listens for two beats"
+    bench.keep_hearing(50, (2, entry(granted)))
+    (lost,) = [what for what in bench.said if what.row == "T505"]
+    assert lost.text == f"n0 lost s0 while fenced: n1 owns it at epoch {granted.epoch}"
+    assert "T501" not in bench.rows
+
+
+def test_lapsed_owner_keeps_its_calls_when_the_claimant_says_that_nothing_came_of_it() -> None:
+    bench = owner_cut_off()
+    mine = bench.service.promise
+    granted = Identity(mine.epoch + 1, 1, 77)
+    bench.keep_hearing(20, (2, entry(granted)))
+    bench.keep_hearing(40, (2, entry(granted)), (1, entry(granted, held=mine.epoch)))
+    assert "T501" in bench.rows
+    assert "T505" not in bench.rows
+
+
 def test_owner_is_not_unseated_by_hearsay_of_a_later_owner() -> None:
     """It counts on from there; it yields to an owner that it hears, or when its lease ends."""
     bench = Bench()
