@@ -148,6 +148,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     A node in its start hold-down does not vote: a claim that needs it could only fail.
     """
     timing = node.spec.timing
+    down_us = timing.suspect_us + timing.heartbeat_us
     reach = 1
     for n, peer in enumerate(node.peers):
         if n == node.spec.me:
@@ -155,7 +156,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
         if now_us - peer.two_way_us <= timing.two_way_us and not peer.flags & _STARTING:
             reach += 1
         for i, line in enumerate(peer.links):
-            if line.good and now_us - line.two_way_us > timing.suspect_us + timing.heartbeat_us:
+            if line.good and now_us - line.two_way_us > down_us:
                 line.good = 0
                 if line.up:
                     line.up = False

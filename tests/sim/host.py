@@ -79,6 +79,7 @@ class Host:
         self.results: deque[inp.Input] = deque()
         self.actions: deque[Any] = deque()
         self.passed = False  # the stop before the next action has been
+        self.deadline_us = 0  # the core's next deadline, if this turn has asked for it already
 
     # time -----------------------------------------------------------------------------------
 
@@ -201,13 +202,15 @@ class Host:
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        at = max(self.true(next_deadline_us(self.node)), t + 1)
+        deadline_us, self.deadline_us = self.deadline_us, 0
+        at = max(self.true(deadline_us or next_deadline_us(self.node)), t + 1)
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
 
     def _begin_turn(self, t: int) -> None:
         self.busy, self.ticked, self.unread = True, False, True
+        self.deadline_us = 0
         self.now_us = now = self.local(t)
         gap = now - self.last_turn
         self.last_turn = now
@@ -251,11 +254,15 @@ class Host:
             elif self.unread:
                 self._read()
                 continue
-            elif not self.ticked and not self.queue and self.now_us >= next_deadline_us(node):
+            elif self.ticked or self.queue:
+                return True
+            else:
+                deadline_us = next_deadline_us(node)
+                if self.now_us < deadline_us:
+                    self.deadline_us = deadline_us
+                    return True
                 self.ticked = True
                 event = inp.Tick()
-            else:
-                return True
             actions.extend(step(node, event, self.now_us)[1])
 
     def _is_stopped(self, t: int, action: act.Action) -> bool:
