@@ -150,7 +150,7 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
     if service.state is State.LAPSED:
         if not service.carrier or node.freeswitch_gone:
             return FAR
-        return max(service.lost_us, service.paced_until_us)
+        return max(service.lost_us, service.paced_until_us, _listened_us(node, service))
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance:
         return FAR
@@ -169,6 +169,14 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
             discovered_us = node.start_us + timing.discovery_us
             due_us = max(due_us, discovered_us + place * timing.rank_delay_us)
     return due_us
+
+
+def _listened_us(node: Node, service: Service) -> int:
+    """Where one vote is enough, nobody refuses an owner that stood still while another took over:
+    it has to hear of that first, two beats long."""
+    if node.spec.needed > 1 or len(node.spec.nodes) == 1:
+        return NEVER
+    return service.silence_us + 2 * node.spec.timing.heartbeat_us
 
 
 def _place(node: Node, k: int, service: Service, line: tuple[int, ...], now_us: int) -> int:

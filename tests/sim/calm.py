@@ -27,9 +27,9 @@ PRESETS = {"lan": LAN, "wan": WAN}
 LINKS = 3
 CLOCK_PPM = 9_000
 WORLD_MINUTES = 20
-SETTLED_US = 20_000_000  # the cold start is over
-LOSSES = (0.0, 0.05, 0.1, 0.2, 0.3)
-JITTERS_MS = (0.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+SETTLED_BEATS = 120  # the cold start is over
+LOSSES = (0.0, 0.1, 0.2, 0.3)
+JITTERS_MS = (1.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _at_rest(weather: Weather, seed: int) -> World:
     world = World(seed, swarm)
     for host in world.hosts:
         world.at(rng.randrange(40 * swarm.timing.heartbeat_us), world.boot, host)
-    world.play_until(SETTLED_US)
+    world.play_until(SETTLED_BEATS * swarm.timing.heartbeat_us)
     owners = [owners_of(world, k) for k in range(weather.services)]
     if [len(found) for found in owners] != [1] * weather.services:
         raise RuntimeError(f"seed {seed}: no owner after the cold start: {owners}")

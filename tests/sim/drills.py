@@ -127,7 +127,7 @@ NETS: dict[str, Net] = {
         (t.no_flush, t.same_incarnation, t.old_echoes_count),
         "thaw_meets_the_dead",
         "what waited in a socket is thrown away; what comes later echoes the former incarnation, "
-        "of which no send time is known; and a noticed freeze is longer than three beats",
+        "of which no send time is known; and a noticed freeze is longer than three beats (presets)",
     ),
     "fenced after a thaw": Net(
         (t.thaw_unfenced, t.lease_end_unseen),

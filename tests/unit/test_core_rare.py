@@ -152,6 +152,15 @@ def test_lapsed_owner_keeps_its_calls_when_the_claimant_says_that_nothing_came_o
     assert "T505" not in bench.rows
 
 
+def test_lapsed_owner_does_not_wait_for_a_claim_that_goes_on_and_on() -> None:
+    bench = owner_cut_off()
+    granted = Identity(bench.service.promise.epoch + 1, 1, 77)
+    bench.keep_hearing(260, (1, entry(granted, State.CLAIMING)))
+    assert "V1" in bench.rows
+    assert "T505" in bench.rows
+    assert "T501" not in bench.rows
+
+
 def test_owner_is_not_unseated_by_hearsay_of_a_later_owner() -> None:
     """It counts on from there; it yields to an owner that it hears, or when its lease ends."""
     bench = Bench()
