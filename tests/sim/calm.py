@@ -24,12 +24,11 @@ from tests.sim.swarm import LAN, WAN
 from tests.sim.world import World
 
 PRESETS = {"lan": LAN, "wan": WAN}
-LINKS = 3
 CLOCK_PPM = 9_000
 WORLD_MINUTES = 20
 SETTLED_BEATS = 120  # the cold start is over
 LOSSES = (0.0, 0.1, 0.2, 0.3)
-JITTERS_MS = (1.0, 5.0, 10.0, 15.0, 20.0, 30.0)
+JITTERS_MS = (10.0, 15.0, 20.0, 30.0, 40.0, 60.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Weather:
     jitter_ms: float
     nodes: int = 3
     services: int = 2
+    links: int = 3
     through_wire: bool = True
 
 
@@ -93,7 +93,7 @@ def play(job: tuple[Weather, int, float]) -> Tally:
 
 def _at_rest(weather: Weather, seed: int) -> World:
     rng = random.Random(seed)
-    quiet = calm(weather.nodes, weather.services, LINKS, PRESETS[weather.preset])
+    quiet = calm(weather.nodes, weather.services, weather.links, PRESETS[weather.preset])
     swarm = dataclasses.replace(
         quiet,
         through_wire=weather.through_wire,
@@ -160,6 +160,7 @@ def main() -> int:
     parser.add_argument("--jitter-ms", type=float, default=50.0)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--services", type=int, default=2)
+    parser.add_argument("--links", type=int, default=3)
     parser.add_argument("--no-wire", action="store_true", help="beats are not sealed: faster")
     parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
@@ -171,6 +172,7 @@ def main() -> int:
         options.jitter_ms,
         options.nodes,
         options.services,
+        options.links,
         not options.no_wire,
     )
     with multiprocessing.Pool(options.jobs) as pool:

@@ -128,6 +128,8 @@ def crossed_nonces(seed: int) -> list[str]:
     no_candidates(world, (early, late, third))
     all_but = [claimant, early, late, third]
     connect(world, [(a, b) for a in all_but for b in all_but if a < b])
+    world.hosts[owner].kill(world.now, power=True)
+    world.at(world.now + 1_000 * MS, start_again, world.hosts[owner])
 
     def heard(host: int, row: str) -> None:
         reborn = world.hosts[claimant].life > 1
