@@ -122,7 +122,9 @@ def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int
         if peer.two_way_us < fresh_us or not peer.services:
             return held
         entry = peer.services[k]
-        if entry.held >= held.epoch or entry.state not in (State.STANDBY, State.LAPSED):
+        remembers = entry.promise.epoch >= held.epoch  # its promises only grow, if it kept them
+        at_rest = entry.state in (State.STANDBY, State.LAPSED)
+        if entry.held >= held.epoch or not at_rest or not remembers:
             return held
     return NOBODY
 

@@ -60,6 +60,7 @@ class Host:
         self.todo: deque[inp.Input] = deque()
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.owned: tuple[int, ...] = ()
+        self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.life = 0
         self.turns = 0
         self.asked: set[int] = set()  # operator requests without an answer yet
@@ -350,8 +351,8 @@ class Host:
         for k, identity in enumerate(action.promises):
             if identity != NOBODY:
                 self.world.checkers.promise(self.world.now, self.me, k, identity)
-        delay = self.rng.randrange(PERSIST_US_MAX)
-        self.world.at(self.world.now + delay, self._persisted, (self.life, action))
+        self.written_at = max(self.written_at, self.world.now + self.rng.randrange(PERSIST_US_MAX))
+        self.world.at(self.written_at, self._persisted, (self.life, action))
 
     def _persisted(self, t: int, what: tuple[int, act.Persist]) -> None:
         if what[0] == self.life and self.alive:

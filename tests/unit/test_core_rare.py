@@ -152,6 +152,25 @@ def test_lapsed_owner_keeps_its_calls_when_the_claimant_says_that_nothing_came_o
     assert "T505" not in bench.rows
 
 
+def test_lapsed_owner_does_not_believe_a_claimant_that_forgot_its_claim() -> None:
+    """It crashed before its promise was on the disk; until then it may have served."""
+    bench = owner_cut_off()
+    mine = bench.service.promise
+    granted = Identity(mine.epoch + 1, 1, 77)
+    bench.keep_hearing(90, (2, entry(granted)), (1, entry(mine, held=mine.epoch)))
+    assert "T505" in bench.rows
+    assert "T501" not in bench.rows
+
+
+def test_restarted_claimant_says_that_its_claim_may_have_won() -> None:
+    """The win may not have reached the disk, as its promise did."""
+    own, other = Identity(5, 0, 9), Identity(5, 1, 9)
+    for promise, owned in ((other, 3), (own, 5)):
+        bench = Bench()
+        bench.give(inp.Restored((promise,), (3,)))
+        assert bench.service.owned_epoch == owned
+
+
 def test_lapsed_owner_does_not_wait_for_a_claim_that_goes_on_and_on() -> None:
     bench = owner_cut_off()
     granted = Identity(bench.service.promise.epoch + 1, 1, 77)
