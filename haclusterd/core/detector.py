@@ -149,6 +149,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     A node in its start hold-down does not vote: a claim that needs it could only fail.
     """
     timing = node.spec.timing
+    down_us = timing.suspect_us + timing.heartbeat_us
     reach = 1
     for n, peer in enumerate(node.peers):
         if n == node.spec.me:
@@ -157,7 +158,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
         if fresh and n not in node.unvoting:
             reach += 1
         for i, line in enumerate(peer.links):
-            if line.good and now_us - line.two_way_us > timing.suspect_us + timing.heartbeat_us:
+            if line.good and now_us - line.two_way_us > down_us:
                 line.good = 0
                 if line.up:
                     line.up = False

@@ -193,6 +193,8 @@ def _restored(node: Node, event: Restored, now_us: int, out: list[Action]) -> No
         if promise.epoch > service.promise.epoch:
             service.promise = promise
             service.highest = max(service.highest, promise.epoch)
+            if promise.node == node.spec.me:  # it may have won after that was written
+                service.owned_epoch = max(service.owned_epoch, promise.epoch)
     for service, epoch in zip(node.services, event.owned, strict=False):
         service.owned_epoch = max(service.owned_epoch, epoch)
 

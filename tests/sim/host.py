@@ -60,6 +60,7 @@ class Host:
         self.todo: deque[inp.Input] = deque()
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.owned: tuple[int, ...] = ()
+        self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.life = 0
         self.turns = 0
         self.asked: set[int] = set()  # operator requests without an answer yet
@@ -79,6 +80,7 @@ class Host:
         self.results: deque[inp.Input] = deque()
         self.actions: deque[Any] = deque()
         self.passed = False  # the stop before the next action has been
+        self.deadline_us = 0  # the core's next deadline, if this turn has asked for it already
 
     # time -----------------------------------------------------------------------------------
 
@@ -203,13 +205,15 @@ class Host:
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        at = max(self.true(next_deadline_us(self.node)), t + 1)
+        deadline_us, self.deadline_us = self.deadline_us, 0
+        at = max(self.true(deadline_us or next_deadline_us(self.node)), t + 1)
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
 
     def _begin_turn(self, t: int) -> None:
         self.busy, self.ticked, self.unread = True, False, True
+        self.deadline_us = 0
         self.now_us = now = self.local(t)
         gap = now - self.last_turn
         self.last_turn = now
@@ -253,11 +257,15 @@ class Host:
             elif self.unread:
                 self._read()
                 continue
-            elif not self.ticked and not self.queue and self.now_us >= next_deadline_us(node):
+            elif self.ticked or self.queue:
+                return True
+            else:
+                deadline_us = next_deadline_us(node)
+                if self.now_us < deadline_us:
+                    self.deadline_us = deadline_us
+                    return True
                 self.ticked = True
                 event = inp.Tick()
-            else:
-                return True
             actions.extend(step(node, event, self.now_us)[1])
 
     def _is_stopped(self, t: int, action: act.Action) -> bool:
@@ -345,8 +353,8 @@ class Host:
         for k, identity in enumerate(action.promises):
             if identity != NOBODY:
                 self.world.checkers.promise(self.world.now, self.me, k, identity)
-        delay = self.rng.randrange(PERSIST_US_MAX)
-        self.world.at(self.world.now + delay, self._persisted, (self.life, action))
+        self.written_at = max(self.written_at, self.world.now + self.rng.randrange(PERSIST_US_MAX))
+        self.world.at(self.written_at, self._persisted, (self.life, action))
 
     def _persisted(self, t: int, what: tuple[int, act.Persist]) -> None:
         if what[0] == self.life and self.alive:

@@ -295,6 +295,17 @@ def reclaims_in_spite_of_a_successor() -> None:
     patch(voter, "_hear_of_successor", lambda *args: None)
 
 
+def grants_of_others_ignored() -> None:
+    """What a voter granted may have won unheard: here only what this node granted itself may."""
+    true = claimant._may_have_been_owned_since
+
+    def since(n: Node, k: int, service: Service, now_us: int) -> Identity:
+        found = true(n, k, service, now_us)
+        return found if found == service.promise else NOBODY
+
+    patch(claimant, "_may_have_been_owned_since", since)
+
+
 def claims_without_majority() -> None:
     """Only with two-way contact to a majority: here anybody claims."""
 
