@@ -12,7 +12,7 @@ RUNS ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills bench deb test-deb clean
+	coverage sim mutation-drills bench deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -76,6 +76,9 @@ deb: prepare-deb ## the Debian package, in dist/
 
 test-deb: ## install, use, remove and purge the package in a fresh Debian 12 (root, debootstrap)
 	scripts/test-deb
+
+test-vagrant: ## the walk through vagrant/README.md with chroots for machines (root, debootstrap)
+	scripts/test-vagrant
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
