@@ -25,6 +25,7 @@ HOST_FOLDERS = ("sysctl.d", "systemd")
 OPERATORS_FILES = frozenset({"acl/trunks.xml"})
 
 _TEMPLATE = "services/service.xml.template"
+_GATEWAYS = "gateways/README"
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./@%+=:,-]+")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -78,8 +79,11 @@ def render(config: Config) -> dict[str, bytes]:
     found = {place: (origin / place).read_bytes() for place in _copied(origin)}
     found["vars.xml"] = _with_variables(found["vars.xml"].decode(), variables(config)).encode()
     template = (origin / _TEMPLATE).read_text()
+    gateways = found.pop(_GATEWAYS)
     for profile in profiles(config):
         found[f"services/{profile.name}.xml"] = service_file(template, profile).encode()
+        # FreeSWITCH logs an error for a folder that is not there.
+        found[f"gateways/{profile.name}/README"] = gateways
     return dict(sorted(found.items()))
 
 

@@ -86,6 +86,7 @@ def write_conf(target: Path, services: Sequence[ServiceProfile], variables: dict
         except conf.ConfError as error:
             raise LabError(str(error)) from None
         (target / "services" / f"{service.name}.xml").write_text(text)
+        (target / "gateways" / service.name).mkdir()
     lines = (
         f'  <X-PRE-PROCESS cmd="set" data={quoteattr(f"{name}={value}")}/>'
         for name, value in variables.items()

@@ -138,7 +138,7 @@ def test_a_service_that_is_gone_takes_its_profile_along(
     assert {path.name for path in (output / "services").glob("*.xml")} == (
         before - {"east.xml"} | {"north.xml"}
     )
-    assert "1 removed" in capsys.readouterr().out
+    assert "2 removed" in capsys.readouterr().out
 
 
 def test_a_list_that_names_files_outside_removes_none(config: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_example_is_right_and_is_the_readmes(capsys: pytest.CaptureFixture[s
     assert section is not None
     folder = section.core_db.parent
     assert f"ReadWritePaths=-{folder.parent}\n" in UNIT.read_text()
-    assert f"chmod -R g+rwX {folder}\n" in DROP_IN.read_text()
+    assert f"'cd {folder} && {{ [ -e {section.core_db.name} ]" in DROP_IN.read_text()
 
 
 @needs_systemd

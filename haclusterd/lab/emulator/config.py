@@ -5,9 +5,13 @@ Names follow FreeSWITCH's own parameters where it has one (`rtp-port-usage-robus
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import msgspec
+
+from haclusterd.config import ConfigError, load_cluster
+from haclusterd.freeswitch import conf
 
 
 class EmulatorConfigError(ValueError):
@@ -99,3 +103,33 @@ def load(path: Path) -> EmulatorConfig:
     if problems:
         raise EmulatorConfigError("\n".join(f"{path}: {p}" for p in problems))
     return config
+
+
+def of_cluster(path: Path) -> EmulatorConfig:
+    """The FreeSWITCH that haclusterd.toml in `path` describes, as `fs-conf render` would make it.
+
+    :raises EmulatorConfigError: the file, or the password that it names, cannot be used.
+    """
+    try:
+        cluster = load_cluster(path)
+        section = cluster.freeswitch
+        if section is None:
+            raise EmulatorConfigError(f"{path}: freeswitch: is missing; add a section [freeswitch]")
+        password = section.esl_password_file.read_text().strip()
+    except ConfigError as error:
+        raise EmulatorConfigError(str(error)) from error
+    except OSError as error:
+        raise EmulatorConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return EmulatorConfig(
+        run_dir=str(section.core_db.parent),
+        profiles=[
+            ProfileConfig(name=p.name, ip=p.address, sip_port=p.port, standby=True)
+            for p in conf.profiles(cluster)
+        ],
+        core_db=str(section.core_db),
+        pid_file=str(section.pid_file),
+        switchname=socket.gethostname(),
+        esl=EslConfig(host=section.esl_host, port=section.esl_port, password=password),
+        rtp_port_usage_robustness=True,
+        extensions={"9196": "echo", "9197": "tone", "9198": "ring"},
+    )
