@@ -205,15 +205,14 @@ class Host:
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        deadline_us, self.deadline_us = self.deadline_us, 0
-        at = max(self.true(deadline_us or next_deadline_us(self.node)), t + 1)
+        at = max(self.true(self.deadline_us or next_deadline_us(self.node)), t + 1)
+        self.deadline_us = 0
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
 
     def _begin_turn(self, t: int) -> None:
         self.busy, self.ticked, self.unread = True, False, True
-        self.deadline_us = 0
         self.now_us = now = self.local(t)
         gap = now - self.last_turn
         self.last_turn = now
@@ -238,9 +237,8 @@ class Host:
         while True:
             while actions:
                 action = actions.popleft()
-                failpoint = self.world.failpoint
-                if failpoint is not None:
-                    outcome = failpoint.strikes(self, t, action)
+                if self.world.failpoint is not None:
+                    outcome = self.world.failpoint.strikes(self, t, action)
                     if outcome == "stop":
                         return False
                     if outcome == "next":
@@ -250,10 +248,8 @@ class Host:
                         return False
                     self.passed = False
                 _DO[type(action)](self, action)
-            if results:
-                event = results.popleft()
-            elif batch:
-                event = batch.popleft()
+            if results or batch:
+                event = (results or batch).popleft()
             elif self.unread:
                 self._read()
                 continue
