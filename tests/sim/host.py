@@ -21,6 +21,7 @@ from haclusterd.core import inputs as inp
 from haclusterd.core.model import NOBODY, Beat, ClusterSpec, Identity
 from haclusterd.core.node import next_deadline_us, step, stopped
 from haclusterd.core.state import Node, start
+from tests.sim.clock import Clock
 from tests.sim.kernel import Kernel
 from tests.sim.telephony import Telephony
 
@@ -42,16 +43,15 @@ class Open(msgspec.Struct, frozen=True):
 _SWIFT = (act.SendBeat, act.Decided)  # no stop just before these: it would tell nothing new
 
 
-class Host:
+class Host(Clock):
     """A node's process and kernel; `world` gives time, network, faults and checks."""
 
     def __init__(self, world: World, spec: ClusterSpec, rng: random.Random, ppm: int) -> None:
+        super().__init__(rng.randrange(10**9, 10**12), ppm)
         self.world = world
         self.spec = spec
         self.me = spec.me
         self.rng = rng
-        self.ppm = ppm
-        self.offset = rng.randrange(10**9, 10**12)
         self.kernel = Kernel(len(spec.services), ppm)
         self.telephony = Telephony(self)
         self.alive = False
@@ -81,15 +81,6 @@ class Host:
         self.actions: deque[Any] = deque()
         self.passed = False  # the stop before the next action has been
         self.deadline_us = 0  # the core's next deadline, if this turn has asked for it already
-
-    # time -----------------------------------------------------------------------------------
-
-    def local(self, t: int) -> int:
-        return self.offset + t + t * self.ppm // 1_000_000
-
-    def true(self, local: int) -> int:
-        """The first true time at which this clock shows `local`."""
-        return -((self.offset - local) * 1_000_000 // (1_000_000 + self.ppm)) + 1
 
     # life -----------------------------------------------------------------------------------
 
