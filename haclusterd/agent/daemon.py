@@ -30,6 +30,7 @@ from haclusterd.agent.peers import Peers
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
+from haclusterd.agent.shared import shared_with
 from haclusterd.agent.standing import Facts, judge
 from haclusterd.agent.traces import Traces
 from haclusterd.config import Config, cluster_spec
@@ -81,6 +82,7 @@ class Agent:
         self.services = Services(
             self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
         )
+        self.shared = shared_with(self.spec, self.replicator, self.services.busy)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
@@ -213,7 +215,7 @@ class Agent:
         if section is None or life is None:
             return
         if section.esl_port:
-            from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+            from haclusterd.agent.switch import LocalSwitch, SwitchEvents, read_password
 
             def connected() -> None:
                 life.connected()
@@ -234,6 +236,9 @@ class Agent:
                     switch.set_fenced(service.name, True)
             await switch.start()
             self._stops.append(switch.stop)
+            if self.shared is not None:
+                self._stops.append(self.shared.stop)
+                await self.shared.start(section, switch.connection, read_password(section))
         await life.start()
         self._stops.append(life.stop)
 
@@ -258,6 +263,8 @@ class Agent:
             case Recover():
                 self._take_view()  # what heart saw before tells when the fault was
                 self.services.recover(message)
+                if self.shared is not None:
+                    self.shared.recover(message.service, message.identity.epoch)
             case EndCalls():
                 self._take_view()
                 self.services.end_calls(message)
@@ -292,6 +299,8 @@ class Agent:
             self.replicator.take_view(view)
         self.services.observe(view)
         self.orders.observe(view)
+        if self.shared is not None:
+            self.shared.observe(view)
         self.changed()
 
     def _decided(self, message: Decided) -> None:

@@ -77,6 +77,9 @@ def write_conf(target: Path, services: Sequence[ServiceProfile], variables: dict
     shutil.copytree(source, target)
     shutil.copy(source / "test" / "dialplan.xml", target / "dialplan" / "public" / "test.xml")
     shutil.copy(source / "test" / "acl.xml", target / "acl" / "test.xml")
+    shutil.copy(source / "test" / "directory.xml", target / "directory" / "test.xml")
+    listed = target / conf.CLUSTER_LIST
+    listed.write_text(conf.cluster_list(listed.read_text(), [s.address for s in services]))
     template = (source / "services" / "service.xml.template").read_text()
     for service in services:
         port = int(variables["sip_port"])

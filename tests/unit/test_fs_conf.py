@@ -55,6 +55,12 @@ def test_what_is_rendered_is_whole(config: Path, tmp_path: Path) -> None:
     assert given["esl_password"] == f"cat {section.esl_password_file}"
     assert given["esl_port"] == str(section.esl_port)
     assert given["core_db_name"] == section.core_db.stem
+    assert given["limits_port"] == str(section.limits_port)
+    listed = set(re.findall(r'cidr="([^"]+)"', texts["acl/cluster.xml"]))
+    assert listed == {
+        f"{profile.address}/{128 if ':' in profile.address else 32}"
+        for profile in conf.profiles(load_cluster(config))
+    }
 
 
 def test_eg11_the_same_bytes_whoever_renders_and_how_often(config: Path, tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class ProfileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     presence: bool = False  # manage-presence: variable presence_id and PRESENCE_IN events
     context: str = "public"
     auto_start: bool = True  # False: only known, as if added to the XML before `profile start`
+    blind_reg: bool = False  # everybody may register, as with apply-register-acl
+    expires_late_margin_s: int = 60
+    ireg_seconds: float = 30.0
 
 
 class EmulatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +77,8 @@ def _problems(config: EmulatorConfig) -> list[str]:
     for key, value in config.extensions.items():
         if value not in APPS:
             found.append(f"extensions.{key}: {value!r} is unknown; use one of {', '.join(APPS)}")
+    if any(p.ireg_seconds <= 0 or p.expires_late_margin_s < 0 for p in config.profiles):
+        found.append("profiles: ireg_seconds must be over 0, expires_late_margin_s not under 0")
     if not 1024 <= config.rtp_port_min < config.rtp_port_max <= 65535:
         found.append("rtp_port_min, rtp_port_max: need 1024 <= min < max <= 65535")
     if not 1 <= config.media_pps <= 200:
