@@ -9,10 +9,11 @@ PYTEST := $(BIN)/python -m pytest
 SEEDS ?= 0:200
 MINUTES ?= 10
 RUNS ?= 10
+HOURS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help venv prepare-lab prepare-test prepare-deb demo test check coverage sim \
-	mutation-drills bench deb clean
+.PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
+	coverage sim mutation-drills node-hours bench bench-registrations deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,11 +35,18 @@ prepare-test:
 prepare-deb:
 	scripts/prepare deb
 
+prepare-web:
+	scripts/prepare web
+
 demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
 	$(BIN)/haclusterctl lab demo
 
 test: prepare-test $(READY) ## all tests that need no FreeSWITCH; lab tests where allowed
 	$(PYTEST) -m 'not freeswitch'
+
+test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates
+	$(PYTEST) tests/web tests/lab/test_lab_hooks.py tests/unit/test_hooks.py \
+		tests/unit/test_courier.py tests/unit/test_dns.py tests/unit/test_contrib.py
 
 check: $(READY) ## lint, format, types, import rules and budgets
 	$(BIN)/ruff check .
@@ -61,11 +69,23 @@ sim: $(READY) ## the simulator: SEEDS=A:B seeds of MINUTES simulated minutes eac
 mutation-drills: $(READY) ## break each safety rule on purpose; the simulator must catch it
 	$(BIN)/python -m tests.sim.drills
 
+node-hours: $(READY) ## takeovers without a cause in HOURS node-hours of bad weather
+	$(BIN)/python -m tests.sim.calm --hours $(HOURS)
+
 bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each fault
 	$(BIN)/python -m bench --repeat $(RUNS)
 
+bench-registrations: prepare-lab $(READY) ## 5,000 phones: to a new agent, and after an outage
+	$(BIN)/python -m bench.registrations
+
 deb: prepare-deb ## the Debian package, in dist/
 	scripts/deb
+
+test-deb: ## install, use, remove and purge the package in a fresh Debian 12 (root, debootstrap)
+	scripts/test-deb
+
+test-vagrant: ## the walk through vagrant/README.md with chroots for machines (root, debootstrap)
+	scripts/test-vagrant
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from haclusterd import __version__
-from haclusterd.agent import risks, schema, status
+from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.alarms import alarms
 from haclusterd.agent.clock import wall_text
+from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
-from haclusterd.agent.peers import Word
+from haclusterd.agent.page import brief
+from haclusterd.agent.peers import REPORTS_TOLD, Word
+from haclusterd.agent.registrations import Listed
 from haclusterd.agent.switch import SwitchError
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
@@ -31,7 +34,10 @@ class Answers:
         self.history = agent.history
         self.reports = agent.reports
         self.operators = agent.operators
+        self.orders = agent.orders
         self.traces = agent.traces
+        self.spec = agent.spec
+        self._capacity: tuple[View | None, list[schema.Alarm]] = (None, [])
 
     def view(self) -> View:
         """Heart's newest word. Raises OperatorError before the first."""
@@ -42,11 +48,46 @@ class Answers:
         agent = self._agent
         switch = agent.life.switch if agent.life is not None else None
         words = agent.peers.words if agent.peers is not None else {}
-        found = alarms(agent.problems, agent.life, switch)
+        found = [
+            *alarms(agent.problems, agent.life, switch),
+            *agent.notices.alarms,
+            *self._too_little(self.view()),
+        ]
+        if agent.orders.problem:
+            found.append(schema.Alarm("orders_file", agent.orders.problem))
+        if agent.shared is not None:
+            found += agent.shared.alarms()
         return status.status(
-            self.view(), self.word().sync, words, found, self.reports.under_way(),
-            0 if switch is None else switch.orphans,
+            self.view(), self.word().sync, words, found, self.registration_counts(),
+            self.reports.under_way(), 0 if switch is None else switch.orphans,
         )  # fmt: skip
+
+    def registration_counts(self) -> schema.Registered | None:
+        """How many registrations this node knows; None where it keeps none."""
+        shared = self._agent.shared
+        if shared is None or shared.registrations.keeper is None:
+            return None
+        own, copies = shared.registrations.counts()
+        return schema.Registered(own, copies, shared.registrations.keeper.counters["refused"])
+
+    def registrations(self) -> Iterator[Listed]:
+        """Every registration this node knows. Raises OperatorError where it keeps none."""
+        if self._agent.shared is None:
+            raise OperatorError("registrations are shared between nodes, and there is only one")
+        return self._agent.shared.registrations.listed()
+
+    def _too_little(self, view: View) -> list[schema.Alarm]:
+        """Whether the loss of any one node fits (MS12); worked out once for each view."""
+        if self._capacity[0] is not view:
+            bad = [case for case in capacity.cases(view, self.spec, 1) if case.overloaded]
+            found = [schema.Alarm("capacity_n1", capacity.sentence(bad))] if bad else []
+            self._capacity = (view, found)
+        return self._capacity[1]
+
+    def outside(self) -> Outside:
+        """What was told outside of the cluster."""
+        notices = self._agent.notices
+        return Outside(notices.counts, notices.dns_counts)
 
     def word(self) -> Word:
         """What this agent tells the others of itself."""
@@ -56,10 +97,11 @@ class Answers:
             fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
+        told = [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]]
         names = [service.name for service in agent.spec.services]
         reports = agent.last_report.services if agent.last_report is not None else ()
         unready = {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason}
-        return Word(__version__, sync, unready)
+        return Word(__version__, sync, told, agent.orders.word(), unready)
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -121,6 +163,15 @@ class Answers:
                 for record in replicator.store.unpack([item]):
                     yield service.name, here, record
 
+    def own_reports(self) -> list[schema.Report]:
+        """Of this node."""
+        return self.reports.all()
+
+    def known_reports(self) -> list[schema.Report]:
+        """Of this node in full, and what the others told of theirs, without single calls."""
+        told = self._agent.peers.reports if self._agent.peers is not None else {}
+        return [*self.reports.all(), *(report for few in told.values() for report in few)]
+
     def not_ready(self) -> str:
         """Why this node neither serves nor stands by; empty if it does."""
         role = status.role_of(self.view())
@@ -136,4 +187,6 @@ class Answers:
         }
         if replicator is not None:
             counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
+        if self._agent.shared is not None:
+            counts |= self._agent.shared.counters()
         return counts

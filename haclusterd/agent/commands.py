@@ -9,21 +9,28 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
-import msgspec
-
-from haclusterd.agent import risks, schema, status
+from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
+from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
+from haclusterd.agent.page import brief
+from haclusterd.agent.registrations import Listed
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
+from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.freeswitch.registrations import wall_s
 from haclusterd.freeswitch.risks import Ringing
 from haclusterd.trace.folder import Saved
 
 CALLS_SHOWN = 1000
 CALLS_SHOWN_MAX = 20_000
+MISFITS_SHOWN = 50
+SPAN_S_MAX = 30 * 86_400
+REGISTRATIONS_SHOWN_MAX = 50_000
 SLICE = 64  # calls (2 ms) between two turns of the event loop
 
 
@@ -37,7 +44,12 @@ class Source(Protocol):
     @property
     def operators(self) -> Operators: ...
     @property
+    def orders(self) -> Orders: ...
+    @property
     def traces(self) -> Traces: ...
+
+    @property
+    def spec(self) -> ClusterSpec: ...
 
     def view(self) -> View: ...
     def status(self) -> schema.Status: ...
@@ -47,8 +59,11 @@ class Source(Protocol):
     def at_risk(self) -> list[str]: ...
     def service_risks(self) -> dict[str, str]: ...
     async def ringing(self) -> list[tuple[str, Ringing]]: ...
+    def registrations(self) -> Iterator[Listed]: ...
     def not_ready(self) -> str: ...
     def counters(self) -> dict[str, int]: ...
+    def known_reports(self) -> list[schema.Report]: ...
+    def outside(self) -> Outside: ...
 
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -70,6 +85,12 @@ def number(params: dict[str, Any], key: str, default: int, most: int) -> int:
     return value
 
 
+def span_us(params: dict[str, Any]) -> int:
+    """Parameter `for_s` in us; 0 or absent: without an end. Raises OperatorError."""
+    seconds = number(params, "for_s", 0, SPAN_S_MAX)
+    return seconds * 1_000_000 if seconds else FOR_GOOD_US
+
+
 class Commands:
     """`table` maps method names to what they do. All raise OperatorError with the reason."""
 
@@ -83,9 +104,16 @@ class Commands:
             "report": self._report,
             "reports": self._reports,
             "calls": self._calls,
+            "registrations": self._registrations,
             "sync": self._sync,
+            "capacity": self._capacity,
+            "best_node": self._best_node,
             "switchover": self._switchover,
             "maintenance": self._maintenance,
+            "pause": self._pause,
+            "resume": self._resume,
+            "mark_dead": self._mark_dead,
+            "unmark": self._unmark,
             "upgrade": self._upgrade,
             "trace": self._trace,
             "trace_save": self._trace_save,
@@ -117,13 +145,22 @@ class Commands:
         try:
             return self._source.reports.find(text(params, "which", "last"))
         except KeyError as error:
-            raise OperatorError(str(error.args[0])) from None
+            raise OperatorError(f"{error.args[0]}{self._elsewhere()}") from None
+
+    def _elsewhere(self) -> str:
+        """Where the newest takeover that another node told of is reported in full."""
+        told = [r for r in self._source.known_reports() if r.to != self._source.view().node]
+        if not told:
+            return ""
+        last = max(told, key=lambda report: report.at)
+        return (
+            f" on this node; {last.service} moved to {last.to} at {last.at}: "
+            f"`haclusterctl report {last.number}` on {last.to}"
+        )
 
     async def _reports(self, params: dict[str, Any]) -> list[schema.Report]:
-        return [
-            msgspec.structs.replace(r, calls=msgspec.structs.replace(r.calls, verdicts=[]))
-            for r in self._source.reports.all()
-        ]
+        """Of all nodes that told, oldest first."""
+        return sorted(map(brief, self._source.known_reports()), key=lambda report: report.at)
 
     async def _calls(self, params: dict[str, Any]) -> schema.CallList:
         limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
@@ -147,8 +184,37 @@ class Commands:
                 calls.append(_ringing(service, leg))
         return schema.CallList(total, at_risk, calls)
 
+    async def _registrations(self, params: dict[str, Any]) -> schema.RegistrationList:
+        limit = number(params, "limit", CALLS_SHOWN, REGISTRATIONS_SHOWN_MAX)
+        found: list[schema.Registration] = []
+        total = at_risk = 0
+        now_s = wall_s()
+        for at, listed in enumerate(self._source.registrations()):
+            if at % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            total += 1
+            at_risk += listed.at_risk
+            if len(found) < limit:
+                found.append(_registration(listed, now_s))
+        return schema.RegistrationList(total, at_risk, found)
+
     async def _sync(self, params: dict[str, Any]) -> Any:
         return self._source.sync()
+
+    async def _capacity(self, params: dict[str, Any]) -> schema.Capacity:
+        fail = number(params, "fail", 1, capacity.FAIL_MAX)
+        view = self._source.view()
+        seen, bad = 0, []
+        for case in capacity.cases(view, self._source.spec, max(1, fail)):
+            seen += 1
+            if not capacity.fits(case):
+                bad.append(case)
+            if seen % SLICE == 0:
+                await asyncio.sleep(0)
+        return schema.Capacity(max(1, fail), seen, len(bad), not bad, bad[:MISFITS_SHOWN])
+
+    async def _best_node(self, params: dict[str, Any]) -> list[schema.BestNode]:
+        return best_nodes(self._source.view())
 
     async def _switchover(self, params: dict[str, Any]) -> schema.Done:
         to = text(params, "to", "") or None
@@ -160,7 +226,23 @@ class Commands:
         if not isinstance(on, bool):
             raise OperatorError("parameter 'on' must be true or false", schema.USAGE)
         node = text(params, "node", "") or None
-        return schema.Done(await self._source.operators.maintenance(on, node))
+        left_us = span_us(params)
+        return schema.Done(await self._source.operators.maintenance(on, node, left_us))
+
+    async def _pause(self, params: dict[str, Any]) -> schema.Done:
+        by = text(params, "by")
+        return schema.Done(await self._source.orders.pause(span_us(params), by))
+
+    async def _resume(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.orders.resume(text(params, "by")))
+
+    async def _mark_dead(self, params: dict[str, Any]) -> schema.Done:
+        node, by = text(params, "node"), text(params, "verified_by")
+        return schema.Done(await self._source.orders.mark_dead(node, by))
+
+    async def _unmark(self, params: dict[str, Any]) -> schema.Done:
+        node, by = text(params, "node"), text(params, "by")
+        return schema.Done(await self._source.orders.unmark(node, by))
 
     async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
         return schema.Done(await self._source.operators.upgrade())
@@ -180,6 +262,31 @@ class Commands:
 
     async def _trace_read(self, params: dict[str, Any]) -> schema.TraceContent:
         return schema.TraceContent(await self._source.traces.named(text(params, "name")))
+
+
+def best_nodes(view: View) -> list[schema.BestNode]:
+    """Nodes for new calls, the best first. Raises OperatorError where there is none."""
+    found = capacity.best_nodes(view)
+    if not found:
+        raise OperatorError("no node can take a call: none serves anything and has room")
+    return found
+
+
+def _registration(listed: Listed, now_s: float) -> schema.Registration:
+    record = listed.record
+    return schema.Registration(
+        user=f"{record.user}@{record.host}",
+        contact=record.contact,
+        node=listed.node or None,
+        service=listed.service,
+        profile=record.profile,
+        here=listed.here,
+        expires=wall_text_ms(record.expires_s * 1000) or "",
+        expires_s=max(0, round(record.expires_s - now_s)),
+        replicated=not listed.at_risk,
+        user_agent=record.user_agent,
+        network=f"{record.network_ip}:{record.network_port}" if record.network_ip else "",
+    )
 
 
 def _ringing(service: str, leg: Ringing) -> schema.Call:

@@ -18,17 +18,21 @@ import msgspec
 
 from haclusterd.agent.answers import Answers
 from haclusterd.agent.api import Api, ApiError
+from haclusterd.agent.assembly import local_switch, why_without
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
+from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
+from haclusterd.agent.shared import shared_with
 from haclusterd.agent.standing import Facts, judge
 from haclusterd.agent.traces import Traces
 from haclusterd.config import Config, cluster_spec
@@ -40,6 +44,7 @@ from haclusterd.core.actions import (
     Persist,
     Published,
     Recover,
+    Relinquish,
     ToAgent,
     TracePart,
 )
@@ -70,16 +75,22 @@ class Agent:
         self.reports = Reports(config.state_dir)
         self.link = HeartLink(heart_fd, self._take)
         self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
+        self.orders = Orders(
+            self.spec, config.state_dir, lambda: self._view, self.operators.ask, self.link.send
+        )
+        self.operators.keep_maintenance = self.orders.keep_maintenance
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
         self.recoveries = Recoveries(
             self.spec, self.replicator, self.history, self.reports, self.link.send,
-            config.recovery, self._without_switch,
+            config.recovery, lambda: why_without(config, self.problems),
         )  # fmt: skip
         self.services = Services(
             self.spec, self.replicator, self.history, self.recoveries, self.changed
         )
+        self.shared = shared_with(self.spec, self.replicator, self.services.busy)
         self.answers = Answers(self)
+        self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
         self.peers: Peers | None = None
         self.problems: dict[str, str] = {}  # what does not run, by part
@@ -104,12 +115,14 @@ class Agent:
         loop = asyncio.get_running_loop()
         self.link.start()
         self._make_life()
+        self.orders.load()  # before heart may count on this node for anything
         self._send_report()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
-        self._stops.append(self.traces.stop)
+        self.notices.start()
+        self._stops += [self.traces.stop, self.orders.stop, self.notices.stop]
         self._api = Api(self.config.api.socket, self.history, Commands(self.answers))
         self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
@@ -183,51 +196,30 @@ class Agent:
         self._stops.append(replicator.stop)
         replicator.on_change(lambda fresh: self.changed())
         self.operators.join(replicator)
+        self.notices.join(replicator)
+        self.orders.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
-        self.peers = Peers(others, replicator, self.answers.word)
+        self.peers = Peers(others, replicator, self.answers.word, self.orders.heard)
         await self.peers.start()
         self._stops.append(self.peers.stop)
 
     def _make_life(self) -> None:
         section = self.config.freeswitch
-        if section is None or self.config.node.witness:
-            return
-        self.life = FreeswitchLife(
-            section,
-            self.spec.services,
-            self.history,
-            self.link.send,
-            self.changed,
-            self.services.freeswitch_exited,
-        )
-
-    def _without_switch(self) -> str:
-        """Why calls cannot be recovered while ESL has not even been started."""
-        section = self.config.freeswitch
-        if section is None or not section.esl_port or self.config.node.witness:
-            return ""
-        return self.problems.get("freeswitch", "the part that speaks with FreeSWITCH is starting")
+        if section is not None and not self.config.node.witness:
+            self.life = FreeswitchLife(
+                section, self.spec.services, self.history, self.link.send, self.changed,
+                self.services.freeswitch_exited,
+            )  # fmt: skip
 
     async def _start_freeswitch(self) -> None:
         section, life = self.config.freeswitch, self.life
         if section is None or life is None:
             return
         if section.esl_port:
-            from haclusterd.agent.switch import LocalSwitch, SwitchEvents, recovery_options
+            from haclusterd.agent.switch import read_password
 
-            def connected() -> None:
-                life.connected()
-                self.services.freeswitch_connected()
-
-            by_profile = {p: s.name for s in self.spec.services for p in s.profiles}
-            events = SwitchEvents(
-                self.services.call_changes, self.services.freeswitch_replaced, connected,
-                life.disconnected, life.health_changed, life.shut_down, self.recoveries.settled,
-            )  # fmt: skip
-            nodes = [node.id for node in self.spec.nodes if not node.witness]
-            options = recovery_options(self.config.recovery)
-            switch = LocalSwitch(
-                section, by_profile, events, self.config.api.socket, nodes, options
+            switch = local_switch(
+                self.config, section, self.spec, life, self.services, self.recoveries
             )
             life.switch = self.services.switch = self.operators.switch = switch
             if self._view is not None:
@@ -237,6 +229,9 @@ class Agent:
                     switch.set_fenced(service.name, True)
             await switch.start()
             self._stops.append(switch.stop)
+            if self.shared is not None:
+                self._stops.append(self.shared.stop)
+                await self.shared.start(section, switch.connection, read_password(section))
         await life.start()
         self._stops.append(life.stop)
 
@@ -261,11 +256,15 @@ class Agent:
             case Recover():
                 self._take_view()  # what heart saw before tells when the fault was
                 self.services.recover(message)
+                if self.shared is not None:
+                    self.shared.recover(message.service, message.identity.epoch)
             case EndCalls():
                 self._take_view()
                 self.services.end_calls(message)
             case Persist():
                 self._persist(message)
+            case Relinquish():
+                self.operators.relinquish(message)
             case Answered():
                 self.operators.answered(message)
             case TracePart():
@@ -292,6 +291,9 @@ class Agent:
         if self.replicator is not None:
             self.replicator.take_view(view)
         self.services.observe(view)
+        self.orders.observe(view)
+        if self.shared is not None:
+            self.shared.observe(view)
         self.changed()
 
     def _decided(self, message: Decided) -> None:
@@ -355,7 +357,7 @@ class Agent:
         names = [service.name for service in self.spec.services]
         now = now_us()
         return Facts(
-            freeswitch=section is not None,
+            freeswitch=section is not None and not self.config.node.witness,
             watched=section is not None and section.esl_port != 0,
             process=life.process if life is not None else None,
             esl_up=switch is not None and switch.up,

@@ -1,123 +1,203 @@
-"""Prometheus metrics from what the API knows, gathered when they are asked for: docs/metrics.md.
+"""Prometheus metrics from what the API knows, gathered when they are asked for.
 
-A registry of our own, and the library only once somebody asks: it costs a few MB.
+CATALOG is what there is: docs/metrics.md is made of it. A registry of our own, and the library only
+once somebody asks: it costs a few MB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from haclusterd.agent.schema import Report, Status
+from haclusterd.agent import capacity
+from haclusterd.agent.clock import now_us
+from haclusterd.agent.schema import About, Report, Status
+from haclusterd.core.model import ClusterSpec
 from haclusterd.core.view import View
 
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Gauge
-
+PREFIX = "haclusterd"
 _OUTAGE_BUCKETS_MS = (5, 10, 20, 50, 100, 150, 200, 300, 500, 1000, 3000, 10_000)
 
 
-def render(
-    status: Status, view: View, reports: list[Report], counters: Mapping[str, int], at_risk: int
-) -> bytes:
-    """The text format. `counters` become `haclusterd_events_total{event=...}`."""
-    from prometheus_client import CollectorRegistry, Counter, generate_latest
+class Metric(NamedTuple):
+    """`name` without the prefix; a counter's gets `_total` where it is read."""
 
-    registry = CollectorRegistry()
-    _cluster(registry, status, at_risk)
-    _nodes(registry, status)
-    _datagrams(registry, view)
-    _reports(registry, reports)
-    events = Counter("haclusterd_events", "since the agent started", ("event",), registry=registry)
-    for name, count in counters.items():
-        events.labels(name).inc(count)
-    return generate_latest(registry)
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...] = ()
 
 
-def _gauge(
-    registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...] = ()
-) -> Gauge:
-    from prometheus_client import Gauge
+_LINK = ("node", "address")
+CATALOG = (
+    Metric("info", "gauge", "1; which daemon answers", ("cluster", "node", "version")),
+    Metric("view_age_seconds", "gauge", "how old heart's word on the cluster is"),
+    Metric("quorate", "gauge", "1 while this node reaches a majority"),
+    Metric("voters_reachable", "gauge", "voters heard both ways, this one included"),
+    Metric("alarms", "gauge", "alarms that stand; `status` has their texts"),
+    Metric("alarm", "gauge", "alarms of this name that stand", ("name",)),
+    Metric("calls_at_risk", "gauge", "own calls no standby has acknowledged"),
+    Metric("orphans", "gauge", "recovered legs here that no phone has answered for yet"),
+    Metric("capacity_fits", "gauge", "1 while the load fits whichever one node is lost"),
+    Metric("service_owner", "gauge", "1 for the node that owns the service", ("service", "node")),
+    Metric("service_epoch", "gauge", "fencing number of the service", ("service",)),
+    Metric("service_owned", "gauge", "1 while somebody serves it", ("service",)),
+    Metric("service_successors", "gauge", "nodes that could take it over now", ("service",)),
+    Metric("node_role", "gauge", "1 for the role the node has", ("node", "role")),
+    Metric("node_rank", "gauge", "0 for the primary slave, -1 for none", ("node",)),
+    Metric("node_calls", "gauge", "call legs", ("node",)),
+    Metric("node_capacity", "gauge", "call legs the node can carry", ("node",)),
+    Metric("node_health", "gauge", "0 unusable to 100", ("node",)),
+    Metric("node_sync_lag_seconds", "gauge", "lag of the node's worst copy", ("node",)),
+    Metric("registrations", "gauge", "registrations this node knows: `own` made here, `copy` those "
+           "of others", ("here",)),
+    Metric("link_up", "gauge", "1 while beats pass both ways on the link", _LINK),
+    Metric("link_rtt_seconds", "gauge", "round trip on the link", _LINK),
+    Metric("link_loss_ratio", "gauge", "share of beats lost on the link", _LINK),
+    Metric("link_received", "counter", "datagrams on an own link, by what became of them; see "
+           "below", ("link", "outcome")),
+    Metric("link_socket", "counter", "`sent`, `send_errors`, `receive_errors`, `opened` of an own "
+           "link", ("link", "event")),
+    Metric("peer_datagrams", "counter", "datagrams from the address of a peer; `readable` is `yes` "
+           "or `no`; replays are left out", (*_LINK, "readable")),
+    Metric("peer_unreadable", "gauge", "1 while all that comes from this address is unreadable "
+           "(alarm `unreadable_peer`)", _LINK),
+    Metric("takeover_outage_seconds", "histogram", "address outage of the takeovers kept in "
+           "reports"),
+    Metric("takeover_calls", "gauge", "call legs in the kept reports: `recovered`, `partial`, "
+           "`lost`", ("verdict",)),
+    Metric("hook_events", "counter", "what became of events for a hook: `sent`, `retried`, "
+           "`failed`, `dropped`", ("hook", "outcome")),
+    Metric("dns_updates", "counter", "updates of a DNS name: `done`, `failed`",
+           ("name", "outcome")),
+    Metric("events", "counter", "what only counts up in the agent: decisions, replication's "
+           "counters", ("event",)),
+)  # fmt: skip
 
-    return Gauge(f"haclusterd_{name}", text, labels, registry=registry)
+
+class Inside(NamedTuple):
+    """What the agent knows beside its status."""
+
+    view: View
+    about: About
+    reports: Sequence[Report]
+    counters: Mapping[str, int]
+    at_risk: int
+    spec: ClusterSpec
 
 
-def _cluster(registry: CollectorRegistry, status: Status, at_risk: int) -> None:
-    _gauge(registry, "quorate", "1 while this node reaches a majority").set(status.quorum.ok)
-    reachable = "voters heard both ways, this one included"
-    _gauge(registry, "voters_reachable", reachable).set(status.quorum.reachable)
-    _gauge(registry, "alarms", "alarms that stand").set(len(status.alarms))
-    _gauge(registry, "calls_at_risk", "own calls no standby has acknowledged").set(at_risk)
-    text = "recovered legs here that no phone has answered for yet"
-    _gauge(registry, "orphans", text).set(status.orphans)
-    owner = _gauge(
-        registry, "service_owner", "1 for the node that owns the service", ("service", "node")
-    )
-    epoch = _gauge(registry, "service_epoch", "fencing number of the service", ("service",))
-    owned = _gauge(registry, "service_owned", "1 while somebody serves it", ("service",))
+class Outside(NamedTuple):
+    """What was told outside of the cluster, by (hook or DNS name, outcome)."""
+
+    hooks: Mapping[tuple[str, str], int]
+    dns: Mapping[tuple[str, str], int]
+
+
+class Sheet:
+    """The registry of one answer, made from CATALOG."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = CollectorRegistry()
+        kinds: dict[str, Any] = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
+        self._made: dict[str, Any] = {}
+        for metric in CATALOG:
+            more: dict[str, Any] = {}
+            if metric.kind == "histogram":
+                more["buckets"] = [ms / 1000 for ms in _OUTAGE_BUCKETS_MS]
+            text = metric.text.replace("`", "")
+            self._made[metric.name] = kinds[metric.kind](
+                f"{PREFIX}_{metric.name}", text, metric.labels, registry=self.registry, **more
+            )
+
+    def put(self, name: str, value: float, *labels: str) -> None:
+        """The value of a gauge, or what a counter has counted."""
+        metric = self._made[name].labels(*labels) if labels else self._made[name]
+        set_to = getattr(metric, "set", None)
+        (set_to or metric.inc)(value)
+
+    def observe(self, name: str, value: float) -> None:
+        self._made[name].observe(value)
+
+
+def render(status: Status, inside: Inside, outside: Outside) -> bytes:
+    """The text format."""
+    from prometheus_client import generate_latest
+
+    sheet = Sheet()
+    about = inside.about
+    sheet.put("info", 1, about.cluster, about.node, about.version)
+    sheet.put("view_age_seconds", max(0, now_us() - inside.view.at_us) / 1e6)
+    sheet.put("calls_at_risk", inside.at_risk)
+    sheet.put("capacity_fits", all(map(capacity.fits, capacity.cases(inside.view, inside.spec, 1))))
+    _cluster(sheet, status)
+    _nodes(sheet, status)
+    _registrations(sheet, status)
+    _datagrams(sheet, inside.view)
+    _reports(sheet, inside.reports)
+    for name, count in inside.counters.items():
+        sheet.put("events", count, name)
+    for labels, count in outside.hooks.items():
+        sheet.put("hook_events", count, *labels)
+    for labels, count in outside.dns.items():
+        sheet.put("dns_updates", count, *labels)
+    return generate_latest(sheet.registry)
+
+
+def _cluster(sheet: Sheet, status: Status) -> None:
+    sheet.put("quorate", status.quorum.ok)
+    sheet.put("voters_reachable", status.quorum.reachable)
+    sheet.put("alarms", len(status.alarms))
+    sheet.put("orphans", status.orphans)
+    names = [alarm.name for alarm in status.alarms]
+    for name in sorted(set(names)):
+        sheet.put("alarm", names.count(name), name)
     for service in status.services:
-        epoch.labels(service.name).set(service.epoch)
-        owned.labels(service.name).set(service.state == "owned")
+        sheet.put("service_epoch", service.epoch, service.name)
+        sheet.put("service_owned", service.state == "owned", service.name)
+        sheet.put("service_successors", len(service.successors), service.name)
         if service.owner:
-            owner.labels(service.name, service.owner).set(1)
+            sheet.put("service_owner", 1, service.name, service.owner)
 
 
-def _nodes(registry: CollectorRegistry, status: Status) -> None:
-    role = _gauge(registry, "node_role", "1 for the role the node has", ("node", "role"))
-    rank = _gauge(registry, "node_rank", "0 primary slave, -1 none", ("node",))
-    calls = _gauge(registry, "node_calls", "call legs", ("node",))
-    health = _gauge(registry, "node_health", "0 unusable to 100", ("node",))
-    lag = _gauge(registry, "node_sync_lag_seconds", "lag of the node's worst copy", ("node",))
-    up = _gauge(registry, "link_up", "1 while the link works both ways", ("node", "address"))
-    rtt = _gauge(registry, "link_rtt_seconds", "round trip on the link", ("node", "address"))
+def _nodes(sheet: Sheet, status: Status) -> None:
     for node in status.nodes:
-        role.labels(node.id, node.role).set(1)
-        rank.labels(node.id).set(-1 if node.rank is None else node.rank)
-        calls.labels(node.id).set(node.calls)
-        health.labels(node.id).set(node.health)
-        lag.labels(node.id).set(node.sync.lag_ms / 1000)
+        sheet.put("node_role", 1, node.id, node.role)
+        sheet.put("node_rank", -1 if node.rank is None else node.rank, node.id)
+        sheet.put("node_calls", node.calls, node.id)
+        sheet.put("node_capacity", node.capacity, node.id)
+        sheet.put("node_health", node.health, node.id)
+        sheet.put("node_sync_lag_seconds", node.sync.lag_ms / 1000, node.id)
         for link in node.links:
-            up.labels(node.id, link.address).set(link.up)
+            sheet.put("link_up", link.up, node.id, link.address)
+            sheet.put("link_loss_ratio", link.loss, node.id, link.address)
             if link.rtt_ms is not None:
-                rtt.labels(node.id, link.address).set(link.rtt_ms / 1000)
+                sheet.put("link_rtt_seconds", link.rtt_ms / 1000, node.id, link.address)
 
 
-def _datagrams(registry: CollectorRegistry, view: View) -> None:
-    from prometheus_client import Counter
+def _registrations(sheet: Sheet, status: Status) -> None:
+    if status.registrations is not None:
+        sheet.put("registrations", status.registrations.own, "own")
+        sheet.put("registrations", status.registrations.copies, "copy")
 
-    text = "datagrams on an own link since heart started, by what became of them"
-    received = Counter("haclusterd_link_received", text, ("link", "outcome"), registry=registry)
-    text = "what the socket of an own link met since heart started"
-    socket = Counter("haclusterd_link_socket", text, ("link", "event"), registry=registry)
+
+def _datagrams(sheet: Sheet, view: View) -> None:
     for link in view.link_tallies:
         for outcome, count in link.received.items():
-            received.labels(link.address, outcome).inc(count)
+            sheet.put("link_received", count, link.address, outcome)
         for event, count in link.socket.items():
-            socket.labels(link.address, event).inc(count)
-    text = "datagrams from the address of a peer since heart started, replays left out"
-    came = Counter("haclusterd_peer_datagrams", text, ("node", "address", "readable"),
-                   registry=registry)  # fmt: skip
-    text = "1 while all that comes from this address of a peer is unreadable"
-    unreadable = _gauge(registry, "peer_unreadable", text, ("node", "address"))
+            sheet.put("link_socket", count, link.address, event)
     for peer in view.peer_tallies:
-        came.labels(peer.node, peer.address, "yes").inc(peer.readable)
-        came.labels(peer.node, peer.address, "no").inc(peer.unreadable)
-        unreadable.labels(peer.node, peer.address).set(bool(peer.unreadable_now))
+        sheet.put("peer_datagrams", peer.readable, peer.node, peer.address, "yes")
+        sheet.put("peer_datagrams", peer.unreadable, peer.node, peer.address, "no")
+        sheet.put("peer_unreadable", bool(peer.unreadable_now), peer.node, peer.address)
 
 
-def _reports(registry: CollectorRegistry, reports: list[Report]) -> None:
-    from prometheus_client import Histogram
-
-    outage = Histogram(
-        "haclusterd_takeover_outage_seconds",
-        "address outage of takeovers kept in reports",
-        buckets=[ms / 1000 for ms in _OUTAGE_BUCKETS_MS],
-        registry=registry,
-    )
+def _reports(sheet: Sheet, reports: Sequence[Report]) -> None:
     for report in reports:
         if report.outage_ms is not None:
-            outage.observe(max(0.0, report.outage_ms / 1000))
-    verdicts = _gauge(registry, "takeover_calls", "call legs in the kept reports", ("verdict",))
-    verdicts.labels("recovered").set(sum(r.calls.recovered for r in reports))
-    verdicts.labels("partial").set(sum(r.calls.partial for r in reports))
-    verdicts.labels("lost").set(sum(r.calls.lost for r in reports))
+            sheet.observe("takeover_outage_seconds", max(0.0, report.outage_ms / 1000))
+    for verdict in ("recovered", "partial", "lost"):
+        total = sum(getattr(report.calls, verdict) for report in reports)
+        sheet.put("takeover_calls", total, verdict)

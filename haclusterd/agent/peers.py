@@ -1,6 +1,7 @@
-"""What the agents tell each other for status: version, and how good their copies are.
+"""What the agents tell each other for status: version, how good their copies are, what moved.
 
-Asked over the replication mesh every few seconds; never decides anything.
+Asked over the replication mesh every few seconds; never decides anything. Orders for the whole
+cluster come along, so that whoever was away when one was given hears of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Protocol
 
 import msgspec
 
-from haclusterd.agent.schema import Sync
+from haclusterd.agent.schema import Report, Sync
+from haclusterd.core.agreed import AgreedWord
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -20,13 +22,16 @@ log = logging.getLogger(__name__)
 METHOD = "about"
 EVERY_S = 2.0
 ANSWER_MS = 1000
+REPORTS_TOLD = 4  # a takeover is one node's to report, but everybody's to see
 
 
 class Word(msgspec.Struct, frozen=True):
-    """One agent about itself. A field that an older one does not send has its default."""
+    """One agent about itself, and what it knows of orders for the whole cluster."""
 
     version: str
     sync: Sync
+    reports: list[Report] = []
+    agreed: AgreedWord = AgreedWord()
     unready: dict[str, str] = {}  # service -> why it could not take it over now
 
 
@@ -40,11 +45,19 @@ class Asking(Protocol):
 class Peers:
     """The newest word of each peer; a peer that does not answer has none."""
 
-    def __init__(self, nodes: Sequence[str], mesh: Asking, own: Callable[[], Word]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        mesh: Asking,
+        own: Callable[[], Word],
+        heard: Callable[[AgreedWord], Awaitable[None]],
+    ) -> None:
         self._nodes = list(nodes)
         self._mesh = mesh
         self._own = own
+        self._heard = heard
         self.words: dict[str, Word] = {}
+        self.reports: dict[str, list[Report]] = {}  # those of the lost stay
         self._task: asyncio.Task[None] | None = None
         mesh.register(METHOD, self._asked)
 
@@ -69,6 +82,8 @@ class Peers:
     async def _ask(self, node: str) -> None:
         try:
             answer = await self._mesh.request(node, METHOD, b"", ANSWER_MS)
-            self.words[node] = msgspec.json.decode(answer, type=Word)
+            word = self.words[node] = msgspec.json.decode(answer, type=Word)
+            self.reports[node] = word.reports[-REPORTS_TOLD:]
+            await self._heard(word.agreed)
         except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
             self.words.pop(node, None)

@@ -82,6 +82,7 @@ class Node(msgspec.Struct, frozen=True):
     capacity: int
     sync: Sync
     version: str
+    witness: bool = False  # it votes only
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -110,8 +111,36 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
-class Status(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`status --json`."""
+class Registered(msgspec.Struct, frozen=True):
+    """How many registrations the answering node knows: made here, copies of others'.
+
+    `refused`: registrations that are not replicated, counted since the agent started.
+    """
+
+    own: int
+    copies: int
+    refused: int
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """Nothing moves by itself; `left_s` is null where only `resume` ends it."""
+
+    by: str
+    left_s: int | None
+
+
+class Marked(msgspec.Struct, frozen=True):
+    """A node that somebody verified to be dead: it has no vote."""
+
+    node: str
+    by: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """`status --json`. `quorum.voters` are those that count: nodes marked dead do not.
+
+    `registrations` is null where this node keeps none.
+    """
 
     cluster: str
     node: str
@@ -120,6 +149,9 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     nodes: list[Node]
     services: list[Service]
     alarms: list[Alarm]
+    paused: Paused | None = None
+    marked_dead: list[Marked] = []
+    registrations: Registered | None = None
     orphans: int = 0  # recovered legs here that no phone has answered for yet
 
 
@@ -197,6 +229,58 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress | None = None
 
 
+class Overload(msgspec.Struct, frozen=True):
+    """A node that would carry more call legs than it can."""
+
+    node: str
+    calls: int
+    capacity: int
+
+
+class CapacityCase(msgspec.Struct, frozen=True):
+    """What would become of the services if the nodes in `lost` were lost at once."""
+
+    lost: list[str]
+    moves: dict[str, str]  # service -> new owner
+    unserved: list[str]
+    overloaded: list[Overload]
+    majority: bool
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """`capacity --json`: of `cases` sets of `fail` nodes, `misfits` holds the first that do not
+    fit; `bad` counts them all."""
+
+    fail: int
+    cases: int
+    bad: int
+    fits: bool
+    misfits: list[CapacityCase]
+
+
+class BestNode(msgspec.Struct, frozen=True):
+    """A node for new calls. `load_class` is 0 for an idle one to 9; `impaired`: poor health."""
+
+    node: str
+    services: list[str]
+    addresses: list[str]
+    calls: int
+    capacity: int
+    load_class: int
+    impaired: bool
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """All that the status page draws. `build` changes with the page itself, so that an open one
+    knows when it is of yesterday; reports come without the verdicts of single calls."""
+
+    at: str
+    build: str
+    status: Status
+    reports: list[Report]
+    history: list[Decision]
+
+
 class Call(msgspec.Struct, frozen=True):
     """One replicated call leg. `here` is own (this node carries it), copy (it stands by), or
     ringing (unanswered here, so that nobody can take it over). `why` it is at risk."""
@@ -218,6 +302,34 @@ class CallList(msgspec.Struct, frozen=True):
     total: int
     at_risk: int
     calls: list[Call]
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """One phone of one user. `node` is where it is registered, null while its service is unowned.
+
+    `here`: own (it registered at the answering node) or copy. `expires` is wall clock text,
+    `expires_s` the seconds until then. `replicated`: another node that could take over has it.
+    """
+
+    user: str
+    contact: str
+    node: str | None
+    service: str
+    profile: str
+    here: str
+    expires: str
+    expires_s: int
+    replicated: bool
+    user_agent: str
+    network: str
+
+
+class RegistrationList(msgspec.Struct, frozen=True):
+    """`total` counts all; `registrations` holds at most `limit` of them."""
+
+    total: int
+    at_risk: int
+    registrations: list[Registration]
 
 
 class About(msgspec.Struct, frozen=True):

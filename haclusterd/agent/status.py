@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from haclusterd import __version__
 from haclusterd.agent import schema
 from haclusterd.agent.peers import Word
+from haclusterd.core.model import FOR_GOOD_US
 from haclusterd.core.standby import Freshness
 from haclusterd.core.view import NodeView, ServiceView, View
 
@@ -30,6 +31,7 @@ def own_sync(owners: Mapping[str, tuple[str, int]], me: str, fresh: Mapping[str,
 
 def status(view: View, own: schema.Sync, words: Mapping[str, Word],
            alarms: Sequence[schema.Alarm] = (),
+           registrations: schema.Registered | None = None,
            recovering: Mapping[str, schema.Progress] | None = None,
            orphans: int = 0) -> schema.Status:  # fmt: skip
     """`status --json`. `alarms` are the agent's own, beside heart's."""
@@ -42,6 +44,9 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         nodes=[_node(node, view, own, words) for node in view.nodes],
         services=[_service(s, under_way.get(s.name)) for s in view.services],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
+        paused=_paused(view),
+        marked_dead=[schema.Marked(m.node, m.by) for m in view.marks if not m.cleared],
+        registrations=registrations,
         orphans=orphans,
     )
 
@@ -56,6 +61,14 @@ def _service(seen: ServiceView, recovering: schema.Progress | None) -> schema.Se
         successors=list(seen.successors),
         recovering=recovering,
     )
+
+
+def _paused(view: View) -> schema.Paused | None:
+    if view.pause is None:
+        return None
+    left_us = view.pause.left_us
+    left_s = None if left_us >= FOR_GOOD_US else -(-left_us // 1_000_000)
+    return schema.Paused(view.pause.by, left_s)
 
 
 def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word]) -> schema.Node:
@@ -85,6 +98,7 @@ def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word
         capacity=node.capacity,
         sync=sync,
         version=version,
+        witness=node.witness,
     )
 
 

@@ -26,13 +26,20 @@ _REMOTE = frozenset(
         "history",
         "report",
         "calls",
+        "registrations",
         "sync",
         "switchover",
         "hand-over",
         "maintenance",
+        "pause",
+        "resume",
+        "node",
         "upgrade",
         "events",
         "watch",
+        "capacity",
+        "best-node",
+        "export",
     }
 )  # fmt: skip
 _RECORDED = frozenset({"trace", "explain", "replay", "simulate"})
@@ -127,6 +134,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"haclusterctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_looking(commands, common)
+    _add_planning(commands, common)
     _add_acting(commands, common)
     _add_recorded(commands, common)
     _add_local(commands, common)
@@ -151,7 +159,9 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
-    add("status", "the cluster as this node sees it")
+    status = add("status", "the cluster as this node sees it")
+    status.add_argument("--watch", action="store_true", help="again and again, like `watch`")
+    status.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds (1)")
     rank = add("rank", "the order of the slaves, and who would take over what")
     rank.add_argument("--why", action="store_true", help="a line per node that says why")
     history = add("history", "what was decided, newest last")
@@ -161,10 +171,33 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     calls = add("calls", "the replicated calls that this node knows")
     calls.add_argument("--at-risk", action="store_true", help="only those no standby has yet")
     calls.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
+    phones = add("registrations", "the phones that are registered at any node")
+    phones.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
     add("sync", "replication: per peer and service have, want and lag")
     add("events", "decisions as they are made, until interrupted")
     watch = add("watch", "status, shown again and again")
     watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds (1)")
+
+
+def _add_planning(commands: Commands, common: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    capacity = add("capacity", "does the load still fit when nodes are lost? exit 1 if not")
+    capacity.add_argument("--fail", type=int, choices=(1, 2, 3), default=1, metavar="N",
+                          help="any N nodes at once, 1 to 3 (1)")  # fmt: skip
+    add("best-node", "the node where a new call should go; --json: all that could take it")
+    export = add("export", "what those in front of the cluster want written")
+    export.add_argument("what", choices=("upstream",))
+    export.add_argument("--format", dest="form", required=True,
+                        choices=("kamailio", "opensips", "cube", "dns"))  # fmt: skip
+    export.add_argument("--order", choices=("weight", "priority"), default="weight",
+                        help="weight: all alike (default); priority: top down")  # fmt: skip
+    export.add_argument("--port", type=_port, default=5060, help="SIP port of the profiles (5060)")
+    export.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
+    export.add_argument("--domain", default="", help="for dns: the domain of the records")
+    export.add_argument("--group", type=int, default=1, metavar="N",
+                        help="dispatcher set or server-group (1)")  # fmt: skip
 
 
 def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -183,6 +216,18 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     maintenance = add("maintenance", "take a node out of the line of candidates, or back in")
     maintenance.add_argument("state", choices=("on", "off"))
     maintenance.add_argument("on_node", nargs="?", metavar="NODE", help="default: this node")
+    pause = add("pause", "nothing moves by itself, on no node, until resumed")
+    for order in (maintenance, pause):
+        order.add_argument(
+            "--for", dest="for_s", type=_span, default=0, metavar="TIME",
+            help="it ends by itself after that: 90s, 15m, 2h",
+        )  # fmt: skip
+    add("resume", "end a pause: services move by themselves again")
+    node = add("node", "what an operator knows of a node, and the cluster cannot")
+    node.add_argument("action", choices=("mark-dead", "unmark"))
+    node.add_argument("id", metavar="ID")
+    node.add_argument("--verified-by", metavar="NAME", help="mark-dead: who has looked")
+    node.add_argument("--yes", action="store_true", help="mark-dead: do not ask for confirmation")
     add("upgrade", "replace the running daemon by the installed version; nothing moves")
 
 
@@ -240,8 +285,25 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
+
+
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _span(text: str) -> int:
+    """90s, 15m, 2h or 1d as seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    number, unit = text[:-1], text[-1:]
+    good = number.isascii() and number.isdigit() and len(number) < 8 and unit in units
+    seconds = int(number) * units[unit] if good else 0
+    if not 1 <= seconds <= 30 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time (90s, 15m, 2h) up to 30d")
+    return seconds
 
 
 def _seconds(text: str) -> float:

@@ -106,7 +106,7 @@ def configuration() -> str:
     _title, _note, *paragraphs = reference.HEAD.strip().split("\n\n")
     parts = [Part("DESCRIPTION", [_text(paragraph) for paragraph in paragraphs])]
     for section in SECTIONS:
-        double = section in ("node", "service")
+        double = section in reference.ARRAYS
         lines = [_text(reference.SECTION_TEXTS[section])]
         for key in reference.asked():
             if key.section == section:

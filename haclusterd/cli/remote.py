@@ -13,9 +13,10 @@ from typing import Any
 
 from haclusterd.cli import tables
 from haclusterd.cli.client import Client, NotReachable, Refused
+from haclusterd.cli.ordered import ordered
 from haclusterd.cli.show import Part, clean, show
 
-DONE = 0
+DONE, FAILED = 0, 1
 UPGRADE_S = 20.0
 UPGRADE_POLL_S = 0.2
 
@@ -24,19 +25,25 @@ def run(arguments: argparse.Namespace, socket: Path) -> int:
     """Carry out one command. Raises NotReachable, Refused."""
     client = Client(socket)
     command: str = arguments.command
-    if command in _SHOWN:
+    if command == "watch" or (command == "status" and arguments.watch):
+        _watch(client, arguments)
+    elif command == "capacity":
+        found = client.ask("capacity", fail=arguments.fail)
+        _print(found, tables.capacity, arguments.json)
+        return DONE if found["fits"] else FAILED
+    elif command == "export":
+        _export(client, arguments)
+    elif command in _SHOWN:
         method, params, render = _SHOWN[command](arguments)
         _print(client.ask(method, **params), render, arguments.json)
     elif command == "events":
         _events(client, arguments.json)
-    elif command == "watch":
-        _watch(client, arguments)
     elif command == "upgrade":
         _print(_upgrade(client), _text, arguments.json)
     elif command == "hand-over":
         _print(_hand_over(client, arguments.within), _text, arguments.json)
     else:
-        method, params = _ordered(arguments)
+        method, params = ordered(arguments)
         _print(client.ask(method, **params), _text, arguments.json)
     return DONE
 
@@ -73,15 +80,30 @@ _SHOWN: dict[str, Callable[[argparse.Namespace], Question]] = {
     "history": lambda arguments: ("history", {"count": arguments.count}, tables.history),
     "report": _report,
     "calls": _calls,
+    "registrations": lambda arguments: (
+        "registrations",
+        {"limit": arguments.limit},
+        tables.registrations,
+    ),
     "sync": lambda arguments: ("sync", {}, tables.sync),
+    "best-node": lambda arguments: ("best_node", {}, tables.best_nodes),
 }
 
 
-def _ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    if arguments.command == "switchover":
-        return "switchover", {"service": arguments.service, "to": arguments.to or ""}
-    on = arguments.state == "on"
-    return "maintenance", {"on": on, "node": arguments.on_node or ""}
+def _export(client: Client, arguments: argparse.Namespace) -> None:
+    from haclusterd.cli import upstream
+
+    if arguments.form == "dns" and not arguments.domain:
+        raise Refused("dns needs the domain of the records: --domain voice.example.org")
+    status = client.ask("status")
+    wanted = upstream.Wanted(
+        arguments.port, arguments.transport, arguments.order, arguments.domain, arguments.group
+    )
+    if arguments.json:
+        listed = [target._asdict() for target in upstream.targets(status)]
+        print(json.dumps(listed, indent=2))
+    else:
+        print(upstream.export(arguments.form, status, wanted), end="")
 
 
 def _events(client: Client, as_json: bool) -> None:
@@ -104,7 +126,7 @@ def _watch(client: Client, arguments: argparse.Namespace) -> None:
     with Live(auto_refresh=False, screen=True) as live:
         while True:
             try:
-                parts = tables.status(client.ask("status"))
+                parts = tables.status(client.ask("status"), watched=True)
             except NotReachable as error:
                 parts = [f"ALARM {error}"]
             live.update(Group(*(rich_part(clean(part)) for part in parts)), refresh=True)

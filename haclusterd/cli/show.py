@@ -5,6 +5,7 @@ A renderable is a list of parts: `Table`, or a line of text. Nothing here asks t
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,9 @@ _GOOD = frozenset({"master", "slave", "owned", "in-sync", "up", "ok", "recovered
 _WAIT = frozenset(
     {"starting", "syncing", "moving", "maintenance", "suspended", "partial", "warning", "skipped"}
 )
+_LINKS_UP = re.compile(r"(?P<up>\d+) of (?P<all>\d+) up\b")
+_ALARMING = ("ALARM", "NO QUORUM")
+_ASCII = str.maketrans({"━": "=", "─": "-", "●": "*", "│": "|", "╷": "|"})
 _BAD = frozenset({"dead", "failed", "unserved", "lost", "down", "no", "at risk"})
 
 
@@ -30,7 +34,15 @@ class Table:
     empty: str = "none"
 
 
-Part = Table | str
+@dataclass(frozen=True)
+class Drawing:
+    """Lines made of (text, colour); colours mean nothing that the text does not say."""
+
+    title: str
+    lines: Sequence[Sequence[tuple[str, str]]]
+
+
+Part = Table | Drawing | str
 
 
 def cell(value: Any) -> str:
@@ -47,7 +59,7 @@ def cell(value: Any) -> str:
 def show(parts: Sequence[Part], out: TextIO | None = None) -> None:
     """Print parts to `out`, standard output by default."""
     out = out or sys.stdout
-    parts = [clean(part) for part in parts]
+    parts = [encodable(clean(part), out) for part in parts]
     if out.isatty():
         _show_rich(parts, out)
     else:
@@ -58,8 +70,19 @@ def clean(part: Part) -> Part:
     """The part without anything that would command the terminal instead of being shown."""
     if isinstance(part, str):
         return "\n".join(printable(line) for line in part.split("\n"))
+    if isinstance(part, Drawing):
+        lines = [[(printable(text), colour) for text, colour in line] for line in part.lines]
+        return replace(part, title=printable(part.title), lines=lines)
     rows = [[printable(text) for text in row] for row in part.rows]
     return replace(part, title=printable(part.title), rows=rows)
+
+
+def encodable(part: Part, out: TextIO) -> Part:
+    """A drawing with plain characters where `out` has no others."""
+    if not isinstance(part, Drawing) or (out.encoding or "").lower().replace("-", "") == "utf8":
+        return part
+    lines = [[(text.translate(_ASCII), colour) for text, colour in line] for line in part.lines]
+    return replace(part, title=part.title.translate(_ASCII), lines=lines)
 
 
 def plain(parts: Sequence[Part]) -> str:
@@ -68,6 +91,10 @@ def plain(parts: Sequence[Part]) -> str:
     for part in parts:
         if isinstance(part, str):
             lines.append(part)
+            continue
+        if isinstance(part, Drawing):
+            drawn = ["".join(text for text, _ in line).rstrip() for line in part.lines]
+            lines += ["", f"{part.title}:", *(f"  {line}" for line in drawn)]
             continue
         if lines and lines[-1]:
             lines.append("")
@@ -96,7 +123,12 @@ def style_of(text: str) -> str:
         return "green"
     if text in _WAIT:
         return "yellow"
-    return "red" if text in _BAD else ""
+    if text in _BAD:
+        return "red"
+    up = _LINKS_UP.match(text)
+    if up is None or up["up"] == up["all"]:
+        return ""
+    return "red" if up["up"] == "0" else "yellow"
 
 
 def _show_rich(parts: Sequence[Part], out: TextIO) -> None:
@@ -104,7 +136,7 @@ def _show_rich(parts: Sequence[Part], out: TextIO) -> None:
 
     console = Console(file=out, highlight=False, emoji=False)
     for number, part in enumerate(parts):
-        if number and isinstance(part, Table):
+        if number and not isinstance(part, str):
             console.print()
         console.print(rich_part(part))
 
@@ -115,7 +147,10 @@ def rich_part(part: Part) -> Any:
     from rich.text import Text
 
     if isinstance(part, str):
-        return Text(part, style="bold red" if part.startswith("ALARM") else "")
+        return Text(part, style="bold red" if any(word in part for word in _ALARMING) else "")
+    if isinstance(part, Drawing):
+        lines = [Text.assemble(*line) for line in part.lines]
+        return Text("\n").join([Text(part.title, style="bold"), *lines])
     table = RichTable(
         title=part.title, title_justify="left", title_style="bold", box=None, pad_edge=False,
         header_style="dim", caption=None if part.rows else part.empty, caption_justify="left",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from haclusterd.cli.drawing import timeline
 from haclusterd.cli.show import Part, Table, cell
 
 _NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "acked", "head",
@@ -13,40 +14,79 @@ _NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "a
 _VERDICTS_SHOWN = 20
 
 
-def status(found: dict[str, Any]) -> list[Part]:
-    """`status`."""
+def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
+    """`status`; `watched`: nodes first, because the end of a long list is cut off there."""
     quorum = found["quorum"]
     word = "quorum" if quorum["ok"] else "NO QUORUM"
     head = (
         f"cluster {found['cluster']}, seen from {found['node']}: {word}, "
         f"{quorum['reachable']} of {quorum['voters']} voters ({quorum['policy']})"
     )
+    order = {"unserved": 0, "moving": 1}
     services = [
-        [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), cell(s["addresses"]),
-         cell(s["successors"])]
-        for s in found["services"]
+        [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), _bare(s["addresses"]),
+         _first(s["successors"])]
+        for s in sorted(found["services"], key=lambda s: order.get(s["state"], 2))
     ]  # fmt: skip
-    nodes = [
-        [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
-         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
-         _links(n["links"]), cell(n["version"])]
-        for n in found["nodes"]
-    ]  # fmt: skip
+    phones = found.get("registrations")
+    registered = (
+        [f"registrations: {phones['own']} made here, {phones['copies']} of other nodes"]
+        if phones and (phones["own"] or phones["copies"]) else []
+    )  # fmt: skip
     alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
-    return [
-        head,
-        *alarms,
+    drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
               services, _NUMBERS),
-        Table("nodes", ["node", "role", "rank", "services", "calls", "health", "copies", "links",
-                        "version"], nodes, _NUMBERS),
+        _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
+    return [head, *registered, *alarms, *(drawn[::-1] if watched else drawn)]
+
+
+def _nodes(found: Sequence[dict[str, Any]]) -> Table:
+    rows = [
+        [n["id"], _role(n), cell(n["rank"]), cell(n["services"]),
+         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
+         _links(n["links"]), cell(n["version"])]
+        for n in found
+    ]  # fmt: skip
+    headers = ["node", "role", "rank", "services", "calls", "health", "copies", "links", "version"]
+    return Table("nodes", headers, rows, _NUMBERS)
+
+
+def _nodes_in_short(found: Sequence[dict[str, Any]]) -> Table:
+    """One line for each on a terminal of 80 columns."""
+    rows = [
+        [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
+         f"{n['calls']}/{n['capacity']}", n["sync"]["state"], _up(n["links"])]
+        for n in found
+    ]  # fmt: skip
+    headers = ["node", "role", "rank", "services", "calls", "copies", "links"]
+    return Table("nodes", headers, rows, _NUMBERS)
+
+
+def _up(links: Sequence[dict[str, Any]]) -> str:
+    return f"{sum(link['up'] for link in links)} of {len(links)} up"
+
+
+def _bare(addresses: Sequence[str]) -> str:
+    """Without prefix length and NIC, which --json has."""
+    return cell([address.partition("/")[0] for address in addresses])
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first two of them, and how many more there are."""
+    return cell(list(names[:2])) + (f" +{len(names) - 2}" if len(names) > 2 else "")
+
+
+def _role(node: dict[str, Any]) -> str:
+    """For people a witness that lives is a witness."""
+    alive = node["role"] == "maintenance"
+    return "witness" if node.get("witness") and alive else str(node["role"])
 
 
 def _links(links: Sequence[dict[str, Any]]) -> str:
-    up = sum(link["up"] for link in links)
     rtts = [link["rtt_ms"] for link in links if link["up"] and link["rtt_ms"]]
-    text = f"{up} of {len(links)} up"
+    text = _up(links)
     if rtts:
         text += f", {min(rtts):.2f} ms"
     losses = [link["loss"] for link in links if link["loss"] > 0]
@@ -88,7 +128,6 @@ def report(found: dict[str, Any]) -> list[Part]:
     calls = found["calls"]
     outage = "not up" if found["outage_ms"] is None else f"{found['outage_ms']:.1f} ms"
     state = "" if found["done"] else " (still under way)"
-    lines = [[f"{m['at_ms']:.1f}", m["event"]] for m in found["timeline"]]
     order = {"lost": 0, "partial": 1}
     verdicts = sorted(calls["verdicts"], key=lambda v: order.get(v["verdict"], 2))
     rows = [
@@ -101,13 +140,42 @@ def report(found: dict[str, Any]) -> list[Part]:
         f"cause: {found['cause']}; at {found['at']}; address back after {outage}",
         f"calls: {calls['replicated']} replicated, {calls['recovered']} recovered, "
         f"{calls['partial']} partly, {calls['lost']} lost",
-        Table("timeline", ["at ms", "event"], lines, _NUMBERS),
+        timeline(found["timeline"], found["outage_ms"]),
     ]
     if verdicts:
         parts.append(Table("calls", ["call", "verdict", "gap ms", "why"], rows, _NUMBERS))
     if len(verdicts) > len(rows):
         parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
     return parts
+
+
+def capacity(found: dict[str, Any]) -> list[Part]:
+    """`capacity --fail N`."""
+    lost = "any one node" if found["fail"] == 1 else f"any {found['fail']} nodes at once"
+    if found["fits"]:
+        return [f"the load fits whichever is lost: {lost} ({found['cases']} cases)"]
+    rows = [[cell(case["lost"]), _misfit(case)] for case in found["misfits"]]
+    parts: list[Part] = [
+        f"the load does not fit in {found['bad']} of {found['cases']} cases of losing {lost}",
+        Table("", ["without", "what happens"], rows),
+    ]
+    if found["bad"] > len(rows):
+        parts.append(f"  and {found['bad'] - len(rows)} more")
+    return parts
+
+
+def _misfit(case: dict[str, Any]) -> str:
+    if not case["majority"]:
+        return "no majority is left: nothing would be served"
+    told = [f"nobody could serve {cell(case['unserved'])}"] if case["unserved"] else []
+    told += [f"{o['node']} would carry {o['calls']} of {o['capacity']}" for o in case["overloaded"]]
+    return "; ".join(told)
+
+
+def best_nodes(found: Sequence[dict[str, Any]]) -> list[Part]:
+    """`best-node`: the first one on a line that a script can read."""
+    best = found[0]
+    return [f"{best['node']} {' '.join(best['addresses'])}"]
 
 
 def reports(found: Sequence[dict[str, Any]]) -> list[Part]:
@@ -133,6 +201,23 @@ def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
     parts: list[Part] = [
         f"{found['total']} call legs shown here, {found['at_risk']} at risk",
         Table("", headers, rows, _NUMBERS, empty),
+    ]
+    if found["total"] > len(rows):
+        parts.append(f"  and {found['total'] - len(rows)} more (--limit)")
+    return parts
+
+
+def registrations(found: dict[str, Any]) -> list[Part]:
+    """`registrations`."""
+    rows = [
+        [r["user"], r["contact"], cell(r["node"]), r["here"], str(r["expires_s"]),
+         "ok" if r["replicated"] else "at risk", r["user_agent"]]
+        for r in found["registrations"]
+    ]  # fmt: skip
+    headers = ["user", "contact", "registered at", "here", "expires s", "replicated", "user agent"]
+    parts: list[Part] = [
+        f"{found['total']} registrations, {found['at_risk']} at risk",
+        Table("", headers, rows, frozenset({"expires s"}), "nobody is registered"),
     ]
     if found["total"] > len(rows):
         parts.append(f"  and {found['total'] - len(rows)} more (--limit)")

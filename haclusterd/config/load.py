@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haclusterd.config import identity, recovering, rules, sections
+from haclusterd.config import identity, notices, recovering, rules, sections
 from haclusterd.config.model import (
     NODE_PLACEHOLDER,
     SOCKET_NAME,
@@ -28,16 +28,9 @@ from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 FILE_BYTES_MAX = 1 << 20
 
 SECTIONS = [
-    "cluster",
-    "timing",
-    "freeswitch",
-    "recovery",
-    "sync",
-    "heartbeat",
-    "api",
-    "node",
-    "service",
-]
+    "cluster", "timing", "freeswitch", "recovery", "sync", "heartbeat", "api", "node", "service",
+    "hook", "dns",
+]  # fmt: skip
 
 
 def load(
@@ -122,6 +115,7 @@ class _Cluster:
     preset: str
     quorum: str
     last_resort: str
+    relinquish: bool
 
 
 class _Reader:
@@ -143,7 +137,6 @@ class _Reader:
         freeswitch, freeswitch_document = self._freeswitch()
         nodes, node_documents = self._nodes()
         texts = [sections.ServiceText(section) for section in self._tables("service", "name")]
-
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
         rules.check_socket("api.socket", api.socket, nodes, problems)
@@ -163,6 +156,7 @@ class _Reader:
             preset=cluster.preset,
             quorum=quorum,
             last_resort=LastResort(cluster.last_resort),
+            relinquish=cluster.relinquish,
             timing=to_timing(times),
             freeswitch=freeswitch,
             sync_port=sync_port,
@@ -182,17 +176,36 @@ class _Reader:
             "node": node_documents,
             "service": [text.document() for text in texts],
         }
-        return self._with_recovery(dataclasses.replace(config, document=document))
+        return self._with_notices(dataclasses.replace(config, document=document))
 
     def _with_recovery(self, config: Config) -> Config:
-        """And what becomes of calls; warnings."""
+        """And what becomes of calls."""
         recovery, changed = recovering.read_recovery(self._table("recovery"))
         document = dict(config.document)
         if changed:  # a file without it means what it meant to earlier versions
             document["recovery"] = changed
-        return dataclasses.replace(
-            config, recovery=recovery, document=document, warnings=_warnings(config)
+        return dataclasses.replace(config, recovery=recovery, document=document)
+
+    def _with_notices(self, config: Config) -> Config:
+        """And whom it tells outside of the cluster; what becomes of calls; warnings."""
+        config = self._with_recovery(config)
+        hooks = [notices.read_hook(s, self._base) for s in self._tables("hook", "name")]
+        records = [notices.read_dns(s, self._base) for s in self._tables("dns", "name")]
+        found = dataclasses.replace(
+            config,
+            warnings=_warnings(config),
+            hooks=tuple(hook for hook, _ in hooks),
+            dns=tuple(record for record, _ in records),
+            # Only where they are: a file without them means what it meant to earlier versions.
+            document={
+                **config.document,
+                **({"hook": [document for _, document in hooks]} if hooks else {}),
+                **({"dns": [document for _, document in records]} if records else {}),
+            },
         )
+        names = [service.name for service in config.services]
+        notices.check(found.hooks, found.dns, names, self._problems)
+        return found
 
     def _cluster(self) -> _Cluster:
         section = self._table("cluster")
@@ -208,7 +221,11 @@ class _Reader:
             preset=section.choice("preset", sorted(PRESETS), "lan"),
             quorum=section.choice("quorum", [policy.value for policy in Quorum], ""),
             last_resort=section.choice("last_resort", ["masters", "none"], "masters"),
+            relinquish=section.flag("relinquish", False),
         )
+        if found.relinquish and found.last_resort == "none":
+            message = "needs masters that may own more than one service"
+            section.note("relinquish", message, 'set last_resort = "masters", or leave it out')
         section.finish()
         return found
 
@@ -255,6 +272,7 @@ def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
         "preset": cluster.preset,
         "quorum": quorum.value,
         "last_resort": cluster.last_resort,
+        "relinquish": cluster.relinquish,
     }
 
 

@@ -20,6 +20,7 @@ from haclusterd.core.text import printable
 
 NODE_PLACEHOLDER = "{node}"
 STATE_DIR = Path("/var/lib/haclusterd")
+RELINQUISH_DEADS = 400  # of `dead_ms` without a slave: a minute for lan, ten for wan
 SOCKET_NAME = "haclusterd.sock"  # in --run-dir
 
 
@@ -52,7 +53,10 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FreeSwitch:
-    """Section `[freeswitch]`. `esl_port` 0: only the process in `pid_file` is watched, no ESL."""
+    """Section `[freeswitch]`. `esl_port` 0: only the process in `pid_file` is watched, no ESL.
+
+    `limits_port` 0: limits are each FreeSWITCH's own.
+    """
 
     esl_host: str
     esl_port: int
@@ -60,6 +64,7 @@ class FreeSwitch:
     core_db: Path
     pid_file: Path
     start_command: tuple[str, ...]
+    limits_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,44 @@ class Api:
     socket: Path
     http_host: str
     http_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One `[[hook]]`: exactly one of `exec`, `webhook` and `email` is set. No `events`: all."""
+
+    name: str
+    events: tuple[str, ...]
+    exec: tuple[str, ...]
+    webhook: str
+    email: tuple[str, ...]
+    secret_file: Path | None
+    ca_file: Path | None
+    smtp_host: str
+    smtp_port: int
+    smtp_tls: str
+    smtp_user: str
+    smtp_password_file: Path | None
+    sender: str
+    timeout_ms: int
+    retries: int
+    every_node: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """One `[[dns]]`: a name that holds the addresses in service. No `services`: all."""
+
+    name: str
+    zone: str
+    server_host: str
+    server_port: int
+    key_name: str
+    key_file: Path
+    algorithm: str
+    ttl_s: int
+    hold_ms: int
+    services: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +129,7 @@ class Config:
     preset: str
     quorum: Quorum
     last_resort: LastResort
+    relinquish: bool
     timing: Timing
     freeswitch: FreeSwitch | None
     sync_port: int
@@ -95,6 +139,8 @@ class Config:
     services: tuple[ServiceSpec, ...]
     run_dir: Path
     recovery: RecoverySection = field(default_factory=RecoverySection)
+    hooks: tuple[Hook, ...] = ()
+    dns: tuple[Dns, ...] = ()
     state_dir: Path = STATE_DIR
     me: int = -1
     warnings: tuple[str, ...] = ()
@@ -122,6 +168,11 @@ class Config:
             run_dir=run_dir or api.socket.parent,
             state_dir=run_dir or _fill(self.state_dir, node),
             freeswitch=_fill_freeswitch(self.freeswitch, node),
+            hooks=tuple(_fill_hook(hook, node) for hook in self.hooks),
+            dns=tuple(
+                dataclasses.replace(record, key_file=_fill(record.key_file, node))
+                for record in self.dns
+            ),
         )
 
 
@@ -138,6 +189,19 @@ def _fill_freeswitch(section: FreeSwitch | None, node: str) -> FreeSwitch | None
         core_db=_fill(section.core_db, node),
         pid_file=_fill(section.pid_file, node),
         start_command=tuple(word.replace(NODE_PLACEHOLDER, node) for word in section.start_command),
+    )
+
+
+def _fill_hook(hook: Hook, node: str) -> Hook:
+    def filled(path: Path | None) -> Path | None:
+        return None if path is None else _fill(path, node)
+
+    return dataclasses.replace(
+        hook,
+        exec=tuple(word.replace(NODE_PLACEHOLDER, node) for word in hook.exec),
+        secret_file=filled(hook.secret_file),
+        ca_file=filled(hook.ca_file),
+        smtp_password_file=filled(hook.smtp_password_file),
     )
 
 
@@ -179,4 +243,5 @@ def cluster_spec(config: Config) -> ClusterSpec:
         last_resort=config.last_resort,
         config_hash=config_hash(config),
         freeswitch=config.freeswitch is not None,
+        relinquish_us=RELINQUISH_DEADS * config.timing.dead_us if config.relinquish else 0,
     )

@@ -67,7 +67,7 @@ class Section:
         self.problems = problems
 
     def key(self, name: str) -> str:
-        return f"{self.path}.{name}" if self.path else name
+        return f"{self.path}.{name}" if self.path and name else self.path or name
 
     def note(self, name: str, message: str, fix: str) -> None:
         self.problems.note(self.key(name), message, fix)

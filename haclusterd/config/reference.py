@@ -41,6 +41,10 @@ SECTION_TEXTS = {
     "api": "How this node is asked and looked at.",
     "node": "One `[[node]]` for each host, in the same order everywhere.",
     "service": "One `[[service]]` for each set of addresses that moves as one.",
+    "hook": "One `[[hook]]` for each that is told of changes, by exactly one of `exec`, `webhook` "
+    "and `email`: [hooks.md](hooks.md). Optional.",
+    "dns": "One `[[dns]]` for each DNS name that holds the addresses in service, by RFC 2136 "
+    "updates: [dns.md](dns.md). Optional.",
 }
 MEANINGS = {
     "cluster.name": "Goes into every beat: clusters with other names do not hear each other, also "
@@ -55,6 +59,9 @@ MEANINGS = {
     "is one, else `majority`; two nodes have to choose.",
     "cluster.last_resort": "When no slave is left for a lost service: `masters`, the least loaded "
     "master within its capacity takes it; `none`, it stays unserved.",
+    "cluster.relinquish": "When no slave is left for 400 times `dead_ms` (`lan`: a minute) and the "
+    "other masters have room: a master hands its services over and becomes a slave. Nothing moves "
+    "back.",
     "timing.heartbeat_ms": "From one beat to the next, on every link.",
     "timing.lease_ms": "How long an owner may serve after its last beat that a majority echoed.",
     "timing.stop_ms": "How long an owner may take to stop sending once its lease is over; the rule "
@@ -76,6 +83,9 @@ MEANINGS = {
     "freeswitch.pid_file": "Which process FreeSWITCH is: its end moves the services at once.",
     "freeswitch.start_command": "Brings FreeSWITCH back after a crash or after it was ended behind "
     "the fence. Left out: something else does.",
+    "freeswitch.limits_port": "Where mod_hash of the local FreeSWITCH asks (127.0.0.1, see "
+    "`hash.conf.xml` in `fs_conf`) what the other nodes count, so that limits hold in the whole "
+    "cluster. 0: each FreeSWITCH counts for itself.",
     "recovery.source": "Where a call's state is read. `core_db`: FreeSWITCH's own rows. `esl`: "
     "events and `uuid_dump`, where the core database is elsewhere; channel flags are lost then, "
     "and an unbridged call resumes at its present application and ends after it.",
@@ -130,9 +140,41 @@ MEANINGS = {
     "service.priority": "Of several services lost at once the higher one is served first; then by "
     "name.",
 }
+MEANINGS |= {
+    "hook.name": "Names the hook in logs, alarms and metrics.",
+    "hook.events": "What it is told of. Left out: everything.",
+    "hook.exec": "A command, started without a shell, with the event as JSON on standard input.",
+    "hook.webhook": "Gets the event as a JSON POST. Redirects are not followed.",
+    "hook.email": "Who gets an e-mail; at most 16.",
+    "hook.secret_file": "Its first line signs webhooks by HMAC-SHA256 (`X-Haclusterd-Signature`); "
+    "mode 0600.",
+    "hook.ca_file": "PEM file of the CAs to trust with `https` and TLS to the mail server. Left "
+    "out: those of the system.",
+    "hook.smtp": "The mail server.",
+    "hook.smtp_tls": "How the mail server is spoken to. A password is refused without TLS.",
+    "hook.smtp_user": "Who logs in there. Left out: nobody does.",
+    "hook.smtp_password_file": "Holds the password in its first line; mode 0600.",
+    "hook.sender": "The sender of e-mails; required with `email`.",
+    "hook.timeout_ms": "How long one attempt may take; then it is ended.",
+    "hook.retries": "How many more attempts follow one that failed, 1, 2, 4 .. 60 s apart.",
+    "hook.every_node": "Every node tells this hook. Otherwise one node of the cluster does.",
+    "dns.name": "The name whose A and AAAA records are kept.",
+    "dns.zone": "The zone it is in.",
+    "dns.server": "The zone's primary server.",
+    "dns.key_name": "The TSIG key's name on that server.",
+    "dns.key_file": "Holds the TSIG secret (base64) in its first line; mode 0600.",
+    "dns.algorithm": "The TSIG algorithm.",
+    "dns.ttl_s": "How long resolvers may keep the addresses.",
+    "dns.hold_ms": "How long a service must be gone before its addresses are taken out: a takeover "
+    "moves them, and changes nothing here. They come back at once.",
+    "dns.services": "Whose addresses. Left out: those of all services.",
+}
 TYPES = {str: "string", int: "integer", bool: "boolean", list: "array of strings"}
 # Just enough of a file for every reader to be asked.
-_SAMPLE: dict[str, Any] = {"freeswitch": {}, "node": [{}], "service": [{}]}
+_SAMPLE: dict[str, Any] = {
+    "freeswitch": {}, "node": [{}], "service": [{}], "hook": [{}], "dns": [{}],
+}  # fmt: skip
+ARRAYS = ("node", "service", "hook", "dns")
 
 
 def asked() -> list[Asked]:
@@ -146,7 +188,7 @@ def render() -> str:
     """The whole document."""
     parts = [HEAD]
     for section in SECTIONS:
-        title = f"[[{section}]]" if section in ("node", "service") else f"[{section}]"
+        title = f"[[{section}]]" if section in ARRAYS else f"[{section}]"
         parts.append(f"\n## {title}\n\n{SECTION_TEXTS[section]}\n\n")
         keys = [key for key in asked() if key.section == section]
         parts += _times(keys) if section == "timing" else _table(keys)

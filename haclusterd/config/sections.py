@@ -53,7 +53,7 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
 
 def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
     host = section.text("esl_host", "127.0.0.1", "an address or host name")
-    if not _is_host(host):
+    if not is_host(host):
         fix = 'write the address mod_event_socket listens on, for example "127.0.0.1"'
         section.note("esl_host", f'"{host}" is no address and no host name', fix)
     port = section.integer("esl_port", 8021, 0, 65535)
@@ -61,8 +61,9 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
     db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
     pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
     command = section.texts("start_command", [], "a command and its words")
+    limits = section.integer("limits_port", 7803, 0, 65535)
     section.finish()
-    found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command))
+    found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command), limits)
     return found, {
         "esl_host": host,
         "esl_port": port,
@@ -70,6 +71,7 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
         "core_db": db,
         "pid_file": pid,
         "start_command": command,
+        "limits_port": limits,
     }
 
 
@@ -82,7 +84,7 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
         host, _, digits = http.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         good = digits.isascii() and digits.isdigit() and len(digits) < 6
-        if not (_is_host(host) and good and 0 < int(digits) < 65536):
+        if not (is_host(host) and good and 0 < int(digits) < 65536):
             section.note(
                 "http",
                 f'"{http}" is not ADDRESS:PORT',
@@ -94,7 +96,8 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     return Api(socket, host, port), {"socket": written, "http": http}
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
+    """Whether this can be a host name or an address."""
     if _HOST.fullmatch(text):
         return True
     try:

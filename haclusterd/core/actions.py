@@ -98,6 +98,14 @@ class Recover(msgspec.Struct, frozen=True, tag=True):
     times: dict[str, int]
 
 
+class Relinquish(msgspec.Struct, frozen=True, tag=True):
+    """Hand `service` over to `to` as in a switchover that an operator orders, calls and all.
+    Result: SwitchoverRequested, if the agent finds that nothing stands in the way."""
+
+    service: ServiceIndex
+    to: NodeIndex
+
+
 class Persist(msgspec.Struct, frozen=True, tag=True):
     """Write the promises to disk, in your own time; result: none."""
 
@@ -139,7 +147,7 @@ class TracePart(msgspec.Struct, frozen=True, tag=True):
     refusal: str = ""
 
 
-ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published | TracePart
+ToAgent = EndCalls | Recover | Relinquish | Persist | Decided | Answered | Published | TracePart
 
 Action = (
     SendBeat
@@ -154,6 +162,7 @@ Action = (
     | KillFreeswitch
     | EndCalls
     | Recover
+    | Relinquish
     | Persist
     | Decided
     | Answered

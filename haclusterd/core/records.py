@@ -31,8 +31,43 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     position: int = -1  # of the running application in the extension, -1 where nobody told
 
 
+class Registration(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One contact of a SIP user, as the FreeSWITCH where it registered keeps it (FREESWITCH.md 4).
+
+    `service` is the lane's name of the service (`sync.lane`), `uuid` names the contact in its
+    profile, `version` grows at its origin as a call's does. Texts come from a SIP user: whoever
+    makes or uses one asks `freeswitch.registrations` first. `expires_s` is a wall clock time.
+    """
+
+    service: str
+    uuid: str
+    version: int
+    profile: str
+    user: str
+    host: str
+    contact: str
+    call_id: str
+    expires_s: int
+    status: str = "Registered"
+    rpid: str = "unknown"
+    user_agent: str = ""
+    server_user: str = ""
+    network_ip: str = ""
+    network_port: str = ""
+    username: str = ""
+    realm: str = ""
+    mwi_user: str = ""
+    mwi_host: str = ""
+    sub_host: str = ""
+    presence_hosts: str = ""
+    force_ping: int = 0
+
+
 class Tombstone(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A call leg that ended while its master owned the service: never recover it (S8)."""
+    """A call leg that ended while its master owned the service: never recover it (S8).
+
+    Also a registration that is gone.
+    """
 
     service: str
     uuid: str

@@ -135,6 +135,17 @@ class Service(msgspec.Struct):
     backoff_until_us: int = NEVER  # this node failed to take it over: not ready until then
 
 
+class Mark(msgspec.Struct):
+    """An operator's word that a node is dead. Its vote counts for nothing from `in_force_us` on,
+    and again once it is `cleared`: heard as a standby that knows the present owners."""
+
+    node: NodeIndex
+    version: int
+    by: str
+    in_force_us: int
+    cleared: bool = False
+
+
 class Node(msgspec.Struct):
     """The state of `core.node.step`."""
 
@@ -171,6 +182,18 @@ class Node(msgspec.Struct):
     load: int = 0
     calls: int = 0
     aliens: dict[str, Alien] = {}  # by service address
+    # orders
+    maintenance_until_us: int = FAR
+    pause_version: int = 0
+    paused_by: str = ""
+    paused_until_us: int = NEVER
+    resumed_us: int = NEVER
+    marks: list[Mark] = []
+    marked: frozenset[NodeIndex] = frozenset()  # not cleared: no echo and no grant for these
+    unvoting: frozenset[NodeIndex] = frozenset()  # of these, whose mark is in force
+    spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
+    spare_since_us: int = NEVER
+    relinquished_us: int = NEVER
 
 
 def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
@@ -198,6 +221,11 @@ def holding_down(node: Node, now_us: int) -> bool:
     return now_us < node.start_us + node.spec.timing.hold_down_us
 
 
+def is_paused(node: Node, now_us: int) -> bool:
+    """An operator paused the cluster: nothing moves by itself."""
+    return now_us < node.paused_until_us
+
+
 def draw(node: Node) -> int:
     """The next 32 pseudo-random bits (a linear congruence seeded by the incarnation)."""
     node.random = (node.random * 6364136223846793005 + 1442695040888963407) & (2**64 - 1)
@@ -207,6 +235,7 @@ def draw(node: Node) -> int:
 # Plain names, because the operators and class lookups of enum are slow and this is asked often.
 _STARTING, _MAINTENANCE, _LEAVING = int(Flag.STARTING), int(Flag.MAINTENANCE), int(Flag.LEAVING)
 _FREESWITCH_UP, _AGENT_UP, _SYNCING = int(Flag.FREESWITCH_UP), int(Flag.AGENT_UP), int(Flag.SYNCING)
+_PAUSED, _MARKED = int(Flag.PAUSED), int(Flag.MARKED)
 _OWNED, _ACQUIRING = State.OWNED, State.ACQUIRING
 
 
@@ -219,6 +248,8 @@ def flags(node: Node, now_us: int) -> int:
         | (_FREESWITCH_UP if node.freeswitch_up else 0)
         | (_AGENT_UP if node.agent_up else 0)
         | (_SYNCING if node.syncing else 0)
+        | (_PAUSED if now_us < node.paused_until_us else 0)
+        | (_MARKED if node.spec.me in node.marked else 0)
     )
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from haclusterd.core.records import CallRecord
 
-from . import metadata
+from . import limits, metadata
 
 CSEQ_RAISE = 100
 CSEQ_MAX = 2**31 - 1
@@ -185,6 +185,8 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
         record = name_profile(record)
     if switches.cseq:
         record = raise_cseq(record)
+    if switches.limits:
+        record = limits.mend(record)
     if switches.addresses:
         record = move_media(record, switches.media.get(record.profile))
     if switches.position:

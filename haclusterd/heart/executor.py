@@ -23,6 +23,7 @@ from haclusterd.core.actions import (
     PeerCurrent,
     Persist,
     Recover,
+    Relinquish,
     RemoveAddresses,
     RenewFence,
     SendBeat,
@@ -92,6 +93,7 @@ class Executor:
             Decided: self._decided,
             EndCalls: agent.send,
             Recover: agent.send,
+            Relinquish: agent.send,
             Persist: agent.send,
             Answered: agent.send,
         }

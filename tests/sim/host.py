@@ -21,6 +21,7 @@ from haclusterd.core import inputs as inp
 from haclusterd.core.model import NOBODY, Beat, ClusterSpec, Identity
 from haclusterd.core.node import next_deadline_us, step, stopped
 from haclusterd.core.state import Node, start
+from tests.sim.clock import Clock
 from tests.sim.kernel import Kernel
 from tests.sim.telephony import Telephony
 
@@ -42,16 +43,15 @@ class Open(msgspec.Struct, frozen=True):
 _SWIFT = (act.SendBeat, act.Decided)  # no stop just before these: it would tell nothing new
 
 
-class Host:
+class Host(Clock):
     """A node's process and kernel; `world` gives time, network, faults and checks."""
 
     def __init__(self, world: World, spec: ClusterSpec, rng: random.Random, ppm: int) -> None:
+        super().__init__(rng.randrange(10**9, 10**12), ppm)
         self.world = world
         self.spec = spec
         self.me = spec.me
         self.rng = rng
-        self.ppm = ppm
-        self.offset = rng.randrange(10**9, 10**12)
         self.kernel = Kernel(len(spec.services), ppm)
         self.telephony = Telephony(self)
         self.alive = False
@@ -60,6 +60,7 @@ class Host:
         self.todo: deque[inp.Input] = deque()
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.owned: tuple[int, ...] = ()
+        self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.life = 0
         self.turns = 0
         self.asked: set[int] = set()  # operator requests without an answer yet
@@ -79,15 +80,7 @@ class Host:
         self.results: deque[inp.Input] = deque()
         self.actions: deque[Any] = deque()
         self.passed = False  # the stop before the next action has been
-
-    # time -----------------------------------------------------------------------------------
-
-    def local(self, t: int) -> int:
-        return self.offset + t + t * self.ppm // 1_000_000
-
-    def true(self, local: int) -> int:
-        """The first true time at which this clock shows `local`."""
-        return -((self.offset - local) * 1_000_000 // (1_000_000 + self.ppm)) + 1
+        self.deadline_us = 0  # the core's next deadline, if this turn has asked for it already
 
     # life -----------------------------------------------------------------------------------
 
@@ -115,6 +108,7 @@ class Host:
             self.persisted, self.owned = (NOBODY,) * len(self.spec.services), ()
             self.world.checkers.forget(self.me)
         self.telephony.boot()
+        self.world.operators.boot(self, t, remember)
         self.schedule(t)
 
     def kill(self, t: int, power: bool) -> None:
@@ -167,8 +161,9 @@ class Host:
 
     def give(self, t: int, event: inp.Input) -> None:
         if self.alive:
-            if isinstance(event, inp.SwitchoverRequested | inp.MaintenanceRequested):
-                self.asked.add(event.request)
+            request = getattr(event, "request", -1)
+            if request >= 0:
+                self.asked.add(request)
             self.todo.append(event)
             self.run(t, self.life)
 
@@ -201,7 +196,8 @@ class Host:
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        at = max(self.true(next_deadline_us(self.node)), t + 1)
+        at = max(self.true(self.deadline_us or next_deadline_us(self.node)), t + 1)
+        self.deadline_us = 0
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
@@ -232,9 +228,8 @@ class Host:
         while True:
             while actions:
                 action = actions.popleft()
-                failpoint = self.world.failpoint
-                if failpoint is not None:
-                    outcome = failpoint.strikes(self, t, action)
+                if self.world.failpoint is not None:
+                    outcome = self.world.failpoint.strikes(self, t, action)
                     if outcome == "stop":
                         return False
                     if outcome == "next":
@@ -244,18 +239,20 @@ class Host:
                         return False
                     self.passed = False
                 _DO[type(action)](self, action)
-            if results:
-                event = results.popleft()
-            elif batch:
-                event = batch.popleft()
+            if results or batch:
+                event = (results or batch).popleft()
             elif self.unread:
                 self._read()
                 continue
-            elif not self.ticked and not self.queue and self.now_us >= next_deadline_us(node):
+            elif self.ticked or self.queue:
+                return True
+            else:
+                deadline_us = next_deadline_us(node)
+                if self.now_us < deadline_us:
+                    self.deadline_us = deadline_us
+                    return True
                 self.ticked = True
                 event = inp.Tick()
-            else:
-                return True
             actions.extend(step(node, event, self.now_us)[1])
 
     def _is_stopped(self, t: int, action: act.Action) -> bool:
@@ -343,8 +340,8 @@ class Host:
         for k, identity in enumerate(action.promises):
             if identity != NOBODY:
                 self.world.checkers.promise(self.world.now, self.me, k, identity)
-        delay = self.rng.randrange(PERSIST_US_MAX)
-        self.world.at(self.world.now + delay, self._persisted, (self.life, action))
+        self.written_at = max(self.written_at, self.world.now + self.rng.randrange(PERSIST_US_MAX))
+        self.world.at(self.written_at, self._persisted, (self.life, action))
 
     def _persisted(self, t: int, what: tuple[int, act.Persist]) -> None:
         if what[0] == self.life and self.alive:
@@ -362,6 +359,9 @@ class Host:
 
     def _end_calls(self, action: act.EndCalls) -> None:
         self.telephony.end_calls(action)
+
+    def _relinquish(self, action: act.Relinquish) -> None:
+        self.world.operators.relinquish(self, action)
 
     def _answered(self, action: act.Answered) -> None:
         self.asked.discard(action.request)
@@ -381,6 +381,7 @@ _DO: dict[type, Callable[[Host, Any], None]] = {
     act.FlushSockets: Host._flush,
     act.PeerCurrent: Host._current,
     act.Persist: Host._persist,
+    act.Relinquish: Host._relinquish,
     act.Decided: Host._decided,
     act.KillFreeswitch: Host._kill_freeswitch,
     act.Recover: Host._recover,

@@ -10,11 +10,13 @@ import msgspec
 from haclusterd.core.model import (
     AddressSpec,
     ClusterSpec,
+    LastResort,
     NodeSpec,
+    Quorum,
     ServiceSpec,
     Timing,
 )
-from tests.sim.faults import KINDS
+from tests.sim.orders import ALL_KINDS
 
 LAN = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 2_000_000)
 WAN = Timing(
@@ -55,6 +57,9 @@ class Swarm:
     kinds: tuple[str, ...]  # faults this seed uses
     damage: float = 0.0  # chance of a damaged datagram, where beats go through the wire
     ending: str = "whole"  # what is left for the liveness phase, see `liveness`
+    quorum: Quorum = Quorum.MAJORITY  # WITNESS: the last node only votes
+    last_resort: LastResort = LastResort.MASTERS
+    relinquish_us: int = 0
 
 
 def draw_swarm(rng: random.Random) -> Swarm:
@@ -64,10 +69,10 @@ def draw_swarm(rng: random.Random) -> Swarm:
     quick = rng.random() < 0.5
     scale = timing.heartbeat_us // 25_000
     share = rng.choice((0.25, 0.5))
-    kinds = tuple(k for k in KINDS if rng.random() < share) or ("crash",)
+    kinds = tuple(k for k in ALL_KINDS if rng.random() < share) or ("crash",)
     ppm = 4_500 if timing is TIGHT else 9_000
     through_wire = rng.random() < 0.1
-    return Swarm(
+    swarm = Swarm(
         nodes=nodes,
         links=rng.choice((1, 2, 2, 3)),
         services=rng.choice((1, 1, 2)) if nodes < 5 else rng.choice((1, 2, 3)),
@@ -86,12 +91,38 @@ def draw_swarm(rng: random.Random) -> Swarm:
         damage=rng.choice((0.002, 0.02)) if through_wire else 0.0,
         ending=rng.choice(("whole", "whole", "core", "core", "minority")),
     )
+    return with_policies(swarm, rng)
+
+
+def with_policies(swarm: Swarm, rng: random.Random) -> Swarm:
+    """The seed's quorum policy, and what goes with it; most have a majority and nothing else."""
+    quorum = rng.choice((Quorum.MAJORITY,) * 6 + (Quorum.WITNESS, Quorum.AVAILABILITY))
+    services = swarm.services
+    if quorum is Quorum.WITNESS:
+        services = min(services, swarm.nodes - 1)
+    swarm = dataclasses.replace(
+        swarm,
+        quorum=quorum,
+        services=services,
+        last_resort=rng.choice((LastResort.MASTERS, LastResort.MASTERS, LastResort.NONE)),
+        relinquish_us=rng.choice((0, 0, 20)) * swarm.timing.dead_us,
+    )
+    if quorum is Quorum.AVAILABILITY and swarm.ending == "minority":
+        swarm = dataclasses.replace(swarm, ending="core")
+    if "mark_dead" not in swarm.kinds or quorum is Quorum.AVAILABILITY:
+        return swarm
+    # Marked nodes come back where they hear the others, and nobody else is left outside for good.
+    return dataclasses.replace(swarm, ending="whole", loss=min(swarm.loss, 0.1))
 
 
 def spec_for(swarm: Swarm, me: int) -> ClusterSpec:
     """The configuration of node `me` in this world."""
     nodes = tuple(
-        NodeSpec(f"n{i}", tuple(f"10.{x}.0.{i + 1}" for x in range(swarm.links)))
+        NodeSpec(
+            f"n{i}",
+            tuple(f"10.{x}.0.{i + 1}" for x in range(swarm.links)),
+            witness=swarm.quorum is Quorum.WITNESS and i == swarm.nodes - 1,
+        )
         for i in range(swarm.nodes)
     )
     services = tuple(
@@ -104,4 +135,14 @@ def spec_for(swarm: Swarm, me: int) -> ClusterSpec:
         )
         for k in range(swarm.services)
     )
-    return ClusterSpec("sim", me, nodes, services, swarm.timing, freeswitch=swarm.freeswitch)
+    return ClusterSpec(
+        "sim",
+        me,
+        nodes,
+        services,
+        swarm.timing,
+        quorum=swarm.quorum,
+        last_resort=swarm.last_resort,
+        freeswitch=swarm.freeswitch,
+        relinquish_us=swarm.relinquish_us,
+    )

@@ -21,6 +21,8 @@ READ_AS = {
     "sync.port": "sync_port",
     "heartbeat.port": "heartbeat_port",
     "api.http": "http_port",
+    "hook.smtp": "smtp_host",
+    "dns.server": "server_host",
     **{f"timing.{name}": name.replace("_ms", "_us") for name in PRESETS["lan"]},
 }
 # Enters a rule between the times, and nothing else.

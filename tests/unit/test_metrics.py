@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from haclusterd.agent import metrics, schema, status
-from haclusterd.core.view import LinkTally, PeerTally, View
+import pytest
+
+from haclusterd.agent import metrics, metrics_reference, schema, status
+from haclusterd.core.view import AlarmView, LinkTally, PeerTally, View
 from haclusterd.wire import Outcome
-from tests.fixtures.agent_parts import view
+from tests.fixtures.agent_parts import spec, view
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+ABOUT = schema.About("0.1.0", "fs-a", "voice1", 1, 2, "now", "c.toml", "ff", "/run")
 
 
 def seen() -> View:
@@ -18,12 +21,16 @@ def seen() -> View:
         {"east": ("fs-a", 7)},
         link_tallies=(LinkTally("10.1.0.1", {"ok": 5, "bad_mac": 3}, {"send_errors": 2}),),
         peer_tallies=(PeerTally("fs-b", "10.1.0.1", 0, 3, "bad mac"),),
+        alarms=(AlarmView("unserved", "nobody serves west"), AlarmView("unserved", "x")),
     )
 
 
 def text_of(word: View) -> str:
-    shown = status.status(word, schema.Sync("none", 0), {})
-    return metrics.render(shown, word, [], {"decisions": 1}, 0).decode()
+    registered = schema.Registered(3, 4, 0)
+    shown = status.status(word, schema.Sync("none", 0), {}, registrations=registered)
+    inside = metrics.Inside(word, ABOUT, [], {"decisions": 1}, 0, spec())
+    outside = metrics.Outside({("pager", "failed"): 2}, {("sip.example.org", "done"): 4})
+    return metrics.render(shown, inside, outside).decode()
 
 
 def test_refused_datagrams_by_link_and_outcome() -> None:
@@ -37,13 +44,38 @@ def test_refused_datagrams_by_link_and_outcome() -> None:
         assert line in text
 
 
+def test_what_was_told_and_what_stands() -> None:
+    text = text_of(seen())
+    for line in (
+        'haclusterd_info{cluster="voice1",node="fs-a",version="0.1.0"} 1.0',
+        'haclusterd_alarm{name="unserved"} 2.0',
+        'haclusterd_hook_events_total{hook="pager",outcome="failed"} 2.0',
+        'haclusterd_dns_updates_total{name="sip.example.org",outcome="done"} 4.0',
+        'haclusterd_service_successors{service="east"} 2.0',
+        "haclusterd_capacity_fits 1.0",
+    ):
+        assert line in text
+
+
+def test_the_document_is_current(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--rewrite"):
+        DOCUMENT.write_text(metrics_reference.render())
+    assert DOCUMENT.read_text() == metrics_reference.render()
+
+
 def test_the_document_names_what_is_there_and_nothing_else() -> None:
     found = set(re.findall(r"^# HELP (haclusterd_\w+?)(?:_total)? ", text_of(seen()), re.M))
     found = {name.removesuffix("_created") for name in found}
-    document = DOCUMENT.read_text()
-    assert set(re.findall(r"^\| `(haclusterd_\w+)` ", document, re.M)) == found
+    assert {f"haclusterd_{metric.name}" for metric in metrics.CATALOG} == found
     outcomes = {outcome.name.lower() for outcome in Outcome} | {"alien_source"}
-    assert set(re.findall(r"^\| `([a-z_]+)` ", document, re.M)) - found == outcomes
+    assert set(metrics_reference.OUTCOMES) == outcomes
+
+
+def test_every_metric_has_a_value_here() -> None:
+    """What is in the catalog and never set would be a promise only."""
+    text = text_of(seen())
+    for metric in metrics.CATALOG:
+        assert re.search(rf"^haclusterd_{metric.name}(_total|_count)?[ {{]", text, re.M), metric
 
 
 def test_status_says_which_link_is_unreadable() -> None:

@@ -62,7 +62,7 @@ def test_e3_what_the_cluster_adds() -> None:
     assert why(call(), "own", False, "nobody") == ["nobody"]
     assert why(call(), "copy", True, "nobody") == []
     words = {
-        "fs-c": Word("1", Sync("in-sync", 0), {"east": "SIP profile 'east' does not run"}),
+        "fs-c": Word("1", Sync("in-sync", 0), unready={"east": "SIP profile 'east' does not run"}),
         "fs-d": Word("1", Sync("in-sync", 0)),
     }
     assert nobody_ready("east", words) == (
