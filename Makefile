@@ -9,6 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 SEEDS ?= 0:200
 MINUTES ?= 10
 RUNS ?= 10
+ROUNDS ?= 20
 HOURS ?= 100
 
 .DEFAULT_GOAL := help
@@ -77,6 +78,9 @@ bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each faul
 
 bench-registrations: prepare-lab $(READY) ## 5,000 phones: to a new agent, and after an outage
 	$(BIN)/python -m bench.registrations
+
+churn: prepare-lab $(READY) ## kills at random moments of a wave of calls, ROUNDS times
+	$(BIN)/python -m tests.lab.churn --rounds $(ROUNDS)
 
 deb: prepare-deb ## the Debian package, in dist/
 	scripts/deb
