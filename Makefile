@@ -14,7 +14,7 @@ HOURS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills node-hours bench bench-registrations deb test-deb test-vagrant clean
+	coverage sim mutation-drills node-hours bench bench-registrations churn deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
