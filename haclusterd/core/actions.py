@@ -70,6 +70,21 @@ class PeerCurrent(msgspec.Struct, frozen=True, tag=True):
     incarnation: int
 
 
+class Speak(msgspec.Struct, frozen=True, tag=True):
+    """Seal this version of the wire from now on (core.dialect)."""
+
+    version: int
+
+
+class Flip(msgspec.Struct, frozen=True, tag=True):
+    """Go on under the staged configuration, by an upgrade of heart (core.reconfigure); or leave,
+    where this node is not in it. Asked again while nothing comes of it."""
+
+    revision: int
+    config_hash: int
+    stays: bool
+
+
 class KillFreeswitch(msgspec.Struct, frozen=True, tag=True):
     """SIGKILL through the pidfd: never a graceful stop, which would say BYE (DESIGN 2.4)."""
 
@@ -130,6 +145,12 @@ class Published(msgspec.Struct, frozen=True, tag=True):
     view: bytes
 
 
+class InForce(msgspec.Struct, frozen=True, tag=True):
+    """The revision this node counts by is known to be in force: to be kept on disk."""
+
+    revision: int
+
+
 class TracePart(msgspec.Struct, frozen=True, tag=True):
     """The next piece of what `TraceRequested` asked for; `refusal` says why there is none."""
 
@@ -139,7 +160,7 @@ class TracePart(msgspec.Struct, frozen=True, tag=True):
     refusal: str = ""
 
 
-ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published | TracePart
+ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published | InForce | TracePart
 
 Action = (
     SendBeat
@@ -151,6 +172,9 @@ Action = (
     | KeepAddresses
     | FlushSockets
     | PeerCurrent
+    | Speak
+    | Flip
+    | InForce
     | KillFreeswitch
     | EndCalls
     | Recover

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import msgspec
 
-from haclusterd.core.model import Beat, Identity, LinkIndex, NodeIndex, ServiceIndex
+from haclusterd.core.model import (
+    Beat,
+    ClusterSpec,
+    Identity,
+    LinkIndex,
+    NodeIndex,
+    ServiceIndex,
+)
 
 
 class Received(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -128,6 +135,25 @@ class MaintenanceRequested(msgspec.Struct, frozen=True, tag=True):
     on: bool
 
 
+class StageRequested(msgspec.Struct, frozen=True, tag=True):
+    """Agree to `spec` as the next set of voters; it is on disk already. Answered by `Answered`.
+
+    `spec.me` is -1 where this node is not in it. Without `voted` it is only known here, and is
+    taken up when others have it in force (a node that was away finds the newer file at its start).
+    """
+
+    request: int
+    spec: ClusterSpec
+    voted: bool = True
+
+
+class Overheard(msgspec.Struct, frozen=True, tag=True):
+    """An authentic beat that cannot be read here says that this revision is in force."""
+
+    revision: int
+    config_hash: int
+
+
 class RecoveryEnded(msgspec.Struct, frozen=True, tag=True):
     """The agent has a verdict for every call, or (not ok) cannot recover here at all."""
 
@@ -158,6 +184,7 @@ FromAgent = (
     | FreeswitchHung
     | SwitchoverRequested
     | MaintenanceRequested
+    | StageRequested
     | RecoveryEnded
     | UpgradeRequested
     | StopRequested
@@ -181,5 +208,7 @@ Input = (
     | FreeswitchHung
     | SwitchoverRequested
     | MaintenanceRequested
+    | StageRequested
+    | Overheard
     | RecoveryEnded
 )

@@ -122,6 +122,7 @@ class ClusterSpec(msgspec.Struct, frozen=True):
     last_resort: LastResort = LastResort.MASTERS
     config_hash: int = 0
     freeswitch: bool = True  # False: the cluster moves addresses only
+    revision: int = 1  # of the set of voters: +1 with every change (core.reconfigure)
 
     @property
     def links(self) -> int:
@@ -168,6 +169,7 @@ class Flag(enum.IntFlag):
     FREESWITCH_UP = 8
     AGENT_UP = 16
     SYNCING = 32
+    READS_2 = 128  # opens wire version 2, whatever it seals
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -228,3 +230,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, gc=False):
     echoes: tuple[Echo | None, ...]  # by node
     services: tuple[ServiceEntry, ...]  # by service
     releases: tuple[Release, ...]
+    # Version 2 of the wire. Of version 1 the set of voters is the first one.
+    revision: int = 1  # by whose set the sender counts; 0: it does not know that set in force
+    staged: int = 0  # the next revision, to which the sender has agreed; 0 for none
+    staged_hash: int = 0

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from haclusterd.core import claimant, detector, owner, speech, standing, voter
+from haclusterd.core import (
+    aliens,
+    claimant,
+    detector,
+    dialect,
+    owner,
+    reconfigure,
+    speech,
+    standing,
+    voter,
+)
 from haclusterd.core.actions import (
     Action,
     Answered,
@@ -30,22 +40,20 @@ from haclusterd.core.inputs import (
     Input,
     LocalReport,
     MaintenanceRequested,
+    Overheard,
     Received,
     RecoveryEnded,
     Restored,
+    StageRequested,
     StopRequested,
     SwitchoverRequested,
     Tick,
 )
 from haclusterd.core.model import State
 from haclusterd.core.moves import happen
-from haclusterd.core.state import NEVER, Alien, Node, flags, owns
+from haclusterd.core.state import NEVER, Node, flags, is_departing, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
-
-RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
-ALIENS_KEPT = 64
-ALIEN_SAID_EVERY_US = 10_000_000
 
 
 def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
@@ -89,6 +97,9 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
         return
     if len(beat.echoes) != len(node.peers):
         return
+    if beat.revision > node.roll.known:
+        reconfigure.overhear(node, beat.revision, beat.config_hash, now_us, out)
+    dialect.hear(node, beat, now_us, out)
     silent = now_us - node.peers[beat.sender].two_way_us > node.spec.timing.two_way_us
     news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
     if news or two_way_news:
@@ -111,15 +122,17 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
     detector.survey(node, now_us, out)
+    dialect.settle(node, now_us, out)
     voter.judge_deferred(node, now_us, out)
     claimant.mark_lost(node, now_us)
     _refresh_ready(node, now_us)
     if node.rank_dirty:
         standing.refresh(node, now_us)
-    _watch_rank(node, now_us)
+    standing.watch_rank(node, now_us)
     _leave_dead_freeswitch(node, now_us, out)
     _end_endless_acquiring(node, now_us, out)
     node.wake_us = claimant.pursue(node, now_us, out)
+    reconfigure.judge(node, now_us, out)
 
 
 def _refresh_ready(node: Node, now_us: int) -> None:
@@ -133,18 +146,6 @@ def _refresh_ready(node: Node, now_us: int) -> None:
         node.rank_dirty = True
 
 
-def _watch_rank(node: Node, now_us: int) -> None:
-    same = all(
-        p.rank_hash == node.rank_hash
-        for n, p in enumerate(node.peers)
-        if n != node.spec.me and p.alive
-    )
-    if same:
-        node.rank_differs_us = NEVER
-    elif node.rank_differs_us == NEVER:
-        node.rank_differs_us = now_us
-
-
 def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
     """Services whose FreeSWITCH or NIC is gone leave as soon as somebody ready can have them."""
     for k, service in enumerate(node.services):
@@ -152,6 +153,8 @@ def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
             continue
         if node.freeswitch_gone:
             give_up(node, k, "its FreeSWITCH is gone", now_us, out)
+        elif is_departing(node):
+            give_up(node, k, "it leaves the cluster", now_us, out)
         elif not service.carrier:
             give_up(node, k, "its NIC has no carrier", now_us, out)
         elif service.unrecovered:
@@ -358,20 +361,6 @@ def _leave_unrecovered(node: Node, k: int, now_us: int, out: list[Action]) -> No
         service.backoff_until_us = now_us + 10_000_000
 
 
-def _alien(node: Node, event: AlienAnswered, now_us: int, out: list[Action]) -> None:
-    """Said at most every ten seconds for an address, however many MACs take turns."""
-    alien = node.aliens.get(event.address)
-    if alien is None:
-        if len(node.aliens) >= ALIENS_KEPT:
-            return
-        alien = node.aliens[event.address] = Alien(event.mac, now_us, NEVER)
-    alien.mac, alien.heard_us = event.mac, now_us
-    if now_us - alien.said_us >= ALIEN_SAID_EVERY_US:
-        alien.said_us = now_us
-        text = f"{event.mac} answers for {event.address}, which {_me(node)} owns"
-        out.append(Decided(now_us, "M13", text, event.service))
-
-
 def _me(node: Node) -> str:
     return node.spec.nodes[node.spec.me].id
 
@@ -391,7 +380,9 @@ _TAKE: dict[type, Callable[[Node, Any, int, list[Action]], None]] = {
     LocalReport: _report,
     SwitchoverRequested: _switchover,
     MaintenanceRequested: _maintenance,
+    StageRequested: reconfigure.stage,
+    Overheard: reconfigure.heard_beyond,
     StopRequested: _stop,
     RecoveryEnded: _recovery_ended,
-    AlienAnswered: _alien,
+    AlienAnswered: aliens.answered,
 }

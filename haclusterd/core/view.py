@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from haclusterd.core.model import NOBODY_NODE, Flag, State
-from haclusterd.core.node import RANK_DIFFERS_US
 from haclusterd.core.ranking import why
-from haclusterd.core.standing import facts, lost_services, odd_config
+from haclusterd.core.reconfigure import complaint, is_akin, lacking
+from haclusterd.core.standing import RANK_DIFFERS_US, facts, lost_services, odd_config
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 
 ALIEN_ALARM_US = 60_000_000  # an alien that was not heard for so long is no alarm any more
@@ -81,6 +81,20 @@ class PeerTally(msgspec.Struct, frozen=True):
     unreadable_now: str
 
 
+class RevisionView(msgspec.Struct, frozen=True):
+    """The set of voters in force here, and the one that is staged (0: none).
+
+    `lacking`: who has not staged it, as far as this node hears. `plain`: version 1 of the wire is
+    sealed, because a node reads no newer one.
+    """
+
+    active: int
+    staged: int = 0
+    staged_hash: int = 0
+    lacking: tuple[str, ...] = ()
+    plain: bool = False
+
+
 class View(msgspec.Struct, frozen=True):
     """A node's whole word on the cluster at `at_us`."""
 
@@ -99,6 +113,7 @@ class View(msgspec.Struct, frozen=True):
     why: tuple[str, ...]
     link_tallies: tuple[LinkTally, ...] = ()  # heart's, not the core's: added when published
     peer_tallies: tuple[PeerTally, ...] = ()
+    revision: RevisionView = RevisionView(1)
 
 
 def view(node: Node, now_us: int) -> View:
@@ -127,7 +142,15 @@ def view(node: Node, now_us: int) -> View:
         services,
         tuple(_alarms(node, nodes, services, now_us)),
         tuple(why(spec, facts(node, now_us))),
+        revision=_revision(node),
     )
+
+
+def _revision(node: Node) -> RevisionView:
+    roll = node.roll
+    staged, staged_hash = (roll.staged, roll.staged_hash) if roll.voted else (0, 0)
+    late = tuple(lacking(node))
+    return RevisionView(node.spec.revision, staged, staged_hash, late, node.dialect == 1)
 
 
 def _owner(node: Node, k: int) -> int:
@@ -240,11 +263,13 @@ def _alarms(
     for n, peer in enumerate(node.peers):
         if n == spec.me or not peer.alive:
             continue
-        if peer.config_hash != spec.config_hash:
+        if not is_akin(node, peer.config_hash):
             text = f"{spec.nodes[n].id} runs another configuration than {_id(node)}"
             alarms.append(AlarmView("config_mismatch", text))
         if len(peer.links) > 1 and sum(line.up for line in peer.links) == 1:
             alarms.append(AlarmView("single_link", f"one link left to {spec.nodes[n].id}"))
+    if late := complaint(node, now_us):
+        alarms.append(AlarmView("revision", late))
     if odd_config(node):
         text = f"most nodes run another configuration: {_id(node)} claims nothing"
         alarms.append(AlarmView("config_odd", text))

@@ -11,7 +11,8 @@ import enum
 
 from haclusterd.core.actions import Action, Decided
 from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
-from haclusterd.core.moves import happen, persist, promise
+from haclusterd.core.moves import happen, name_of, persist, promise
+from haclusterd.core.reconfigure import is_akin
 from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
 from haclusterd.core.takeover import Event
 
@@ -37,7 +38,8 @@ def hear_entries(
         for release in beat.releases:
             hear_release(node, release, now_us, out)
     answer = Answer.NONE
-    hold_down = holding_down(node, now_us)
+    # Neither echo nor grant for who counts by a set that has been left behind (core.reconfigure).
+    hold_down = holding_down(node, now_us) or beat.revision < node.roll.floor
     for k, entry in enumerate(beat.services):
         service = node.services[k]
         epoch = entry.promise.epoch
@@ -170,7 +172,7 @@ def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -
     node.rank_dirty = True
     node.wake_us = now_us
     name = node.spec.services[release.service].name
-    who = node.spec.nodes[release.identity.node].id
+    who = name_of(node, release.identity.node)
     text = f"{who} released {name} of epoch {release.identity.epoch}"
     out.append(Decided(now_us, "V7", text, release.service, release.identity.epoch))
 
@@ -206,7 +208,8 @@ def _judge(
 ) -> None:
     if identity.epoch <= service.promise.epoch:
         return
-    if node.peers[identity.node].config_hash != node.spec.config_hash:
+    claimant = node.peers[identity.node]
+    if not is_akin(node, claimant.config_hash) or claimant.revision < node.roll.floor:
         return
     if owns(service) or (service.state is State.RELEASING) or not _stopped(service):
         return
