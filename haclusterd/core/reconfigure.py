@@ -152,7 +152,8 @@ def heard_beyond(node: Node, event: Overheard, now_us: int, out: list[Action]) -
 def _set_floor(node: Node) -> None:
     roll = node.roll
     staged = roll.staged if roll.voted else 0
-    roll.floor = max(node.spec.revision, staged, roll.known) - 1
+    # Never lower again: what was refused because of a staged set stays refused.
+    roll.floor = max(roll.floor, max(node.spec.revision, staged, roll.known) - 1)
 
 
 def is_akin(node: Node, config_hash: int) -> bool:
@@ -261,7 +262,9 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
     node.rank_dirty = True
     node.wake_us = now_us
     roll = node.roll
-    node.roll = Roll(known=max(roll.known, spec.revision), kin=(old.config_hash,))
+    known = max(roll.known, spec.revision)
+    node.roll = Roll(known=known, kin=(old.config_hash,), floor=roll.floor)
+    node.dialect = max(node.dialect, 2 if spec.revision > 1 else 1)
     if roll.known > spec.revision:
         node.roll.known_hash = roll.known_hash
     _set_floor(node)

@@ -81,17 +81,30 @@ class PeerTally(msgspec.Struct, frozen=True):
     unreadable_now: str
 
 
+class StagedView(msgspec.Struct, frozen=True):
+    """What another node says: the revision it counts by, and the one it has staged (0: none)."""
+
+    node: str
+    alive: bool
+    active: int
+    staged: int
+    staged_hash: int
+
+
 class RevisionView(msgspec.Struct, frozen=True):
     """The set of voters in force here, and the one that is staged (0: none).
 
-    `lacking`: who has not staged it, as far as this node hears. `plain`: version 1 of the wire is
-    sealed, because a node reads no newer one.
+    `known`: the newest in force anywhere, as far as this node heard. `lacking`: who has not staged
+    what is staged here. `plain`: version 1 of the wire is sealed, as a node reads no newer one.
     """
 
     active: int
     staged: int = 0
     staged_hash: int = 0
+    known: int = 0
+    known_hash: int = 0
     lacking: tuple[str, ...] = ()
+    others: tuple[StagedView, ...] = ()
     plain: bool = False
 
 
@@ -147,10 +160,21 @@ def view(node: Node, now_us: int) -> View:
 
 
 def _revision(node: Node) -> RevisionView:
-    roll = node.roll
-    staged, staged_hash = (roll.staged, roll.staged_hash) if roll.voted else (0, 0)
-    late = tuple(lacking(node))
-    return RevisionView(node.spec.revision, staged, staged_hash, late, node.dialect == 1)
+    roll, spec = node.roll, node.spec
+    return RevisionView(
+        active=spec.revision,
+        staged=roll.staged if roll.voted else 0,
+        staged_hash=roll.staged_hash if roll.voted else 0,
+        known=roll.known,
+        known_hash=roll.known_hash,
+        lacking=tuple(lacking(node)),
+        others=tuple(
+            StagedView(spec.nodes[n].id, p.alive, p.revision, p.staged, p.staged_hash)
+            for n, p in enumerate(node.peers)
+            if n != spec.me
+        ),
+        plain=node.dialect == 1,
+    )
 
 
 def _owner(node: Node, k: int) -> int:

@@ -96,6 +96,9 @@ class Host(Member):
 
     def boot(self, t: int, remember: bool) -> None:
         """Start the process: left-over addresses and fence go first, as heart does."""
+        if not remember and self.file.me < 0:
+            self.world.retired.add(self.me)  # refused: its file does not name it
+            return
         self.life += 1
         self.alive = True
         self.stopping = False

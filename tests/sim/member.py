@@ -51,6 +51,8 @@ class Member:
         self.file = spec  # the configuration file that lies on this host
         self.old = False  # knows version 1 of the wire only
         self.reloading = False
+        self.swift = False  # an upgrade of its heart takes no time
+        self.stubborn = False  # no upgrade of its heart comes about
         self.kin: dict[int, ClusterSpec] = {}  # other configurations that are read here, by hash
         self._count_by(spec)
 
@@ -84,9 +86,11 @@ class Member:
 
     def _staged_before(self) -> Iterator[inp.Input]:
         """What a start finds staged, or newer, before its first step."""
+        newest = self.disk.active.revision
         if self.disk.staged is not None:
+            newest = self.disk.staged.revision
             yield inp.StageRequested(-1, self.disk.staged)
-        elif self.file.revision > self.disk.active.revision:
+        if self.file.revision > newest:
             yield inp.StageRequested(-1, self.file, voted=False)
 
     def _count_by(self, spec: ClusterSpec) -> None:
@@ -132,14 +136,14 @@ class Member:
         self.give(t, event)
 
     def _flip(self, action: act.Flip) -> None:
-        delay_us = self.rng.choice((1, 1_000, 100_000, 1_000_000))
+        delay_us = 1 if self.swift else self.rng.choice((1, 1_000, 100_000, 1_000_000))
         self.world.at(self.world.now + delay_us, self._flipped, (self.life, action))
 
     def _flipped(self, t: int, what: tuple[int, act.Flip]) -> None:
         life, action = what
         if life != self.life or not self.alive or self.spec.revision >= action.revision:
             return
-        if not action.stays:
+        if not action.stays and not self.stubborn:
             if not self.stopping:
                 self.stopping = True
                 self.world.retired.add(self.me)
@@ -147,8 +151,11 @@ class Member:
                 self.give(t, inp.StopRequested())
                 self.world.at(t + 5_000_000, self._gone, self.life)
             return
+        if self.stubborn:
+            return
         spec, before = self.kin.get(action.config_hash), self.spec
-        if spec is not None and self.upgrade(t, self.rng.randrange(500, 40_000), spec):
+        pause_us = 500 if self.swift else self.rng.randrange(500, 40_000)
+        if spec is not None and self.upgrade(t, pause_us, spec):
             self.world.note(f"n{self.me} TAKES UP revision {spec.revision}: {self.numbers}")
             delay_us = self.rng.randrange(800_000)
             self.world.at(t + delay_us, self._kept, (self.life, spec, before))
