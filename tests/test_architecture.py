@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "whatif",
         "files",
     },
-    "config": {"core", "wire"},
+    "config": {"core", "files", "wire"},
     "core": set(),
     "files": set(),
     "freeswitch": {"core", "config"},

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -31,12 +31,15 @@ from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.standing import Facts, judge
 from haclusterd.agent.traces import Traces
+from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec
+from haclusterd.config.revisions import Start
 from haclusterd.core import promises
 from haclusterd.core.actions import (
     Answered,
     Decided,
     EndCalls,
+    InForce,
     Persist,
     Published,
     Recover,
@@ -63,13 +66,16 @@ _view_decoder = msgspec.msgpack.Decoder(View)
 class Agent:
     """One agent process. `run` returns when heart is gone or `stop` was called."""
 
-    def __init__(self, config: Config, heart_fd: int) -> None:
+    def __init__(self, config: Config, heart_fd: int, begun: Start | None = None) -> None:
         self.config = config
         self.spec = cluster_spec(config)
         self.history = History()
         self.reports = Reports(config.state_dir)
         self.link = HeartLink(heart_fd, self._take)
         self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
+        self.problems: dict[str, str] = {}  # what does not run, by part
+        self.voters = Voters(begun or Start(config), self.view, self.operators.ask, self.problems)
+        self.operators.voters = self.voters
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
         self.services = Services(
@@ -79,7 +85,6 @@ class Agent:
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
         self.peers: Peers | None = None
-        self.problems: dict[str, str] = {}  # what does not run, by part
         self._view: View | None = None
         self._packed_view = b""
         self._view_taken: asyncio.Handle | None = None
@@ -91,6 +96,7 @@ class Agent:
         self._promises: Persist | None = None
         self._writing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._asides: set[asyncio.Task[None]] = set()
         self._stops: list[Callable[[], Awaitable[None]]] = []
         self._api: Api | None = None
 
@@ -103,6 +109,7 @@ class Agent:
         self._make_life()
         self._send_report()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
+        self._aside(self.voters.started())
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
@@ -134,8 +141,8 @@ class Agent:
         for stop in reversed(self._stops):
             await stop()
         await self.services.stop()
-        if self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        writing = {self._writing} if self._writing is not None else set()
+        await asyncio.gather(*writing, *self._asides, return_exceptions=True)
         self.link.close()
 
     def _keep_trying(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
@@ -161,6 +168,12 @@ class Agent:
                 self.problems.pop(part, None)
                 self.changed()
                 return
+
+    def _aside(self, work: Coroutine[None, None, None]) -> None:
+        """Beside everything else, to its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
 
     # -- parts --
 
@@ -258,6 +271,8 @@ class Agent:
                 self._persist(message)
             case Answered():
                 self.operators.answered(message)
+            case InForce():
+                self._aside(self.voters.in_force(message.revision))
             case TracePart():
                 self.traces.take(message)
 

@@ -62,6 +62,12 @@ class Mesh(Protocol):
     def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None: ...
 
 
+class Reloading(Protocol):
+    """What is needed of `agent.voters` here."""
+
+    async def reload(self) -> str: ...
+
+
 class Operators:
     """Carries orders out. `view()` is heart's newest word; `send` goes to heart."""
 
@@ -78,6 +84,7 @@ class Operators:
         self._send = send
         self._mesh: Mesh | None = None
         self.switch: Switch | None = None
+        self.voters: Reloading | None = None
         self._lock = asyncio.Lock()
         self._doing = ""
         self._waiting: dict[int, asyncio.Future[Answered]] = {}
@@ -126,6 +133,12 @@ class Operators:
         """Replace the running heart and agent by the installed version. Raises OperatorError."""
         return await self._alone("an upgrade", self._upgrade())
 
+    async def reload(self) -> str:
+        """Agree to the set of nodes that the file names now. Raises OperatorError."""
+        if self.voters is None:
+            raise OperatorError("this agent is starting: try again in a second")
+        return await self._alone("a reload", self.voters.reload())
+
     # -- carried out here --
 
     async def _switch_over(self, service: str, to: str | None) -> str:
@@ -140,7 +153,7 @@ class Operators:
         try:
             await self._quiesce(service)
             target = -1 if to is None else [n.id for n in self._spec.nodes].index(to)
-            answer = await self._ask(lambda number: SwitchoverRequested(number, index, target))
+            answer = await self.ask(lambda number: SwitchoverRequested(number, index, target))
             if not answer.ok:
                 raise OperatorError(answer.text)
             return await self._moved(service, to)
@@ -206,13 +219,13 @@ class Operators:
         )
 
     async def _maintain(self, on: bool) -> str:
-        answer = await self._ask(lambda number: MaintenanceRequested(number, on))
+        answer = await self.ask(lambda number: MaintenanceRequested(number, on))
         if not answer.ok:
             raise OperatorError(answer.text)
         return f"{self._me} is {answer.text}"
 
     async def _upgrade(self) -> str:
-        answer = await self._ask(UpgradeRequested, UPGRADE_S)
+        answer = await self.ask(UpgradeRequested, UPGRADE_S)
         if not answer.ok:
             raise OperatorError(answer.text)
         return answer.text
@@ -246,7 +259,7 @@ class Operators:
             self._doing = what
             return await work
 
-    async def _ask(self, make: Callable[[int], FromAgent], patience_s: float = HEART_S) -> Answered:
+    async def ask(self, make: Callable[[int], FromAgent], patience_s: float = HEART_S) -> Answered:
         self._number += 1
         number = self._number
         waiter: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()

@@ -100,6 +100,15 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
+class Revision(msgspec.Struct, frozen=True):
+    """The set of nodes in force here, and the one that is staged (null: none); `lacking`: nodes on
+    which `haclusterctl reload` is still to be run."""
+
+    active: int
+    staged: int | None
+    lacking: list[str]
+
+
 class Status(msgspec.Struct, frozen=True):
     """`status --json`."""
 
@@ -110,6 +119,7 @@ class Status(msgspec.Struct, frozen=True):
     nodes: list[Node]
     services: list[Service]
     alarms: list[Alarm]
+    revision: Revision = Revision(1, None, [])
 
 
 class Rank(msgspec.Struct, frozen=True):

@@ -44,6 +44,9 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
             for s in view.services
         ],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
+        revision=schema.Revision(
+            view.revision.active, view.revision.staged or None, list(view.revision.lacking)
+        ),
     )
 
 

@@ -31,6 +31,7 @@ _REMOTE = frozenset(
         "hand-over",
         "maintenance",
         "upgrade",
+        "reload",
         "events",
         "watch",
         "capacity",
@@ -211,6 +212,7 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     maintenance.add_argument("state", choices=("on", "off"))
     maintenance.add_argument("on_node", nargs="?", metavar="NODE", help="default: this node")
     add("upgrade", "replace the running daemon by the installed version; nothing moves")
+    add("reload", "agree to the set of nodes in the file: one more or one less; nothing moves")
 
 
 def _add_recorded(commands: Commands, common: argparse.ArgumentParser) -> None:

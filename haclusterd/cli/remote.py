@@ -85,6 +85,8 @@ _SHOWN: dict[str, Callable[[argparse.Namespace], Question]] = {
 
 
 def _ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if arguments.command == "reload":
+        return "reload", {}
     if arguments.command == "switchover":
         return "switchover", {"service": arguments.service, "to": arguments.to or ""}
     on = arguments.state == "on"

@@ -146,7 +146,8 @@ class Published(msgspec.Struct, frozen=True, tag=True):
 
 
 class InForce(msgspec.Struct, frozen=True, tag=True):
-    """The revision this node counts by is known to be in force: to be kept on disk."""
+    """This revision is known to be in force: to be kept on disk. It is the one that this node
+    counts by, or a staged one without this node in it."""
 
     revision: int
 

@@ -138,13 +138,15 @@ class MaintenanceRequested(msgspec.Struct, frozen=True, tag=True):
 class StageRequested(msgspec.Struct, frozen=True, tag=True):
     """Agree to `spec` as the next set of voters; it is on disk already. Answered by `Answered`.
 
-    `spec.me` is -1 where this node is not in it. Without `voted` it is only known here, and is
-    taken up when others have it in force (a node that was away finds the newer file at its start).
+    `spec.me` is -1 where this node is not in it. `kept`: it was staged before a restart, and what
+    was said then is not judged again. Without `voted` it is only known here, and is taken up when
+    others have it in force (a node that was away finds the newer file at its start).
     """
 
     request: int
     spec: ClusterSpec
     voted: bool = True
+    kept: bool = False
 
 
 class Overheard(msgspec.Struct, frozen=True, tag=True):

@@ -108,7 +108,8 @@ def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> 
 def refusals(node: Node, event: StageRequested) -> list[str]:
     """Why this node does not stage it; all reasons at once."""
     roll, wanted = node.roll, event.spec
-    if not event.voted or (roll.known, roll.known_hash) == (wanted.revision, wanted.config_hash):
+    in_force = (roll.known, roll.known_hash) == (wanted.revision, wanted.config_hash)
+    if event.kept or not event.voted or in_force:
         if wanted.revision > node.spec.revision:
             return []  # it is decided, or only to be known: nothing depends on this node's word
         return [f"revision {node.spec.revision} is in force here, not {wanted.revision - 1}"]
@@ -182,6 +183,8 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
         out.append(Decided(now_us, "M25", text))
     if now_us >= roll.due_us:
         roll.due_us = now_us + FLIP_AGAIN_US
+        if not roll.stays:
+            out.append(InForce(roll.staged))  # it does not come back by a restart
         out.append(Flip(roll.staged, roll.staged_hash, roll.stays))
     node.wake_us = min(node.wake_us, roll.due_us)
 

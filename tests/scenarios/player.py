@@ -38,7 +38,7 @@ from tests.sim.host import Host
 from tests.sim.world import World
 
 RULE = "----"
-QUIET = ("M1", "M2", "M3")  # links and peers that come and go say more than a reader wants
+QUIET = ("M1", "M2", "M3", "M19")  # links and peers that come and go say more than a reader wants
 
 
 class TranscriptError(Exception):
@@ -115,11 +115,12 @@ class Player:
         world.tell = self._hear
         for host in world.hosts:
             host.rng = random.Random(host.me)
-            host.spec = msgspec.structs.replace(
+            spec = msgspec.structs.replace(
                 host.spec,
                 quorum=Quorum(options.get("quorum", "majority")),
                 last_resort=LastResort(options.get("last_resort", "masters")),
             )
+            host.configure(spec)
 
     def _hear(self, host: int, what: act.Decided | act.KillFreeswitch) -> None:
         if isinstance(what, act.KillFreeswitch):

@@ -61,9 +61,15 @@ def _bring_for(nemesis: Nemesis, revision: int) -> Callable[[int, Host], None]:
     return brought
 
 
+def _in_force(world: World) -> int:
+    return max(
+        (h.node.spec.revision for h in world.hosts if h.node and h.node.roll.proven), default=1
+    )
+
+
 def next_revision(world: World) -> int:
     """The one to bring about now: one after the other, each on all of its nodes."""
-    in_force = max((h.node.spec.revision for h in world.hosts if h.node), default=1)
+    in_force = _in_force(world)
     whole = all(
         (node := world.hosts[n].node) is not None and node.spec.revision >= in_force
         for n in world.sets[in_force - 1]
@@ -72,14 +78,38 @@ def next_revision(world: World) -> int:
     return min(in_force + whole, len(world.sets))
 
 
+def reinstall(host: Host) -> None:
+    """A node without its state gets the file that is in force, as the runbook says; or nearly."""
+    world = host.world
+    if len(world.sets) == 1:
+        return
+    careful = world.nemesis.over or host.rng.random() < 0.8
+    revision = _in_force(world) if careful else len(world.sets)
+    host.file = spec_of(world.swarm, world.sets[revision - 1], revision, host.me)
+
+
 def bring(t: int, host: Host, revision: int) -> None:
     """The file is installed on a host, and reloaded or, on a new node, started with."""
     world = host.world
+    if world.nemesis.over and _is_stuck(host):
+        host.kill(t, power=False)
+        reinstall(host)
+        host.boot(t, remember=False)
+        host.run(t, host.life)
+        return
     members = world.sets[revision - 1]
     if host.me in members and host.me in world.retired:
         _join(t, host, revision)
     elif host.me not in world.retired:
         host.reload(t, spec_of(world.swarm, members, revision, host.me))
+
+
+def _is_stuck(host: Host) -> bool:
+    """Started without its state, with a file that is in force nowhere."""
+    if not host.alive or host.node is None or host.node.roll.proven:
+        return False
+    in_force = _in_force(host.world)
+    return host.node.spec.revision > in_force and host.me in host.world.sets[in_force - 1]
 
 
 def _join(t: int, host: Host, revision: int) -> None:

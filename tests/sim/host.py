@@ -159,6 +159,7 @@ class Host(Member):
         if spec is not None:
             reconfigure.adopt(self.node, spec, self.local(t))
             self._count_by(spec)
+            self.queue.clear()  # it is in the former numbers; in a socket it would be as sealed
             self.kin = {before.config_hash: before}
         self.world.network.upgrade_wire(self.me, before)
         self.telephony.stall(self.rng.randrange(200_000, 800_000))

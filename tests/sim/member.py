@@ -89,9 +89,14 @@ class Member:
         newest = self.disk.active.revision
         if self.disk.staged is not None:
             newest = self.disk.staged.revision
-            yield inp.StageRequested(-1, self.disk.staged)
+            yield inp.StageRequested(-1, self.disk.staged, kept=True)
         if self.file.revision > newest:
             yield inp.StageRequested(-1, self.file, voted=False)
+
+    def configure(self, spec: ClusterSpec) -> None:
+        """Another file, before the first start."""
+        self.disk, self.file = Disk(spec), spec
+        self._count_by(spec)
 
     def _count_by(self, spec: ClusterSpec) -> None:
         self.spec = spec

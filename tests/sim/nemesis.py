@@ -165,5 +165,7 @@ class Nemesis:
     def up(self, t: int, what: tuple[Host, bool]) -> None:
         host, remember = what
         if not host.alive and not self.world.is_outside(host):
+            if not remember:
+                changes.reinstall(host)
             host.boot(t, remember)
             host.run(t, host.life)

@@ -82,6 +82,8 @@ class Network:
     def upgrade_wire(self, host: int, before: ClusterSpec) -> None:
         """What the old process knew of incarnations and windows, as it is handed over."""
         here = self.hosts[host]
+        if here.node is not None:
+            self.version[host] = here.node.dialect
         if self.wires and here.node is not None:
             packed = pack_wire(self.wires[host].export_state())
             state = wire_state_in(unpack_wire(packed), numbering(before, here.spec))

@@ -29,7 +29,7 @@ from tests.fixtures.agent_parts import record, spec, view
 
 pytestmark = pytest.mark.timeout(20)
 
-STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms"]
+STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "revision"]
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
              "version"]  # fmt: skip
 

@@ -125,7 +125,7 @@ async def test_a_silent_heart_is_not_waited_for_long(
 ) -> None:
     bench.operators._send = bench.sent.append
     with monkeypatch.context() as patch:
-        patch.setattr(Operators._ask, "__defaults__", (0.05,))
+        patch.setattr(Operators.ask, "__defaults__", (0.05,))
         assert "heart did not answer" in await refused(bench.operators.maintenance(True, None))
     assert bench.operators._waiting == {}
 
