@@ -41,7 +41,8 @@ class Growing(HeartCluster):
         nodes = "".join(
             f'[[node]]\nid = "n{n}"\nlinks = ["10.10.0.{n}", "10.20.0.{n}"]\n' for n in members
         )
-        services = f'[[service]]\nname = "s0"\naddresses = ["{A}/24 dev svc0"]\npreferred = "n1"\n'
+        services = '[[service]]\nname = "s0"\n'
+        services += f'addresses = ["{A}/24 dev svc0"]\npreferred = "n{members[0]}"\n'
         head = f'[cluster]\nname = "hearts"\nrevision = {revision}\n'
         self.config.write_text(head + nodes + services)
         create(load_cluster(self.config))
@@ -96,6 +97,7 @@ def gap_during(cluster: Growing, work: Callable[[], None]) -> float:
     def watch() -> None:
         while not done.is_set():
             gap_ms = prober.longest_gap_ms(1.0)
+            print(f"(gap {gap_ms:.0f} ms, the prober itself stalled {prober.stalled_ms:.0f} ms)")
             found.append(max(0.0, gap_ms - prober.stalled_ms))
 
     thread = threading.Thread(target=watch)
