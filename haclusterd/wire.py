@@ -333,7 +333,7 @@ class Wire:
         self._sealed = list(state.sealed)
         for node, handed in enumerate(state.peers):
             if handed is not None:
-                current = _Incarnation(self._spec.links)
+                current = Incarnation(self._spec.links)
                 current.windows = handed[1]
                 peer = self._peers[node]
                 peer.current_number, peer.current = handed[0], current

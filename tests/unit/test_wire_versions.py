@@ -17,8 +17,8 @@ from haclusterd.core.model import (
     ServiceSpec,
     Timing,
 )
-from haclusterd.core.numbering import numbering
-from haclusterd.wire import ClusterKey, KeyRing, Outcome, Wire, wire_state_in
+from haclusterd.core.numbering import numbering, renumbered
+from haclusterd.wire import KIN_MAX, ClusterKey, KeyRing, Outcome, Wire, wire_state_in
 
 TIMING = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 5_000_000)
 RING = KeyRing((ClusterKey(1, bytes(range(32))),))
@@ -141,3 +141,24 @@ def test_windows_go_along_by_name_when_a_set_is_taken_up() -> None:
     new.know(before)
     new.import_state(wire_state_in(alice.export_state(), numbering(before, after)))
     assert new.open(datagram, 0, "10.1.0.99") is Outcome.REPLAY
+
+
+def test_a_word_of_a_node_that_is_none_here_is_not_read() -> None:
+    before, after = spec("a", "abc", 1), spec("d", "abcd", 2)
+    assert renumbered(beat(after), numbering(after, before)) is None
+    alice = Wire(before, RING, 1)
+    alice.know(after)
+    impostor = msgspec.structs.replace(after, nodes=(*after.nodes[:3], NodeSpec("c", ("x",))))
+    datagram = speaking(impostor).seal(beat(impostor))
+    assert alice.open(datagram, 0, "10.1.0.99") is Outcome.OTHER_CONFIG
+
+
+def test_few_neighbours_are_known_and_oneself_is_none() -> None:
+    alice = Wire(spec("a", "abc", 1), RING, 1)
+    alice.know(spec("b", "abc", 1))
+    assert alice._kin == {}
+    for revision in range(2, 9):
+        alice.know(spec("b", "abcd", revision))
+    assert len(alice._kin) == KIN_MAX
+    later = spec("b", "abcd", 8)
+    assert isinstance(alice.open(speaking(later).seal(beat(later)), 0, "10.1.0.98"), Beat)
