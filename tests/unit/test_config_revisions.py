@@ -25,7 +25,8 @@ from haclusterd.config.revisions import (
 def toml(revision: int, ids: str = "abc", more: str = "") -> str:
     nodes = "".join(f'[[node]]\nid = "{i}"\nlinks = ["10.1.0.{ord(i)}"]\n' for i in ids)
     service = '[[service]]\nname = "east"\naddresses = ["203.0.113.10/24 dev eth0"]\n'
-    return f'[cluster]\nname = "voice1"\nrevision = {revision}\nquorum = "majority"\n{more}{nodes}{service}'
+    head = f'[cluster]\nname = "voice1"\nrevision = {revision}\nquorum = "majority"\n'
+    return head + more + nodes + service
 
 
 class Host:
