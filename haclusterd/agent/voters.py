@@ -119,6 +119,8 @@ class Voters:
     async def _write_staged(self, wanted: Config) -> None:
         def change(kept: Content | None) -> Content:
             base = revisions.after_start(kept, self._begun)
+            if base.active.revision != self._config.revision:
+                raise RevisionsError(f"revision {base.active.revision} has been taken up meanwhile")
             return msgspec.structs.replace(base, staged=revisions.keep(wanted))
 
         await self._update(change)

@@ -110,7 +110,8 @@ def _chosen(file: Config, kept: Content, run_dir: Path | None, revision: int) ->
         return load(file.path, node=file.node.id, run_dir=run_dir, text=one.toml)
 
     _refuse_removed(file, kept, run_dir)
-    staged = _other(file.path, kept.staged)
+    # A staged set that this version cannot read is no reason to forget that it was agreed to.
+    staged = load_cluster(file.path, kept.staged.toml) if kept.staged else None
     if staged is not None and revision == staged.revision != kept.active.revision:
         assumed = bound(kept.staged) if kept.staged else file
         return Start(assumed, previous=_other(file.path, kept.active))
@@ -165,10 +166,13 @@ def _voters(config: Config) -> set[str]:
 
 
 def after_start(kept: Content | None, start: Start) -> Content:
-    """What is to be kept by a process that has started so."""
+    """What is to be kept by a process that has started so. It never goes back: what another
+    process has taken up since stays."""
     active = keep(start.config)
     if kept is None:
         return Content(active, proven=start.proven)
+    if kept.active.revision > active.revision:
+        return kept
     if kept.active.revision == active.revision:
         return Content(active, FORMAT, kept.staged, kept.previous, kept.proven and start.proven)
     staged = kept.staged if kept.staged and kept.staged.revision > active.revision else None

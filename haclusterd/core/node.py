@@ -102,6 +102,8 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
     dialect.hear(node, beat, now_us, out)
     silent = now_us - node.peers[beat.sender].two_way_us > node.spec.timing.two_way_us
     news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
+    if two_way_news and not node.roll.proven:
+        reconfigure.join(node, beat, now_us, out)
     if news or two_way_news:
         wanted = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
         if news:

@@ -20,7 +20,7 @@ import msgspec
 
 from haclusterd.core.actions import Action, Answered, Decided, Flip, InForce
 from haclusterd.core.inputs import Overheard, StageRequested
-from haclusterd.core.model import ClusterSpec
+from haclusterd.core.model import Beat, ClusterSpec
 from haclusterd.core.numbering import Numbering, numbering
 from haclusterd.core.ranking import service_order
 from haclusterd.core.state import FAR, NEVER, Node, Peer, PeerLink, Roll, Service, is_departing
@@ -134,15 +134,25 @@ def overhear(node: Node, revision: int, config_hash: int, now_us: int, out: list
     roll = node.roll
     if revision <= roll.known:
         return
-    if not roll.proven and (revision, config_hash) == (node.spec.revision, node.spec.config_hash):
-        roll.proven = True
-        out.append(InForce(revision))
-        text = f"{_me(node)} joins: revision {revision} is in force"
-        out.append(Decided(now_us, "M23", text))
-        node.rank_dirty = True
     roll.known, roll.known_hash = revision, config_hash
     _set_floor(node)
     node.wake_us = now_us
+
+
+def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
+    """A two-way beat, heard by a node that does not know its own set to be in force.
+
+    Here the word has to be fresh: one that was recorded may be of a set long left behind.
+    """
+    spec = node.spec
+    if (beat.revision, beat.config_hash) != (spec.revision, spec.config_hash):
+        return
+    node.roll.proven = True
+    node.rank_dirty = True
+    node.wake_us = now_us
+    out.append(InForce(spec.revision))
+    text = f"{_me(node)} joins: revision {spec.revision} is in force"
+    out.append(Decided(now_us, "M23", text))
 
 
 def heard_beyond(node: Node, event: Overheard, now_us: int, out: list[Action]) -> None:
@@ -314,6 +324,7 @@ __all__ = [
     "is_akin",
     "is_decided",
     "is_departing",
+    "join",
     "judge",
     "lacking",
     "may_claim",

@@ -168,3 +168,12 @@ async def test_a_damaged_file_is_replaced(bench: Bench) -> None:
     (bench.state / FILE_NAME).write_text("{")
     await bench.voters.started()
     assert read(bench.state) is not None
+
+
+async def test_an_agent_that_was_replaced_stages_nothing(bench: Bench) -> None:
+    await bench.voters.started()
+    other = Bench(bench.state.parent)
+    other.file.write_text(toml(3, "abcd"))
+    await other.voters.reload()
+    await other.voters.in_force(3)
+    assert "has been taken up meanwhile" in await bench.refused(toml(3, "abce"))

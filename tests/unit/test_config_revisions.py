@@ -190,3 +190,18 @@ def test_what_a_reload_leaves_alone(host: Host) -> None:
     assert differences(plain, other) == ["[sync] has changed: change it by a restart, and apart"]
     other = load_cluster(host.file, toml(2, more='last_resort = "none"\n'))
     assert "cluster.last_resort" in differences(plain, other)[0]
+
+
+def test_what_was_agreed_to_is_not_forgotten_because_it_cannot_be_read(host: Host) -> None:
+    host.keeps(toml(2))
+    write(host.state, Content(host.kept().active, 1, Kept(3, "no toml")))
+    with pytest.raises(ConfigError):
+        host.start()
+
+
+def test_a_process_that_was_replaced_does_not_bring_its_set_back(host: Host) -> None:
+    host.keeps(toml(2))
+    host.has(toml(2))
+    old = host.start()
+    host.keeps(toml(3, "abcd"), previous=toml(2))
+    assert after_start(host.kept(), old) == host.kept()

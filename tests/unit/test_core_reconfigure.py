@@ -297,6 +297,8 @@ def test_a_new_node_neither_votes_nor_claims_before_its_set_is_in_force() -> Non
     assert bench.service.lease_seq == -1
     bench.hear(1, entry(OWNER, State.OWNED), config_hash=77, **owner_of(2))
     assert not bench.node.roll.proven, "another file of that revision"
+    bench.hear(1, two_way=False, **owner_of(2))
+    assert not bench.node.roll.proven, "it may be a recording of long ago"
 
 
 def test_a_new_node_joins_once_it_hears_that_its_set_is_in_force() -> None:
