@@ -361,7 +361,7 @@ def beat_bytes_bound(nodes: int, services: int) -> int:
         reply=True,
         config_hash=long,
         rank_hash=long,
-        flags=255,
+        flags=2**16 - 1,
         health=100,
         load=10,
         calls=long,

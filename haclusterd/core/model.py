@@ -169,7 +169,7 @@ class Flag(enum.IntFlag):
     FREESWITCH_UP = 8
     AGENT_UP = 16
     SYNCING = 32
-    READS_2 = 128  # opens wire version 2, whatever it seals
+    READS_2 = 256  # opens wire version 2, whatever it seals
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, gc=False):
