@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from tests.sim import changes
-from tests.sim.dramas import calm, owners_of
+from tests.sim.dramas import calm, owners_of, stage
 from tests.sim.world import World
 
 SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
@@ -23,6 +23,7 @@ def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int) -> World:
     """Set 1 at rest, everybody speaking version 2, n0 out of reach of all but n1."""
     rng = random.Random(seed)
     world = World(seed, dataclasses.replace(calm(nodes, 1, 1), delay_mean_us=100, members=3))
+    stage.append(world)
     for host in world.hosts:
         world.at(rng.randrange(40_000), world.boot, host)
     world.play_until(6_500_000 + rng.randrange(50_000))
