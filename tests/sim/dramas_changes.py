@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from tests.sim import changes
 from tests.sim.dramas import calm, owners_of, stage
+from tests.sim.swarm import spec_of
 from tests.sim.world import World
 
 SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
@@ -114,7 +115,28 @@ def without_a_majority(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def late_file(seed: int) -> list[str]:
+    """n2 lost its disk and n3 is new; both start with the file of set 3, which nobody agreed to."""
+    world = _begin(seed, SETS, 4)
+    _cut(world, [0, 1], [2, 3])
+    lost, new = world.hosts[2], world.hosts[3]
+    lost.kill(world.now, power=True)
+    lost.file = spec_of(world.swarm, SETS[2], 3, 2)
+    lost.boot(world.now, remember=False)
+    lost.run(world.now, lost.life)
+    changes.bring(world.now, new, 3)
+    world.play_until(world.now + 3_000_000)
+    return list(world.checkers.violations)
+
+
 DRAMAS: dict[str, Callable[[int], list[str]]] = {
     f.__name__: f
-    for f in (left_behind, lease_left_over, unwritten, two_at_once, without_a_majority)
+    for f in (
+        left_behind,
+        lease_left_over,
+        unwritten,
+        two_at_once,
+        without_a_majority,
+        late_file,
+    )
 }

@@ -122,6 +122,7 @@ DRILLS: dict[str, Drill] = {
     "one node at a time": Drill(c.many_at_once, drama="two_at_once"),
     "written before it is said": Drill(c.said_before_written, drama="unwritten"),
     "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
+    "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
     "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
