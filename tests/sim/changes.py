@@ -186,7 +186,8 @@ def _again(t: int, world: World) -> None:
     for host in world.hosts:
         if host.me not in world.outside:
             bring(t, host, next_revision(world))
-    if not _is_in_force(world):
+    running = all(world.hosts[n].alive for n in world.sets[-1] if n not in world.outside)
+    if not running or not _is_in_force(world):
         world.at(t + RELOADED_EVERY_US, _again, world)
 
 
