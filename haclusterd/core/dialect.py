@@ -44,4 +44,4 @@ def _speak(node: Node, version: int, now_us: int, out: list[Action]) -> None:
     out.append(Speak(version))
     who = node.spec.nodes[node.spec.me].id
     why = "a node reads no newer one" if version == OLDEST else "everybody in earshot reads it"
-    out.append(Decided(now_us, "M19", f"{who} seals version {version} of the wire: {why}"))
+    out.append(Decided(now_us, "M37", f"{who} seals version {version} of the wire: {why}"))

@@ -101,7 +101,7 @@ def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> 
     node.rank_dirty = True
     node.next_beat_us = node.wake_us = now_us
     if event.voted:
-        out.append(Decided(now_us, "M21", text))
+        out.append(Decided(now_us, "M31", text))
     out.append(Answered(event.request, True, text))
 
 
@@ -152,7 +152,7 @@ def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
     node.wake_us = now_us
     out.append(InForce(spec.revision))
     text = f"{_me(node)} joins: revision {spec.revision} is in force"
-    out.append(Decided(now_us, "M23", text))
+    out.append(Decided(now_us, "M33", text))
 
 
 def heard_beyond(node: Node, event: Overheard, now_us: int, out: list[Action]) -> None:
@@ -190,7 +190,7 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
             return
         roll.due_us = now_us + wait_us(node)
         text = f"revision {roll.staged} is decided: {_me(node)} takes it up"
-        out.append(Decided(now_us, "M25", text))
+        out.append(Decided(now_us, "M35", text))
     if now_us >= roll.due_us:
         roll.due_us = now_us + FLIP_AGAIN_US
         if not roll.stays:

@@ -55,10 +55,10 @@ _RULES = {row.number: f"{row.state.name} -> {row.next.name}: {row.event.value}" 
     "M9": "agent gone: what is owned is kept, nothing can be taken over",
     "M11": "maintenance: an operator took this node out of the line, or put it back",
     "M13": "conflict: another machine answers for an address that this node serves",
-    "M19": "wire version: the newest that everybody who was heard lately can open",
-    "M21": "staged: an operator had this node reload its file; said only once it is on disk",
-    "M23": "joined: a node was heard that has this node's set of voters in force",
-    "M25": "decided: a majority of the present voters has staged it, or somebody has it in force",
+    "M37": "wire version: the newest that everybody who was heard lately can open",
+    "M31": "staged: an operator had this node reload its file; said only once it is on disk",
+    "M33": "joined: a node was heard that has this node's set of voters in force",
+    "M35": "decided: a majority of the present voters has staged it, or somebody has it in force",
     "M15": "freeze: this process stood still longer than a lease; nothing heard before counts",
 }
 

@@ -62,7 +62,7 @@ def test_a_staged_set_is_said_in_every_beat() -> None:
     assert (answer.ok, answer.text) == (True, "n0 has staged revision 3")
     beat = kinds(bench.asked, act.SendBeat)[-1].beats[0]
     assert (beat.revision, beat.staged, beat.staged_hash) == (2, 3, 3)
-    assert bench.rows[-1] == "M21"
+    assert bench.rows[-1] == "M31"
     bench.forget()
     assert stage(bench, FOUR).ok
     assert bench.rows == [], "said once"
@@ -163,7 +163,7 @@ def test_a_majority_of_the_present_set_decides_and_dead_ms_later_it_is_taken_up(
     say(bench, 1, FOUR)
     bench.pass_ms(27)
     assert decided(bench)
-    assert bench.rows.count("M25") == 1
+    assert bench.rows.count("M35") == 1
     assert flips(bench, 120) == []
     (flip,) = flips(bench, 40)
     assert flip == act.Flip(3, 3, True)
@@ -307,7 +307,7 @@ def test_a_new_node_joins_once_it_hears_that_its_set_is_in_force() -> None:
     bench.hear(1, entry(OWNER, State.OWNED), **owner_of(2))
     assert bench.node.roll.proven
     assert kinds(bench.asked, act.InForce) == [act.InForce(2)]
-    assert "M23" in bench.rows
+    assert "M33" in bench.rows
     bench.hear(1, entry(OWNER, State.OWNED), **owner_of(2))
     assert bench.service.promise == OWNER
 
