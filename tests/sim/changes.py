@@ -133,7 +133,7 @@ def _is_in_force(world: World) -> bool:
 
 def _write_next(world: World, rng: random.Random) -> None:
     present = world.sets[-1]
-    spare = [h.me for h in world.hosts if h.me in world.retired]
+    spare = [h.me for h in world.hosts if h.me in world.retired and h.me not in present]
     grow = len(present) <= VOTERS_MIN or (len(present) < VOTERS_MAX and rng.random() < 0.5)
     if grow and spare:
         world.sets.append((*present, rng.choice(spare)))
