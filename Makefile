@@ -9,10 +9,11 @@ PYTEST := $(BIN)/python -m pytest
 SEEDS ?= 0:200
 MINUTES ?= 10
 RUNS ?= 10
+HOURS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills bench deb clean
+	coverage sim mutation-drills node-hours bench deb clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -67,6 +68,9 @@ sim: $(READY) ## the simulator: SEEDS=A:B seeds of MINUTES simulated minutes eac
 
 mutation-drills: $(READY) ## break each safety rule on purpose; the simulator must catch it
 	$(BIN)/python -m tests.sim.drills
+
+node-hours: $(READY) ## takeovers without a cause in HOURS node-hours of bad weather
+	$(BIN)/python -m tests.sim.calm --hours $(HOURS)
 
 bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each fault
 	$(BIN)/python -m bench --repeat $(RUNS)

@@ -74,7 +74,7 @@ class Haclusterd(System):  # type: ignore[misc]
             return False
         nodes = (answer.get("result") or {}).get("nodes", [])
         return len(nodes) == len(self.lab.nodes) and all(
-            entry["role"] in ("master", "slave") for entry in nodes
+            entry["role"] in ("master", "slave") or entry["witness"] for entry in nodes
         )
 
     @property

@@ -34,6 +34,7 @@ from haclusterd.core.inputs import (
     Input,
     LocalReport,
     MaintenanceRequested,
+    PauseOrdered,
     Received,
     ServiceReport,
     StopRequested,
@@ -41,10 +42,11 @@ from haclusterd.core.inputs import (
 )
 from haclusterd.core.model import NOBODY, NOBODY_NODE, Beat, Flag, Identity, LastResort, State
 from haclusterd.core.node import next_deadline_us, step
+from haclusterd.core.quorum import needed, voters
 from haclusterd.core.ranking import ABSENT, TAKEN
 from haclusterd.core.ranking import Facts as Word
 from haclusterd.core.standing import facts
-from haclusterd.core.state import NEVER, Node, owns, start
+from haclusterd.core.state import NEVER, Node, is_paused, owns, start
 
 PHASES = 4  # where in a heartbeat the failure strikes changes the times, and now and then more
 SETTLE_DEADS = 4  # in units of dead_ms: until the model stands as the cluster does
@@ -200,7 +202,11 @@ class _Model:
         self.give(n, LocalReport(up, 1, word.health, word.load, word.calls,
                                  bool(word.flags & Flag.SYNCING), reports))  # fmt: skip
         if word.flags & Flag.MAINTENANCE:
-            self.give(n, MaintenanceRequested(0, True))
+            self.give(n, MaintenanceRequested(-1, True))
+        node.marks, node.marked, node.unvoting = seen.marks, seen.marked, seen.unvoting
+        if word.flags & Flag.PAUSED and is_paused(seen, now):
+            left_us = seen.paused_until_us - now
+            self.give(n, PauseOrdered(-1, seen.pause_version, left_us, seen.paused_by))
 
     def owners(self, k: int) -> list[int]:
         """Who holds service `k` now."""
@@ -340,13 +346,15 @@ def _why_unserved(model: _Model, k: int) -> str:
         return "no node is left"
     judges = [node for node in model.nodes.values() if node.majority]
     if not judges:
-        spec = next(iter(model.nodes.values())).spec
+        some = next(iter(model.nodes.values()))
         reach = max(_reach(node, model.now) for node in model.nodes.values())
         return (
-            f"no quorum: at most {reach} of {len(spec.nodes)} voters reach each other, "
-            f"{spec.needed} are needed"
+            f"no quorum: at most {reach} of {voters(some)} voters reach each other, "
+            f"{needed(some)} are needed"
         )
     judge = judges[0]
+    if is_paused(judge, model.now):
+        return f"the cluster is paused by {judge.paused_by}: nothing moves by itself"
     words = facts(judge, model.now)
     lines = [f"{spec.id} {_why_not(judge, n, words, k)}" for n, spec in
              enumerate(judge.spec.nodes)]  # fmt: skip

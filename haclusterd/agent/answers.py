@@ -31,6 +31,7 @@ class Answers:
         self.history = agent.history
         self.reports = agent.reports
         self.operators = agent.operators
+        self.orders = agent.orders
         self.traces = agent.traces
         self.spec = agent.spec
         self._capacity: tuple[View | None, list[schema.Alarm]] = (None, [])
@@ -49,6 +50,8 @@ class Answers:
             *agent.notices.alarms,
             *self._too_little(self.view()),
         ]
+        if agent.orders.problem:
+            found.append(schema.Alarm("orders_file", agent.orders.problem))
         return status.status(self.view(), self.word().sync, words, found)
 
     def _too_little(self, view: View) -> list[schema.Alarm]:
@@ -72,7 +75,8 @@ class Answers:
             fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
-        return Word(__version__, sync, [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]])
+        told = [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]]
+        return Word(__version__, sync, told, agent.orders.word())
 
     def about(self) -> schema.About:
         """Which daemon this is."""

@@ -9,16 +9,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
-import msgspec
-
 from haclusterd.agent import capacity, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
+from haclusterd.agent.page import brief
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
-from haclusterd.core.model import ClusterSpec
+from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.trace.folder import Saved
@@ -26,6 +26,7 @@ from haclusterd.trace.folder import Saved
 CALLS_SHOWN = 1000
 CALLS_SHOWN_MAX = 20_000
 MISFITS_SHOWN = 50
+SPAN_S_MAX = 30 * 86_400
 SLICE = 64  # calls (2 ms) between two turns of the event loop
 
 
@@ -38,6 +39,8 @@ class Source(Protocol):
     def reports(self) -> Reports: ...
     @property
     def operators(self) -> Operators: ...
+    @property
+    def orders(self) -> Orders: ...
     @property
     def traces(self) -> Traces: ...
 
@@ -75,6 +78,12 @@ def number(params: dict[str, Any], key: str, default: int, most: int) -> int:
     return value
 
 
+def span_us(params: dict[str, Any]) -> int:
+    """Parameter `for_s` in us; 0 or absent: without an end. Raises OperatorError."""
+    seconds = number(params, "for_s", 0, SPAN_S_MAX)
+    return seconds * 1_000_000 if seconds else FOR_GOOD_US
+
+
 class Commands:
     """`table` maps method names to what they do. All raise OperatorError with the reason."""
 
@@ -93,6 +102,10 @@ class Commands:
             "best_node": self._best_node,
             "switchover": self._switchover,
             "maintenance": self._maintenance,
+            "pause": self._pause,
+            "resume": self._resume,
+            "mark_dead": self._mark_dead,
+            "unmark": self._unmark,
             "upgrade": self._upgrade,
             "reload": self._reload,
             "trace": self._trace,
@@ -125,13 +138,22 @@ class Commands:
         try:
             return self._source.reports.find(text(params, "which", "last"))
         except KeyError as error:
-            raise OperatorError(str(error.args[0])) from None
+            raise OperatorError(f"{error.args[0]}{self._elsewhere()}") from None
+
+    def _elsewhere(self) -> str:
+        """Where the newest takeover that another node told of is reported in full."""
+        told = [r for r in self._source.known_reports() if r.to != self._source.view().node]
+        if not told:
+            return ""
+        last = max(told, key=lambda report: report.at)
+        return (
+            f" on this node; {last.service} moved to {last.to} at {last.at}: "
+            f"`haclusterctl report {last.number}` on {last.to}"
+        )
 
     async def _reports(self, params: dict[str, Any]) -> list[schema.Report]:
-        return [
-            msgspec.structs.replace(r, calls=msgspec.structs.replace(r.calls, verdicts=[]))
-            for r in self._source.reports.all()
-        ]
+        """Of all nodes that told, oldest first."""
+        return sorted(map(brief, self._source.known_reports()), key=lambda report: report.at)
 
     async def _calls(self, params: dict[str, Any]) -> schema.CallList:
         limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
@@ -177,7 +199,23 @@ class Commands:
         if not isinstance(on, bool):
             raise OperatorError("parameter 'on' must be true or false", schema.USAGE)
         node = text(params, "node", "") or None
-        return schema.Done(await self._source.operators.maintenance(on, node))
+        left_us = span_us(params)
+        return schema.Done(await self._source.operators.maintenance(on, node, left_us))
+
+    async def _pause(self, params: dict[str, Any]) -> schema.Done:
+        by = text(params, "by")
+        return schema.Done(await self._source.orders.pause(span_us(params), by))
+
+    async def _resume(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.orders.resume(text(params, "by")))
+
+    async def _mark_dead(self, params: dict[str, Any]) -> schema.Done:
+        node, by = text(params, "node"), text(params, "verified_by")
+        return schema.Done(await self._source.orders.mark_dead(node, by))
+
+    async def _unmark(self, params: dict[str, Any]) -> schema.Done:
+        node, by = text(params, "node"), text(params, "by")
+        return schema.Done(await self._source.orders.unmark(node, by))
 
     async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
         return schema.Done(await self._source.operators.upgrade())

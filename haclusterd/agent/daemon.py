@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,7 @@ from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
 from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
@@ -43,6 +44,7 @@ from haclusterd.core.actions import (
     Persist,
     Published,
     Recover,
+    Relinquish,
     ToAgent,
     TracePart,
 )
@@ -73,6 +75,10 @@ class Agent:
         self.reports = Reports(config.state_dir)
         self.link = HeartLink(heart_fd, self._take)
         self.operators = Operators(self.spec, self.history, lambda: self._view, self.link.send)
+        self.orders = Orders(
+            self.spec, config.state_dir, lambda: self._view, self.operators.ask, self.link.send
+        )
+        self.operators.keep_maintenance = self.orders.keep_maintenance
         self.problems: dict[str, str] = {}  # what does not run, by part
         self.voters = Voters(begun or Start(config), self.view, self.operators.ask, self.problems)
         self.operators.voters = self.voters
@@ -96,7 +102,6 @@ class Agent:
         self._promises: Persist | None = None
         self._writing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._asides: set[asyncio.Task[None]] = set()
         self._stops: list[Callable[[], Awaitable[None]]] = []
         self._api: Api | None = None
 
@@ -107,15 +112,15 @@ class Agent:
         loop = asyncio.get_running_loop()
         self.link.start()
         self._make_life()
+        self.orders.load()  # before heart may count on this node for anything
         self._send_report()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
-        self._aside(self.voters.started())
+        self.voters.aside(self.voters.started())
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
-        self._stops.append(self.traces.stop)
         self.notices.start()
-        self._stops.append(self.notices.stop)
+        self._stops += [self.traces.stop, self.orders.stop, self.notices.stop]
         self._api = Api(self.config.api.socket, self.history, Commands(self.answers))
         self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
@@ -141,8 +146,9 @@ class Agent:
         for stop in reversed(self._stops):
             await stop()
         await self.services.stop()
-        writing = {self._writing} if self._writing is not None else set()
-        await asyncio.gather(*writing, *self._asides, return_exceptions=True)
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        await self.voters.stop()
         self.link.close()
 
     def _keep_trying(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
@@ -169,12 +175,6 @@ class Agent:
                 self.changed()
                 return
 
-    def _aside(self, work: Coroutine[None, None, None]) -> None:
-        """Beside everything else, to its end."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._asides.add(task)
-        task.add_done_callback(self._asides.discard)
-
     # -- parts --
 
     def _make_replicator(self) -> AgentReplicator | None:
@@ -196,8 +196,9 @@ class Agent:
         replicator.on_change(lambda fresh: self.changed())
         self.operators.join(replicator)
         self.notices.join(replicator)
+        self.orders.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
-        self.peers = Peers(others, replicator, self.answers.word)
+        self.peers = Peers(others, replicator, self.answers.word, self.orders.heard)
         await self.peers.start()
         self._stops.append(self.peers.stop)
 
@@ -269,10 +270,12 @@ class Agent:
                 self.services.end_calls(message)
             case Persist():
                 self._persist(message)
+            case Relinquish():
+                self.operators.relinquish(message)
             case Answered():
                 self.operators.answered(message)
             case InForce():
-                self._aside(self.voters.in_force(message.revision))
+                self.voters.aside(self.voters.in_force(message.revision))
             case TracePart():
                 self.traces.take(message)
 
@@ -297,6 +300,7 @@ class Agent:
         if self.replicator is not None:
             self.replicator.take_view(view)
         self.services.observe(view)
+        self.orders.observe(view)
         self.changed()
 
     def _decided(self, message: Decided) -> None:
@@ -360,7 +364,7 @@ class Agent:
         names = [service.name for service in self.spec.services]
         now = now_us()
         return Facts(
-            freeswitch=section is not None,
+            freeswitch=section is not None and not self.config.node.witness,
             watched=section is not None and section.esl_port != 0,
             process=life.process if life is not None else None,
             esl_up=switch is not None and switch.up,

@@ -16,14 +16,14 @@ import msgspec
 from haclusterd.agent.history import History
 from haclusterd.agent.schema import PARTLY, REFUSED, USAGE
 from haclusterd.agent.switch import Switch, SwitchError
-from haclusterd.core.actions import Answered
+from haclusterd.core.actions import Answered, Relinquish
 from haclusterd.core.inputs import (
     FromAgent,
     MaintenanceRequested,
     SwitchoverRequested,
     UpgradeRequested,
 )
-from haclusterd.core.model import ClusterSpec
+from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.view import ServiceView, View
 from haclusterd.sync.rpc import RequestFailed
 
@@ -52,6 +52,7 @@ class Order(msgspec.Struct, frozen=True):
     service: str = ""
     to: str = ""
     on: bool = False
+    left_us: int = FOR_GOOD_US  # of maintenance
 
 
 class Mesh(Protocol):
@@ -84,9 +85,11 @@ class Operators:
         self._send = send
         self._mesh: Mesh | None = None
         self.switch: Switch | None = None
+        self.keep_maintenance: Callable[[bool, int], Awaitable[None]] = _keep_nothing
         self.voters: Reloading | None = None
         self._lock = asyncio.Lock()
         self._doing = ""
+        self._relinquishing: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, asyncio.Future[Answered]] = {}
         self._number = 0
 
@@ -119,15 +122,30 @@ class Operators:
             return await self._at(owner, "switchover", Order(service=service, to=to or ""))
         return await self._alone(f"a switchover of {service}", self._switch_over(service, to))
 
-    async def maintenance(self, on: bool, node: str | None) -> str:
+    async def maintenance(self, on: bool, node: str | None, left_us: int = FOR_GOOD_US) -> str:
         """Take a node out of (or back into) the line of candidates. Raises OperatorError."""
         node = node or self._me
         if node not in [n.id for n in self._spec.nodes]:
             known = ", ".join(n.id for n in self._spec.nodes)
             raise OperatorError(f"there is no node {node}; known: {known}", USAGE)
         if node != self._me:
-            return await self._at(node, "maintenance", Order(on=on))
-        return await self._alone("a change of maintenance", self._maintain(on))
+            return await self._at(node, "maintenance", Order(on=on, left_us=left_us))
+        return await self._alone("a change of maintenance", self._maintain(on, left_us))
+
+    def relinquish(self, action: Relinquish) -> None:
+        """Heart finds that this master can be spared (B19): a switchover like any other."""
+        service, to = self._spec.services[action.service].name, self._spec.nodes[action.to].id
+        work = self._relinquish(service, to)
+        task = asyncio.get_running_loop().create_task(work, name=f"relinquish {service}")
+        self._relinquishing.add(task)
+        task.add_done_callback(self._relinquishing.discard)
+
+    async def _relinquish(self, service: str, to: str) -> None:
+        try:
+            await self.switchover(service, to)
+        except OperatorError as error:
+            text = f"{self._me} keeps {service}, which it was to relinquish: {error}"
+            self._history.add("A25", text, None, service)
 
     async def upgrade(self) -> str:
         """Replace the running heart and agent by the installed version. Raises OperatorError."""
@@ -218,8 +236,9 @@ class Operators:
             PARTLY,
         )
 
-    async def _maintain(self, on: bool) -> str:
-        answer = await self.ask(lambda number: MaintenanceRequested(number, on))
+    async def _maintain(self, on: bool, left_us: int) -> str:
+        await self.keep_maintenance(on, left_us)
+        answer = await self.ask(lambda number: MaintenanceRequested(number, on, left_us))
         if not answer.ok:
             raise OperatorError(answer.text)
         return f"{self._me} is {answer.text}"
@@ -260,6 +279,7 @@ class Operators:
             return await work
 
     async def ask(self, make: Callable[[int], FromAgent], patience_s: float = HEART_S) -> Answered:
+        """Put a request to heart and wait for its answer. Raises OperatorError."""
         self._number += 1
         number = self._number
         waiter: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
@@ -296,6 +316,11 @@ class Operators:
     async def _asked_maintenance(self, peer: str, payload: bytes) -> bytes:
         order = msgspec.json.decode(payload, type=Order)
         try:
-            return (await self.maintenance(order.on, None)).encode()
+            left_us = max(0, order.left_us)
+            return (await self.maintenance(order.on, None, left_us)).encode()
         except OperatorError as error:
             raise ValueError(str(error)) from None
+
+
+async def _keep_nothing(on: bool, left_us: int) -> None:
+    """Until the daemon says where orders are kept."""

@@ -1,6 +1,7 @@
 """What the agents tell each other for status: version, how good their copies are, what moved.
 
-Asked over the replication mesh every few seconds; never decides anything.
+Asked over the replication mesh every few seconds; never decides anything. Orders for the whole
+cluster come along, so that whoever was away when one was given hears of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.schema import Report, Sync
+from haclusterd.core.agreed import AgreedWord
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -24,11 +26,12 @@ REPORTS_TOLD = 4  # a takeover is one node's to report, but everybody's to see
 
 
 class Word(msgspec.Struct, frozen=True):
-    """One agent about itself."""
+    """One agent about itself, and what it knows of orders for the whole cluster."""
 
     version: str
     sync: Sync
     reports: list[Report] = []
+    agreed: AgreedWord = AgreedWord()
 
 
 class Asking(Protocol):
@@ -41,10 +44,17 @@ class Asking(Protocol):
 class Peers:
     """The newest word of each peer; a peer that does not answer has none."""
 
-    def __init__(self, nodes: Sequence[str], mesh: Asking, own: Callable[[], Word]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        mesh: Asking,
+        own: Callable[[], Word],
+        heard: Callable[[AgreedWord], Awaitable[None]],
+    ) -> None:
         self._nodes = list(nodes)
         self._mesh = mesh
         self._own = own
+        self._heard = heard
         self.words: dict[str, Word] = {}
         self.reports: dict[str, list[Report]] = {}  # those of the lost stay
         self._task: asyncio.Task[None] | None = None
@@ -71,8 +81,8 @@ class Peers:
     async def _ask(self, node: str) -> None:
         try:
             answer = await self._mesh.request(node, METHOD, b"", ANSWER_MS)
-            word = msgspec.json.decode(answer, type=Word)
-            self.words[node] = word
+            word = self.words[node] = msgspec.json.decode(answer, type=Word)
             self.reports[node] = word.reports[-REPORTS_TOLD:]
+            await self._heard(word.agreed)
         except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
             self.words.pop(node, None)

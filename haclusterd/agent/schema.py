@@ -82,6 +82,7 @@ class Node(msgspec.Struct, frozen=True):
     capacity: int
     sync: Sync
     version: str
+    witness: bool = False  # it votes only
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -100,6 +101,20 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
+class Paused(msgspec.Struct, frozen=True):
+    """Nothing moves by itself; `left_s` is null where only `resume` ends it."""
+
+    by: str
+    left_s: int | None
+
+
+class Marked(msgspec.Struct, frozen=True):
+    """A node that somebody verified to be dead: it has no vote."""
+
+    node: str
+    by: str
+
+
 class Revision(msgspec.Struct, frozen=True):
     """The set of nodes in force here, and the one that is staged (null: none); `lacking`: nodes on
     which `haclusterctl reload` is still to be run."""
@@ -110,7 +125,7 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """`status --json`."""
+    """`status --json`. `quorum.voters` are those that count: nodes marked dead do not."""
 
     cluster: str
     node: str
@@ -119,6 +134,8 @@ class Status(msgspec.Struct, frozen=True):
     nodes: list[Node]
     services: list[Service]
     alarms: list[Alarm]
+    paused: Paused | None = None
+    marked_dead: list[Marked] = []
     revision: Revision = Revision(1, None, [])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from haclusterd import __version__
 from haclusterd.agent import schema
 from haclusterd.agent.peers import Word
+from haclusterd.core.model import FOR_GOOD_US
 from haclusterd.core.standby import Freshness
 from haclusterd.core.view import NodeView, View
 
@@ -44,10 +45,20 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
             for s in view.services
         ],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
+        paused=_paused(view),
+        marked_dead=[schema.Marked(m.node, m.by) for m in view.marks if not m.cleared],
         revision=schema.Revision(
             view.revision.active, view.revision.staged or None, list(view.revision.lacking)
         ),
     )
+
+
+def _paused(view: View) -> schema.Paused | None:
+    if view.pause is None:
+        return None
+    left_us = view.pause.left_us
+    left_s = None if left_us >= FOR_GOOD_US else -(-left_us // 1_000_000)
+    return schema.Paused(view.pause.by, left_s)
 
 
 def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word]) -> schema.Node:
@@ -77,6 +88,7 @@ def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word
         capacity=node.capacity,
         sync=sync,
         version=version,
+        witness=node.witness,
     )
 
 

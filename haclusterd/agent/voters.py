@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -46,6 +46,17 @@ class Voters:
         self._config = begun.config
         self._lock = asyncio.Lock()
         self._problems = problems
+        self._asides: set[asyncio.Task[None]] = set()
+
+    def aside(self, work: Coroutine[None, None, None]) -> None:
+        """Beside everything else, to its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    async def stop(self) -> None:
+        """What is being written is written."""
+        await asyncio.gather(*self._asides, return_exceptions=True)
 
     async def started(self) -> None:
         """Write down what this process counts by, if it is not written yet."""

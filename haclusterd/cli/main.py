@@ -30,6 +30,9 @@ _REMOTE = frozenset(
         "switchover",
         "hand-over",
         "maintenance",
+        "pause",
+        "resume",
+        "node",
         "upgrade",
         "reload",
         "events",
@@ -211,6 +214,18 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     maintenance = add("maintenance", "take a node out of the line of candidates, or back in")
     maintenance.add_argument("state", choices=("on", "off"))
     maintenance.add_argument("on_node", nargs="?", metavar="NODE", help="default: this node")
+    pause = add("pause", "nothing moves by itself, on no node, until resumed")
+    for order in (maintenance, pause):
+        order.add_argument(
+            "--for", dest="for_s", type=_span, default=0, metavar="TIME",
+            help="it ends by itself after that: 90s, 15m, 2h",
+        )  # fmt: skip
+    add("resume", "end a pause: services move by themselves again")
+    node = add("node", "what an operator knows of a node, and the cluster cannot")
+    node.add_argument("action", choices=("mark-dead", "unmark"))
+    node.add_argument("id", metavar="ID")
+    node.add_argument("--verified-by", metavar="NAME", help="mark-dead: who has looked")
+    node.add_argument("--yes", action="store_true", help="mark-dead: do not ask for confirmation")
     add("upgrade", "replace the running daemon by the installed version; nothing moves")
     add("reload", "agree to the set of nodes in the file: one more or one less; nothing moves")
 
@@ -277,6 +292,17 @@ def _port(text: str) -> int:
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _span(text: str) -> int:
+    """90s, 15m, 2h or 1d as seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    number, unit = text[:-1], text[-1:]
+    good = number.isascii() and number.isdigit() and len(number) < 8 and unit in units
+    seconds = int(number) * units[unit] if good else 0
+    if not 1 <= seconds <= 30 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time (90s, 15m, 2h) up to 30d")
+    return seconds
 
 
 def _seconds(text: str) -> float:

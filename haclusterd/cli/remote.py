@@ -13,6 +13,7 @@ from typing import Any
 
 from haclusterd.cli import tables
 from haclusterd.cli.client import Client, NotReachable, Refused
+from haclusterd.cli.ordered import ordered
 from haclusterd.cli.show import Part, clean, show
 
 DONE, FAILED = 0, 1
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace, socket: Path) -> int:
     elif command == "hand-over":
         _print(_hand_over(client, arguments.within), _text, arguments.json)
     else:
-        method, params = _ordered(arguments)
+        method, params = ordered(arguments)
         _print(client.ask(method, **params), _text, arguments.json)
     return DONE
 
@@ -82,15 +83,6 @@ _SHOWN: dict[str, Callable[[argparse.Namespace], Question]] = {
     "sync": lambda arguments: ("sync", {}, tables.sync),
     "best-node": lambda arguments: ("best_node", {}, tables.best_nodes),
 }
-
-
-def _ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    if arguments.command == "reload":
-        return "reload", {}
-    if arguments.command == "switchover":
-        return "switchover", {"service": arguments.service, "to": arguments.to or ""}
-    on = arguments.state == "on"
-    return "maintenance", {"on": on, "node": arguments.on_node or ""}
 
 
 def _export(client: Client, arguments: argparse.Namespace) -> None:

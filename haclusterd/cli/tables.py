@@ -45,7 +45,7 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
 
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
     rows = [
-        [n["id"], n["role"], cell(n["rank"]), cell(n["services"]),
+        [n["id"], _role(n), cell(n["rank"]), cell(n["services"]),
          f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
          _links(n["links"]), cell(n["version"])]
         for n in found
@@ -57,7 +57,7 @@ def _nodes(found: Sequence[dict[str, Any]]) -> Table:
 def _nodes_in_short(found: Sequence[dict[str, Any]]) -> Table:
     """One line for each on a terminal of 80 columns."""
     rows = [
-        [n["id"], n["role"], cell(n["rank"]), _first(n["services"]),
+        [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
          f"{n['calls']}/{n['capacity']}", n["sync"]["state"], _up(n["links"])]
         for n in found
     ]  # fmt: skip
@@ -77,6 +77,12 @@ def _bare(addresses: Sequence[str]) -> str:
 def _first(names: Sequence[str]) -> str:
     """The first two of them, and how many more there are."""
     return cell(list(names[:2])) + (f" +{len(names) - 2}" if len(names) > 2 else "")
+
+
+def _role(node: dict[str, Any]) -> str:
+    """For people a witness that lives is a witness."""
+    alive = node["role"] == "maintenance"
+    return "witness" if node.get("witness") and alive else str(node["role"])
 
 
 def _links(links: Sequence[dict[str, Any]]) -> str:

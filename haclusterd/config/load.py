@@ -125,6 +125,7 @@ class _Cluster:
     preset: str
     quorum: str
     last_resort: str
+    relinquish: bool
     revision: int
 
 
@@ -147,7 +148,6 @@ class _Reader:
         freeswitch, freeswitch_document = self._freeswitch()
         nodes, node_documents = self._nodes()
         texts = [sections.ServiceText(section) for section in self._tables("service", "name")]
-
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
         rules.check_socket("api.socket", api.socket, nodes, problems)
@@ -165,6 +165,7 @@ class _Reader:
             preset=cluster.preset,
             quorum=quorum,
             last_resort=LastResort(cluster.last_resort),
+            relinquish=cluster.relinquish,
             revision=cluster.revision,
             timing=to_timing(times),
             freeswitch=freeswitch,
@@ -221,8 +222,12 @@ class _Reader:
             preset=section.choice("preset", sorted(PRESETS), "lan"),
             quorum=section.choice("quorum", [policy.value for policy in Quorum], ""),
             last_resort=section.choice("last_resort", ["masters", "none"], "masters"),
+            relinquish=section.flag("relinquish", False),
             revision=section.integer("revision", 1, 1, REVISION_MAX),
         )
+        if found.relinquish and found.last_resort == "none":
+            message = "needs masters that may own more than one service"
+            section.note("relinquish", message, 'set last_resort = "masters", or leave it out')
         section.finish()
         return found
 
@@ -269,6 +274,7 @@ def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
         "preset": cluster.preset,
         "quorum": quorum.value,
         "last_resort": cluster.last_resort,
+        "relinquish": cluster.relinquish,
     }
     # The first revision means what a file without the key always meant, to older versions as well:
     # with another hash nodes of two versions would refuse each other's claims in a rolling upgrade.

@@ -19,6 +19,7 @@ from haclusterd.core.text import printable
 
 NODE_PLACEHOLDER = "{node}"
 STATE_DIR = Path("/var/lib/haclusterd")
+RELINQUISH_DEADS = 400  # of `dead_ms` without a slave: a minute for lan, ten for wan
 SOCKET_NAME = "haclusterd.sock"  # in --run-dir
 
 
@@ -123,6 +124,7 @@ class Config:
     preset: str
     quorum: Quorum
     last_resort: LastResort
+    relinquish: bool
     timing: Timing
     freeswitch: FreeSwitch | None
     sync_port: int
@@ -243,5 +245,6 @@ def seen_by(config: Config, node: str) -> ClusterSpec:
         last_resort=config.last_resort,
         config_hash=config_hash(config),
         freeswitch=config.freeswitch is not None,
+        relinquish_us=RELINQUISH_DEADS * config.timing.dead_us if config.relinquish else 0,
         revision=config.revision,
     )

@@ -60,6 +60,9 @@ MEANINGS = {
     "is one, else `majority`; two nodes have to choose.",
     "cluster.last_resort": "When no slave is left for a lost service: `masters`, the least loaded "
     "master within its capacity takes it; `none`, it stays unserved.",
+    "cluster.relinquish": "When no slave is left for 400 times `dead_ms` (`lan`: a minute) and the "
+    "other masters have room: a master hands its services over and becomes a slave. Nothing moves "
+    "back.",
     "cluster.revision": "Of the set of nodes: one more with every change of it, which then takes "
     "`haclusterctl reload` on each node instead of a restart. One node may be added or removed at "
     "a time.",

@@ -113,6 +113,14 @@ class Recover(msgspec.Struct, frozen=True, tag=True):
     times: dict[str, int]
 
 
+class Relinquish(msgspec.Struct, frozen=True, tag=True):
+    """Hand `service` over to `to` as in a switchover that an operator orders, calls and all.
+    Result: SwitchoverRequested, if the agent finds that nothing stands in the way."""
+
+    service: ServiceIndex
+    to: NodeIndex
+
+
 class Persist(msgspec.Struct, frozen=True, tag=True):
     """Write the promises to disk, in your own time; result: none."""
 
@@ -161,7 +169,9 @@ class TracePart(msgspec.Struct, frozen=True, tag=True):
     refusal: str = ""
 
 
-ToAgent = EndCalls | Recover | Persist | Decided | Answered | Published | InForce | TracePart
+ToAgent = (
+    EndCalls | Recover | Relinquish | Persist | Decided | Answered | Published | InForce | TracePart
+)
 
 Action = (
     SendBeat
@@ -179,6 +189,7 @@ Action = (
     | KillFreeswitch
     | EndCalls
     | Recover
+    | Relinquish
     | Persist
     | Decided
     | Answered

@@ -6,8 +6,10 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 from __future__ import annotations
 
 from haclusterd.core.actions import Action
-from haclusterd.core.model import NOBODY, NOBODY_NODE, State
+from haclusterd.core.model import NOBODY, NOBODY_NODE, Identity, State
 from haclusterd.core.moves import happen, name_of
+from haclusterd.core.orders import waits_for_resume
+from haclusterd.core.quorum import needed
 from haclusterd.core.reconfigure import may_claim
 from haclusterd.core.standing import odd_config, refresh
 from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down, is_departing
@@ -34,7 +36,7 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
 def _nurse(node: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
     """Resend the claim at its set times; void it when its grants could not count any more."""
     timing = node.spec.timing
-    if node.spec.needed == 1:
+    if needed(node) == 1:
         happen(node, k, Event.GRANTED, now_us, out)
         return FAR
     if now_us - claim.sent_us > timing.lease_us:
@@ -87,12 +89,20 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
         return _lost_since(node, service)
     if holding_down(node, now_us) or not _may_claim(node, service) or _is_held(node, k, now_us):
         return FAR
+    if waits_for_resume(node, service, now_us):
+        return node.paused_until_us
     due_us = _due(node, k, service, now_us)
     if due_us > now_us:
         return due_us
-    if service.holding and _may_have_been_owned_since(node, k, service, now_us):
-        happen(node, k, Event.SUPERSEDED, now_us, out)  # its calls are the past
-        return now_us
+    if service.holding:
+        since = _may_have_been_owned_since(node, k, service, now_us)
+        if since != NOBODY:
+            listened_us = node.majority_since_us + 2 * node.spec.timing.heartbeat_us
+            if now_us < listened_us:
+                return listened_us  # that claimant may be about to say that nothing came of it
+            owner, epoch = since.node, since.epoch
+            happen(node, k, Event.SUPERSEDED, now_us, out, owner=owner, epoch=epoch)
+            return now_us  # its calls are the past
     service.from_node = service.promise.node
     silent = node.peers[service.promise.node] if service.promise.node >= 0 else None
     service.times = {"last_heartbeat": silent.heard_us if silent else now_us}
@@ -102,19 +112,26 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     return now_us
 
 
-def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int) -> bool:
-    """Another node had this node's grant, and has not said that nothing came of it.
+def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int) -> Identity:
+    """Whom a node in reach has granted the service after this node had it; NOBODY if nothing came
+    of that, as the claimant itself says.
 
     It may have won, taken the calls up and gone again, all unheard.
     """
-    held = service.promise
-    if held.node in (node.spec.me, NOBODY_NODE):
-        return False
-    peer = node.peers[held.node]
-    if now_us - peer.two_way_us > node.spec.timing.two_way_us or not peer.services:
-        return True
-    entry = peer.services[k]
-    return entry.held >= held.epoch or entry.state not in (State.STANDBY, State.LAPSED)
+    fresh_us = now_us - node.spec.timing.two_way_us
+    told = [p.services[k].promise for p in node.peers if p.services and p.two_way_us >= fresh_us]
+    for held in (service.promise, *told):
+        if held.epoch <= service.identity.epoch or held.node in (node.spec.me, NOBODY_NODE):
+            continue
+        peer = node.peers[held.node]
+        if peer.two_way_us < fresh_us or not peer.services:
+            return held
+        entry = peer.services[k]
+        remembers = entry.promise.epoch >= held.epoch  # its promises only grow, if it kept them
+        at_rest = entry.state in (State.STANDBY, State.LAPSED)
+        if entry.held >= held.epoch or not at_rest or not remembers:
+            return held
+    return NOBODY
 
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:
@@ -138,9 +155,9 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
     """The time of this node's turn: rank x delay after the loss, behind whoever goes first."""
     timing = node.spec.timing
     if service.state is State.LAPSED:
-        if not service.carrier or node.freeswitch_gone:
+        if not service.carrier or node.freeswitch_gone or node.spec.me in node.marked:
             return FAR
-        return max(service.lost_us, service.paced_until_us)
+        return max(service.lost_us, service.paced_until_us, _listened_us(node, service))
     line = node.successors[k] if node.successors else ()
     if node.spec.me not in line or node.leaving or node.maintenance or is_departing(node):
         return FAR
@@ -151,6 +168,7 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
         service.paced_until_us,
         node.majority_since_us + 2 * timing.heartbeat_us,
         service.lapsed_heard_us + 2 * timing.dead_us,
+        node.resumed_us,  # after a pause: in the order of the ranking, not all at once
     )
     due_us = base_us + place * timing.rank_delay_us
     if not service.owner_seen and service.release is None:
@@ -159,6 +177,14 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
             discovered_us = node.start_us + timing.discovery_us
             due_us = max(due_us, discovered_us + place * timing.rank_delay_us)
     return due_us
+
+
+def _listened_us(node: Node, service: Service) -> int:
+    """Where one vote is enough, nobody refuses an owner that stood still while another took over:
+    it has to hear of that first, two beats long."""
+    if node.spec.needed > 1 or len(node.spec.nodes) == 1:
+        return NEVER
+    return service.silence_us + 2 * node.spec.timing.heartbeat_us
 
 
 def _place(node: Node, k: int, service: Service, line: tuple[int, ...], now_us: int) -> int:
@@ -202,5 +228,7 @@ def _cause(node: Node, service: Service, now_us: int) -> str:
         return f"{who} released it"
     if held.node == node.spec.me:
         return "its own former claim or term has ended"
+    if held.node in node.unvoting:
+        return f"{who} was marked dead"
     silent_ms = (now_us - service.silence_us) // 1000
     return f"{who} silent on {node.spec.links}/{node.spec.links} links for {silent_ms} ms"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from haclusterd.core.actions import Action, Decided, PeerCurrent
 from haclusterd.core.model import Beat, Flag, NodeIndex
+from haclusterd.core.quorum import needed
 from haclusterd.core.state import NEVER, SENT_TIMES_KEPT, Node, Peer, PeerLink
 
 _STARTING = int(Flag.STARTING)
@@ -151,14 +152,16 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     A node in its start hold-down does not vote: a claim that needs it could only fail.
     """
     timing = node.spec.timing
+    down_us = timing.suspect_us + timing.heartbeat_us
     reach = 1
     for n, peer in enumerate(node.peers):
         if n == node.spec.me:
             continue
-        if now_us - peer.two_way_us <= timing.two_way_us and not peer.flags & _STARTING:
+        fresh = now_us - peer.two_way_us <= timing.two_way_us and not peer.flags & _STARTING
+        if fresh and n not in node.unvoting:
             reach += 1
         for i, line in enumerate(peer.links):
-            if line.good and now_us - line.two_way_us > timing.suspect_us + timing.heartbeat_us:
+            if line.good and now_us - line.two_way_us > down_us:
                 line.good = 0
                 if line.up:
                     line.up = False
@@ -171,7 +174,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
                 f"{_id(node, n)} is dead: silent on all {len(peer.links)} links for {silent_ms} ms"
             )
             out.append(Decided(now_us, "M4", text))
-    majority = reach >= node.spec.needed
+    majority = reach >= needed(node)
     if majority and not node.majority:
         node.majority_since_us = now_us
     node.majority = majority

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from haclusterd.core.model import (
+    FOR_GOOD_US,
     Beat,
     ClusterSpec,
     Identity,
@@ -129,10 +130,40 @@ class SwitchoverRequested(msgspec.Struct, frozen=True, tag=True):
 
 
 class MaintenanceRequested(msgspec.Struct, frozen=True, tag=True):
-    """This node shall (not) be a candidate."""
+    """This node shall (not) be a candidate. `request` -1: what a starting agent found on disk."""
 
     request: int
     on: bool
+    left_us: int = FOR_GOOD_US
+
+
+class PauseOrdered(msgspec.Struct, frozen=True, tag=True):
+    """Nothing shall move by itself for `left_us`; 0: the cluster is not (any more) paused.
+
+    `version` grows with every order of an operator, wherever it was given. `request` -1: heard
+    from another node or found on disk, to be answered to nobody.
+    """
+
+    request: int
+    version: int
+    left_us: int
+    by: str
+
+
+class Marked(msgspec.Struct, frozen=True, array_like=True):
+    """`by` has verified that `node` is dead; `version` grows with every order about marks."""
+
+    node: NodeIndex
+    version: int
+    by: str
+
+
+class MarksOrdered(msgspec.Struct, frozen=True, tag=True):
+    """All nodes that are marked dead. `request` as in PauseOrdered; with a request, a node that
+    is heard here is refused."""
+
+    request: int
+    marks: tuple[Marked, ...]
 
 
 class StageRequested(msgspec.Struct, frozen=True, tag=True):
@@ -186,6 +217,8 @@ FromAgent = (
     | FreeswitchHung
     | SwitchoverRequested
     | MaintenanceRequested
+    | PauseOrdered
+    | MarksOrdered
     | StageRequested
     | RecoveryEnded
     | UpgradeRequested
@@ -210,6 +243,8 @@ Input = (
     | FreeswitchHung
     | SwitchoverRequested
     | MaintenanceRequested
+    | PauseOrdered
+    | MarksOrdered
     | StageRequested
     | Overheard
     | RecoveryEnded

@@ -16,6 +16,7 @@ ServiceIndex = int
 LinkIndex = int
 
 NOBODY_NODE = -1
+FOR_GOOD_US = 10**15  # of an order: until it is taken back
 EPOCH_MAX = 2**53  # nobody counts that far: whoever says so is broken, and is not followed
 
 
@@ -122,6 +123,7 @@ class ClusterSpec(msgspec.Struct, frozen=True):
     last_resort: LastResort = LastResort.MASTERS
     config_hash: int = 0
     freeswitch: bool = True  # False: the cluster moves addresses only
+    relinquish_us: int = 0  # how long without a slave until a master may step down; 0: never
     revision: int = 1  # of the set of voters: +1 with every change (core.reconfigure)
 
     @property
@@ -169,6 +171,8 @@ class Flag(enum.IntFlag):
     FREESWITCH_UP = 8
     AGENT_UP = 16
     SYNCING = 32
+    PAUSED = 64  # knows of a pause that is in force
+    MARKED = 128  # knows that an operator marked it dead
     READS_2 = 256  # opens wire version 2, whatever it seals
 
 

@@ -22,6 +22,7 @@ from haclusterd.core.actions import (
     RenewFence,
 )
 from haclusterd.core.model import Identity, Release, ServiceIndex, State
+from haclusterd.core.quorum import granted, voters
 from haclusterd.core.state import NEVER, Claim, Node, Service, draw, owns
 from haclusterd.core.takeover import TABLE, Event
 
@@ -50,7 +51,7 @@ def happen(
         return False
     if cause:
         service.given_up = cause
-    votes = service.claim.granted.bit_count() if service.claim else 0
+    votes = granted(node, service.claim.granted) if service.claim else 0
     claimed = service.claim.identity.epoch if service.claim else 0
     service.state = row.next
     for effect in row.effects:
@@ -68,7 +69,7 @@ def happen(
         epoch=epoch,
         cause=service.given_up or "unknown cause",
         votes=votes,
-        voters=len(node.spec.nodes),
+        voters=voters(node),
         owner=_id(node, owner) if owner >= 0 else "nobody",
         to=_id(node, to) if to >= 0 else "whoever is first",
         gap_ms=gap_us // 1000,
@@ -214,7 +215,12 @@ def _back_off(node: Node, k: int, service: Service, now_us: int, out: list[Actio
 
 
 def _publish_release(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
-    service.release = Release(k, service.identity, service.moving_to)
+    """Name what the voters may stand by: a claim of this node's own that came to nothing covers
+    the term before it. Who drops a claim may still be waiting for the end of an older term."""
+    if service.addresses or not service.fence_closed:
+        return
+    own = service.promise.node == node.spec.me
+    service.release = Release(k, service.promise if own else service.identity, service.moving_to)
     service.released_us = now_us
 
 

@@ -14,18 +14,21 @@ from haclusterd.core import (
     claimant,
     detector,
     dialect,
+    leaving,
+    marks,
+    orders,
     owner,
+    quorum,
     reconfigure,
+    relinquish,
     speech,
     standing,
     voter,
 )
 from haclusterd.core.actions import (
     Action,
-    Answered,
     Decided,
     FlushSockets,
-    KillFreeswitch,
 )
 from haclusterd.core.inputs import (
     AddressesAdded,
@@ -40,7 +43,9 @@ from haclusterd.core.inputs import (
     Input,
     LocalReport,
     MaintenanceRequested,
+    MarksOrdered,
     Overheard,
+    PauseOrdered,
     Received,
     RecoveryEnded,
     Restored,
@@ -51,7 +56,7 @@ from haclusterd.core.inputs import (
 )
 from haclusterd.core.model import State
 from haclusterd.core.moves import happen
-from haclusterd.core.state import NEVER, Node, flags, is_departing, owns
+from haclusterd.core.state import NEVER, Node, flags, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
 
@@ -73,7 +78,7 @@ def next_deadline_us(node: Node) -> int:
     """When `Tick` is wanted next, at the latest."""
     deadline_us = min(node.next_beat_us, node.answer_us, node.wake_us)
     for service in node.services:
-        if owns(service) and service.lease_until_us < deadline_us and node.spec.needed > 1:
+        if owns(service) and service.lease_until_us < deadline_us and quorum.needed(node) > 1:
             deadline_us = service.lease_until_us
     return deadline_us
 
@@ -123,6 +128,8 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
 
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
+    orders.expire(node, now_us, out)
+    marks.review(node, now_us, out)
     detector.survey(node, now_us, out)
     dialect.settle(node, now_us, out)
     voter.judge_deferred(node, now_us, out)
@@ -131,7 +138,8 @@ def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
     if node.rank_dirty:
         standing.refresh(node, now_us)
     standing.watch_rank(node, now_us)
-    _leave_dead_freeswitch(node, now_us, out)
+    leaving.leave_broken(node, now_us, out)
+    relinquish.consider(node, now_us, out)
     _end_endless_acquiring(node, now_us, out)
     node.wake_us = claimant.pursue(node, now_us, out)
     reconfigure.judge(node, now_us, out)
@@ -148,21 +156,6 @@ def _refresh_ready(node: Node, now_us: int) -> None:
         node.rank_dirty = True
 
 
-def _leave_dead_freeswitch(node: Node, now_us: int, out: list[Action]) -> None:
-    """Services whose FreeSWITCH or NIC is gone leave as soon as somebody ready can have them."""
-    for k, service in enumerate(node.services):
-        if service.state not in (State.ACQUIRING, State.OWNED, State.LAPSED):
-            continue
-        if node.freeswitch_gone:
-            give_up(node, k, "its FreeSWITCH is gone", now_us, out)
-        elif is_departing(node):
-            give_up(node, k, "it leaves the cluster", now_us, out)
-        elif not service.carrier:
-            give_up(node, k, "its NIC has no carrier", now_us, out)
-        elif service.unrecovered:
-            _leave_unrecovered(node, k, now_us, out)
-
-
 def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
     """Addresses that neither come up nor fail are a failure: the next in line shall have it."""
     limit_us = 2 * node.spec.timing.dead_us
@@ -170,20 +163,6 @@ def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
         if service.state is State.ACQUIRING and now_us - service.acquiring_us > limit_us:
             reason = f"its addresses were not up after {limit_us // 1000} ms"
             _addresses_added(node, AddressesAdded(k, False, reason), now_us, out)
-
-
-def give_up(node: Node, k: int, cause: str, now_us: int, out: list[Action], to: int = -1) -> bool:
-    """Start a release of `k`, if a ready successor is in reach; False otherwise."""
-    if to < 0:
-        if node.rank_dirty:
-            standing.refresh(node, now_us)
-        line = [n for n in node.successors[k] if n != node.spec.me] if node.successors else []
-        if not line:
-            return False
-        to = line[0]
-    service = node.services[k]
-    service.moving_to = to
-    return happen(node, k, Event.GIVEN_UP, now_us, out, cause=cause)
 
 
 def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
@@ -210,6 +189,8 @@ def _restored(node: Node, event: Restored, now_us: int, out: list[Action]) -> No
         if promise.epoch > service.promise.epoch:
             service.promise = promise
             service.highest = max(service.highest, promise.epoch)
+            if promise.node == node.spec.me:  # it may have won after that was written
+                service.owned_epoch = max(service.owned_epoch, promise.epoch)
     for service, epoch in zip(node.services, event.owned, strict=False):
         service.owned_epoch = max(service.owned_epoch, epoch)
 
@@ -236,29 +217,6 @@ def _addresses_removed(node: Node, event: AddressesRemoved, now_us: int, out: li
     if event.ok and not owns(service):
         service.addresses = False
         owner.stopped(node, event.service, now_us, out)
-
-
-def _freeswitch_exited(node: Node, event: FreeswitchExited, now_us: int, out: list[Action]) -> None:
-    """Its own heart fences, removes the addresses and releases (DESIGN 2.2)."""
-    node.freeswitch_up = False
-    node.freeswitch_gone = True
-    node.rank_dirty = True
-    out.append(Decided(now_us, "M5", f"FreeSWITCH on {_me(node)} {event.cause}"))
-    for service in node.services:  # all of them first: `give_up` ranks the nodes anew
-        service.holding = False
-        service.ready = False
-    for k in range(len(node.services)):
-        give_up(node, k, f"its FreeSWITCH {event.cause}", now_us, out)
-
-
-def _freeswitch_hung(node: Node, event: FreeswitchHung, now_us: int, out: list[Action]) -> None:
-    """A hang is killed only where somebody else can have the calls: the exit does the rest."""
-    holds = [k for k, s in enumerate(node.services) if owns(s)]
-    line = node.successors if node.successors else ((),) * len(node.services)
-    if not holds or any(n != node.spec.me for k in holds for n in line[k]):
-        out.append(KillFreeswitch("three status probes in a row went unanswered"))
-    text = f"FreeSWITCH on {_me(node)} hangs: three status probes in a row went unanswered"
-    out.append(Decided(now_us, "M7", text))
 
 
 def _carrier(node: Node, event: CarrierChanged, now_us: int, out: list[Action]) -> None:
@@ -291,54 +249,6 @@ def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> N
         service.ready, service.reason, service.calls = word.ready, word.reason, word.calls
 
 
-def _switchover(node: Node, event: SwitchoverRequested, now_us: int, out: list[Action]) -> None:
-    out.append(Answered(event.request, *_try_switchover(node, event, now_us, out)))
-
-
-def _try_switchover(
-    node: Node, event: SwitchoverRequested, now_us: int, out: list[Action]
-) -> tuple[bool, str]:
-    if not 0 <= event.service < len(node.services):
-        return False, f"there is no service number {event.service}"
-    service = node.services[event.service]
-    name = node.spec.services[event.service].name
-    if service.state is not State.OWNED:
-        return False, f"{_me(node)} does not own {name} (it is {service.state.name.lower()} here)"
-    if node.rank_dirty:
-        standing.refresh(node, now_us)
-    line = [n for n in node.successors[event.service] if n != node.spec.me]
-    if not line:
-        return False, f"no node is ready to take {name}: see `haclusterctl rank --why`"
-    to = event.to if event.to >= 0 else line[0]
-    if to == node.spec.me:
-        return False, f"{_me(node)} owns {name} already"
-    if to not in line:
-        who = node.spec.nodes[to].id if to < len(node.spec.nodes) else str(to)
-        ready = ", ".join(node.spec.nodes[n].id for n in line)
-        return False, f"{who} is not ready to take {name}; ready: {ready}"
-    give_up(node, event.service, "a switchover was ordered", now_us, out, to)
-    return True, f"{name} moves to {node.spec.nodes[to].id}"
-
-
-def _maintenance(node: Node, event: MaintenanceRequested, now_us: int, out: list[Action]) -> None:
-    node.maintenance = event.on
-    node.rank_dirty = True
-    word = "in maintenance: no candidate" if event.on else "out of maintenance"
-    out.append(Decided(now_us, "M11", f"{_me(node)} is {word}"))
-    out.append(Answered(event.request, True, word))
-
-
-def _stop(node: Node, event: StopRequested, now_us: int, out: list[Action]) -> None:
-    """Hand everything over; what nobody can take is fenced and left."""
-    node.leaving = True
-    node.rank_dirty = True
-    for k in range(len(node.services)):
-        if not give_up(node, k, "this node is being stopped", now_us, out):
-            node.services[k].moving_to = -1
-            happen(node, k, Event.GIVEN_UP, now_us, out, cause="this node is being stopped")
-    node.next_beat_us = now_us
-
-
 def stopped(node: Node) -> bool:
     """After StopRequested: nothing is held any more, the process may end."""
     return node.leaving and all(s.state is State.STANDBY for s in node.services)
@@ -350,17 +260,7 @@ def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Act
     service = node.services[event.service]
     if event.identity == service.recovering and not event.ok:
         service.unrecovered = event.reason or "no reason given"
-        _leave_unrecovered(node, event.service, now_us, out)
-
-
-def _leave_unrecovered(node: Node, k: int, now_us: int, out: list[Action]) -> None:
-    """Somebody who has the calls' state as well shall try, as soon as this node may let go."""
-    service = node.services[k]
-    cause = f"it cannot recover the calls: {service.unrecovered}"
-    if owns(service) and give_up(node, k, cause, now_us, out):
-        service.holding = False
-        service.unrecovered = ""
-        service.backoff_until_us = now_us + 10_000_000
+        leaving.leave_unrecovered(node, event.service, now_us, out)
 
 
 def _me(node: Node) -> str:
@@ -375,16 +275,18 @@ _TAKE: dict[type, Callable[[Node, Any, int, list[Action]], None]] = {
     FenceClosed: _fence_closed,
     AddressesAdded: _addresses_added,
     AddressesRemoved: _addresses_removed,
-    FreeswitchExited: _freeswitch_exited,
-    FreeswitchHung: _freeswitch_hung,
+    FreeswitchExited: leaving.freeswitch_exited,
+    FreeswitchHung: leaving.freeswitch_hung,
     CarrierChanged: _carrier,
     AgentChanged: _agent,
     LocalReport: _report,
-    SwitchoverRequested: _switchover,
-    MaintenanceRequested: _maintenance,
+    SwitchoverRequested: orders.switchover,
+    MaintenanceRequested: orders.maintenance,
+    PauseOrdered: orders.pause,
+    MarksOrdered: marks.order,
+    StopRequested: orders.stop,
     StageRequested: reconfigure.stage,
     Overheard: reconfigure.heard_beyond,
-    StopRequested: _stop,
     RecoveryEnded: _recovery_ended,
     AlienAnswered: aliens.answered,
 }

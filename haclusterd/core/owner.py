@@ -6,9 +6,10 @@ majority, itself included, has echoed (DESIGN 6, Lease). No clock but one's own 
 
 from __future__ import annotations
 
+from haclusterd.core import quorum
 from haclusterd.core.actions import Action, CloseFence, RemoveAddresses, RenewFence
 from haclusterd.core.model import Beat, Identity, State
-from haclusterd.core.moves import happen
+from haclusterd.core.moves import CLAIM_WAITS_MAX, happen
 from haclusterd.core.state import NEVER, Node, Service, owns
 from haclusterd.core.takeover import Event
 
@@ -27,7 +28,7 @@ def hear_votes(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
             if sent_us is not None and sent_us > service.voter_sent_us[beat.sender]:
                 service.voter_sent_us[beat.sender] = sent_us
                 extend_lease(node, k, service, now_us, out)
-        elif _conflicts(service, entry.promise, me) and now_us >= service.paced_until_us:
+        elif _conflicts(service, entry.promise, me) and _may_renew(node, service, now_us):
             why = f"{node.spec.nodes[beat.sender].id} stands by epoch {entry.promise.epoch}"
             happen(node, k, Event.PROMISE_CONFLICT, now_us, out, cause=why)
 
@@ -39,6 +40,15 @@ def _conflicts(service: Service, promise: Identity, me: int) -> bool:
     return promise.epoch >= service.identity.epoch and promise != service.identity
 
 
+def _may_renew(node: Node, service: Service, now_us: int) -> bool:
+    """At the pace of claims; and seldom where no vote is needed: owners of two parts that share a
+    voter would win it from each other for as long as they are apart (V5)."""
+    if quorum.needed(node) == 1:
+        rest_us = CLAIM_WAITS_MAX * node.spec.timing.dead_us
+        return now_us - service.promised_us >= rest_us
+    return now_us >= service.paced_until_us
+
+
 def count_grant(
     node: Node, k: int, service: Service, voter: int, now_us: int, out: list[Action]
 ) -> None:
@@ -47,14 +57,17 @@ def count_grant(
     if claim is None or now_us - claim.sent_us > node.spec.timing.lease_us:
         return
     claim.granted |= 1 << voter
-    if claim.granted.bit_count() >= node.spec.needed:
+    if quorum.granted(node, claim.granted) >= quorum.needed(node):
         happen(node, k, Event.GRANTED, now_us, out)
 
 
 def extend_lease(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     """The lease follows the newest beat that a majority echoed; the fence follows the lease."""
-    others = sorted(service.voter_sent_us, reverse=True)
-    needed = node.spec.needed
+    heard = service.voter_sent_us
+    if node.unvoting:
+        heard = [sent_us for n, sent_us in enumerate(heard) if quorum.votes(node, n)]
+    others = sorted(heard, reverse=True)
+    needed = quorum.needed(node)
     # One's own vote is always as new as the newest beat, so the others have to give one less.
     s0_us = others[needed - 2] if needed > 1 else now_us
     lease_until_us = s0_us + node.spec.timing.lease_us
@@ -78,7 +91,7 @@ def renew_all(node: Node, now_us: int, out: list[Action]) -> None:
     """With every regular beat."""
     for k, service in enumerate(node.services):
         if owns(service):
-            if node.spec.needed == 1:
+            if quorum.needed(node) == 1:
                 service.lease_until_us = now_us + node.spec.timing.lease_us
             renew(node, k, service, now_us, out)
 
@@ -86,7 +99,7 @@ def renew_all(node: Node, now_us: int, out: list[Action]) -> None:
 def lapse(node: Node, now_us: int, out: list[Action]) -> None:
     """Before anything else in a step: leases that ran out meanwhile."""
     for k, service in enumerate(node.services):
-        if now_us >= service.lease_until_us and owns(service) and node.spec.needed > 1:
+        if now_us >= service.lease_until_us and owns(service) and quorum.needed(node) > 1:
             happen(node, k, Event.LEASE_LAPSED, now_us, out)
 
 

@@ -20,7 +20,7 @@ from haclusterd.core.model import (
     State,
 )
 
-ABSENT = Flag.STARTING | Flag.MAINTENANCE | Flag.LEAVING
+ABSENT = Flag.STARTING | Flag.MAINTENANCE | Flag.LEAVING | Flag.MARKED
 TAKEN = (State.CLAIMING, State.ACQUIRING, State.OWNED)
 
 
@@ -85,7 +85,7 @@ def rank(spec: ClusterSpec, facts: tuple[Facts, ...], lost: frozenset[ServiceInd
         successors[k] = tuple(line)
         if k in lost and line:
             taken.add(line[0])
-            added[line[0]] += _calls_of(facts, k)
+            added[line[0]] += calls_of(facts, k)
     text = repr((slaves, successors)).encode()
     return Ranking(tuple(slaves), tuple(successors), zlib.crc32(text))
 
@@ -122,14 +122,15 @@ def _line(
     return lapsed + free + occupied + small
 
 
-def _calls_of(facts: tuple[Facts, ...], k: ServiceIndex) -> int:
+def calls_of(facts: tuple[Facts, ...], k: ServiceIndex) -> int:
+    """How many calls a service has, by the word of whoever knows most of them."""
     return max((f.services[k].calls for f in facts if f.services), default=0)
 
 
 def _fits(
     spec: ClusterSpec, facts: tuple[Facts, ...], n: NodeIndex, k: ServiceIndex, added: int
 ) -> bool:
-    return facts[n].calls + added + _calls_of(facts, k) <= spec.nodes[n].capacity
+    return facts[n].calls + added + calls_of(facts, k) <= spec.nodes[n].capacity
 
 
 def why(spec: ClusterSpec, facts: tuple[Facts, ...]) -> list[str]:

@@ -269,6 +269,14 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
             peer.services = by.entries(peer.services)
         peer.releases = by.releases(peer.releases)
     node.services = [_renumbered(node.services[k], by) for k in by.my_services]
+    node.marks = [
+        msgspec.structs.replace(mark, node=by.node(mark.node))
+        for mark in node.marks
+        if by.node(mark.node) >= 0
+    ]
+    node.marked = frozenset(by.node(n) for n in node.marked) - {-1}
+    node.unvoting = frozenset(by.node(n) for n in node.unvoting) - {-1}
+    node.spare_node, node.spare_since_us = -1, NEVER
     node.spec = spec
     node.order = service_order(spec)
     node.slaves, node.successors, node.ranked_doomed = (), (), frozenset()

@@ -138,6 +138,17 @@ class Service(msgspec.Struct):
     backoff_until_us: int = NEVER  # this node failed to take it over: not ready until then
 
 
+class Mark(msgspec.Struct):
+    """An operator's word that a node is dead. Its vote counts for nothing from `in_force_us` on,
+    and again once it is `cleared`: heard as a standby that knows the present owners."""
+
+    node: NodeIndex
+    version: int
+    by: str
+    in_force_us: int
+    cleared: bool = False
+
+
 class Roll(msgspec.Struct):
     """Where this node stands in a change of the voters (core.reconfigure)."""
 
@@ -190,6 +201,18 @@ class Node(msgspec.Struct):
     load: int = 0
     calls: int = 0
     aliens: dict[str, Alien] = {}  # by service address
+    # orders
+    maintenance_until_us: int = FAR
+    pause_version: int = 0
+    paused_by: str = ""
+    paused_until_us: int = NEVER
+    resumed_us: int = NEVER
+    marks: list[Mark] = []
+    marked: frozenset[NodeIndex] = frozenset()  # not cleared: no echo and no grant for these
+    unvoting: frozenset[NodeIndex] = frozenset()  # of these, whose mark is in force
+    spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
+    spare_since_us: int = NEVER
+    relinquished_us: int = NEVER
     roll: Roll = msgspec.field(default_factory=Roll)
     dialect: int = 1  # the version of the wire that is sealed (core.dialect)
     plain_us: int = NEVER  # when somebody was last heard who opens nothing newer than version 1
@@ -226,6 +249,11 @@ def is_departing(node: Node) -> bool:
     return node.roll.voted and not node.roll.stays
 
 
+def is_paused(node: Node, now_us: int) -> bool:
+    """An operator paused the cluster: nothing moves by itself."""
+    return now_us < node.paused_until_us
+
+
 def draw(node: Node) -> int:
     """The next 32 pseudo-random bits (a linear congruence seeded by the incarnation)."""
     node.random = (node.random * 6364136223846793005 + 1442695040888963407) & (2**64 - 1)
@@ -236,6 +264,7 @@ def draw(node: Node) -> int:
 _STARTING, _MAINTENANCE, _LEAVING = int(Flag.STARTING), int(Flag.MAINTENANCE), int(Flag.LEAVING)
 _READS_2 = int(Flag.READS_2)
 _FREESWITCH_UP, _AGENT_UP, _SYNCING = int(Flag.FREESWITCH_UP), int(Flag.AGENT_UP), int(Flag.SYNCING)
+_PAUSED, _MARKED = int(Flag.PAUSED), int(Flag.MARKED)
 _OWNED, _ACQUIRING = State.OWNED, State.ACQUIRING
 
 
@@ -248,6 +277,8 @@ def flags(node: Node, now_us: int) -> int:
         | (_FREESWITCH_UP if node.freeswitch_up else 0)
         | (_AGENT_UP if node.agent_up else 0)
         | (_SYNCING if node.syncing else 0)
+        | (_PAUSED if now_us < node.paused_until_us else 0)
+        | (_MARKED if node.spec.me in node.marked else 0)
         | _READS_2
     )
 

@@ -99,7 +99,7 @@ ROWS: tuple[Row, ...] = (
         _S.CLAIMING,
         _E.GIVEN_UP,
         _S.STANDBY,
-        ("drop_claim",),
+        ("drop_claim", "publish_release"),
         "{me} drops its claim to {service}: {cause}",
     ),
     Row(

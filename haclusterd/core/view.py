@@ -8,10 +8,12 @@ from __future__ import annotations
 import msgspec
 
 from haclusterd.core.model import NOBODY_NODE, Flag, State
+from haclusterd.core.orders import span
+from haclusterd.core.quorum import voters, votes
 from haclusterd.core.ranking import why
 from haclusterd.core.reconfigure import complaint, is_akin, lacking
 from haclusterd.core.standing import RANK_DIFFERS_US, facts, lost_services, odd_config
-from haclusterd.core.state import NEVER, Node, holding_down, owns
+from haclusterd.core.state import FAR, NEVER, Node, holding_down, is_paused, owns
 
 ALIEN_ALARM_US = 60_000_000  # an alien that was not heard for so long is no alarm any more
 
@@ -39,6 +41,8 @@ class NodeView(msgspec.Struct, frozen=True):
     flags: int
     silent_us: int
     ready: tuple[bool, ...]  # by service
+    witness: bool = False  # it votes only
+    unheard_us: int = 0  # since anything of it was heard, both ways or not
 
 
 class ServiceView(msgspec.Struct, frozen=True):
@@ -58,6 +62,23 @@ class ServiceView(msgspec.Struct, frozen=True):
 class AlarmView(msgspec.Struct, frozen=True):
     name: str
     text: str
+
+
+class PauseView(msgspec.Struct, frozen=True):
+    """A pause in force; `left_us` is FOR_GOOD_US or more where it has no end of its own."""
+
+    version: int
+    by: str
+    left_us: int
+
+
+class MarkView(msgspec.Struct, frozen=True):
+    """A node that an operator marked dead; `cleared`: it is heard as a standby again."""
+
+    node: str
+    version: int
+    by: str
+    cleared: bool
 
 
 class LinkTally(msgspec.Struct, frozen=True):
@@ -124,6 +145,8 @@ class View(msgspec.Struct, frozen=True):
     services: tuple[ServiceView, ...]
     alarms: tuple[AlarmView, ...]
     why: tuple[str, ...]
+    pause: PauseView | None = None
+    marks: tuple[MarkView, ...] = ()
     link_tallies: tuple[LinkTally, ...] = ()  # heart's, not the core's: added when published
     peer_tallies: tuple[PeerTally, ...] = ()
     revision: RevisionView = RevisionView(1)
@@ -139,14 +162,14 @@ def view(node: Node, now_us: int) -> View:
     reachable = 1 + sum(
         1
         for n, p in enumerate(node.peers)
-        if n != spec.me and now_us - p.two_way_us <= timing.two_way_us
+        if n != spec.me and now_us - p.two_way_us <= timing.two_way_us and votes(node, n)
     )
     return View(
         spec.name,
         spec.nodes[spec.me].id,
         now_us,
         spec.quorum.value,
-        len(spec.nodes),
+        voters(node),
         reachable,
         node.majority,
         node.rank_hash,
@@ -155,6 +178,8 @@ def view(node: Node, now_us: int) -> View:
         services,
         tuple(_alarms(node, nodes, services, now_us)),
         tuple(why(spec, facts(node, now_us))),
+        _pause_view(node, now_us),
+        tuple(MarkView(spec.nodes[m.node].id, m.version, m.by, m.cleared) for m in node.marks),
         revision=_revision(node),
     )
 
@@ -175,6 +200,12 @@ def _revision(node: Node) -> RevisionView:
         ),
         plain=node.dialect == 1,
     )
+
+
+def _pause_view(node: Node, now_us: int) -> PauseView | None:
+    if not is_paused(node, now_us):
+        return None
+    return PauseView(node.pause_version, node.paused_by, node.paused_until_us - now_us)
 
 
 def _owner(node: Node, k: int) -> int:
@@ -218,6 +249,8 @@ def _node_view(node: Node, n: int, owners: list[int], now_us: int) -> NodeView:
         word.flags,
         silent_us,
         ready,
+        spec.nodes[n].witness,
+        0 if me else min(now_us - node.peers[n].heard_us, 10**15),
     )
 
 
@@ -229,13 +262,13 @@ def _role(node: Node, n: int, master: bool, now_us: int) -> str:
         return "master"
     if word.flags & Flag.LEAVING:
         return "left"
-    if word.flags & Flag.MAINTENANCE:
-        return "maintenance"
+    if n in node.marked or word.flags & Flag.MARKED:
+        return "failed"
     if word.flags & Flag.STARTING:
         return "starting"
+    if word.flags & Flag.MAINTENANCE or node.spec.nodes[n].witness:
+        return "maintenance"  # of a witness, too: it lives, and takes nothing over
     if n in node.slaves and node.majority:
-        return "slave"
-    if node.spec.nodes[n].witness:
         return "slave"
     return "syncing" if word.flags & Flag.SYNCING else "failed"
 
@@ -284,6 +317,7 @@ def _alarms(
         if word.alive and word.flags & Flag.MAINTENANCE:
             text = f"{spec.nodes[n].id} is in maintenance: it takes nothing over"
             alarms.append(AlarmView("maintenance", text))
+    alarms += _ordered(node, now_us)
     for n, peer in enumerate(node.peers):
         if n == spec.me or not peer.alive:
             continue
@@ -302,6 +336,29 @@ def _alarms(
     for address, alien in node.aliens.items():
         if now_us - alien.heard_us < ALIEN_ALARM_US:
             alarms.append(AlarmView("alien_address", f"{alien.mac} answers for {address}"))
+    return alarms
+
+
+def _ordered(node: Node, now_us: int) -> list[AlarmView]:
+    """What operators have ordered and must not forget."""
+    spec, alarms = node.spec, []
+    if is_paused(node, now_us):
+        left_us = node.paused_until_us - now_us
+        end = (
+            "until `haclusterctl resume`"
+            if node.paused_until_us == FAR
+            else f"{span(left_us)} left"
+        )
+        text = f"paused by {node.paused_by}: nothing moves by itself ({end})"
+        alarms.append(AlarmView("paused", text))
+        for n, peer in enumerate(node.peers):
+            if n != spec.me and peer.alive and not peer.flags & Flag.PAUSED:
+                text = f"{spec.nodes[n].id} has not heard of the pause and may take over"
+                alarms.append(AlarmView("pause_unknown", text))
+    for mark in node.marks:
+        if not mark.cleared:
+            text = f"{spec.nodes[mark.node].id} is marked dead by {mark.by}: it has no vote"
+            alarms.append(AlarmView("marked_dead", text))
     return alarms
 
 

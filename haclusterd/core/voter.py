@@ -12,6 +12,7 @@ import enum
 from haclusterd.core.actions import Action, Decided
 from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
 from haclusterd.core.moves import happen, name_of, persist, promise
+from haclusterd.core.orders import withholds
 from haclusterd.core.reconfigure import is_akin
 from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
 from haclusterd.core.takeover import Event
@@ -34,12 +35,14 @@ def hear_entries(
     node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
 ) -> Answer:
     """Take in what a peer says of every service; how soon it wants an answer."""
-    if news:
-        for release in beat.releases:
-            hear_release(node, release, now_us, out)
-    answer = Answer.NONE
     # Neither echo nor grant for who counts by a set that has been left behind (core.reconfigure).
     hold_down = holding_down(node, now_us) or beat.revision < node.roll.floor
+    if news:
+        for release in beat.releases:
+            if two_way and not hold_down:
+                _catch_up(node, release, beat.sender, now_us, out)
+            hear_release(node, release, now_us, out)
+    answer = Answer.NONE
     for k, entry in enumerate(beat.services):
         service = node.services[k]
         epoch = entry.promise.epoch
@@ -73,7 +76,7 @@ def _hear_own(
     state = entry.state
     if state in _HOLDERS:
         service.owner_seen = True
-        if fresh:
+        if fresh and beat.sender not in node.marked:
             _hear_owner(node, k, service, entry, beat, now_us, out)
         return Answer.SOON if state == State.OWNED else Answer.NOW
     if state in _CLAIMANTS:
@@ -156,6 +159,19 @@ def adopt(
         happen(node, k, Event.SUPERSEDED, now_us, out)
 
 
+def _catch_up(node: Node, release: Release, sender: int, now_us: int, out: list[Action]) -> None:
+    """The promised node itself releases a later claim of its own, which this node missed.
+
+    It is granted now: the holder's own claim needs no silence, and the release can count (F4).
+    """
+    identity = release.identity
+    if release.service >= len(node.services) or identity.node != sender:
+        return
+    service = node.services[release.service]
+    if service.promise.node == sender and identity.epoch > service.promise.epoch:
+        _judge(node, release.service, service, identity, now_us, out, may_defer=False)
+
+
 def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -> None:
     """A release counts only for the present promise; it waives the silence, nothing else."""
     if release.service >= len(node.services):
@@ -211,6 +227,8 @@ def _judge(
     claimant = node.peers[identity.node]
     if not is_akin(node, claimant.config_hash) or claimant.revision < node.roll.floor:
         return
+    if identity.node in node.marked or withholds(node, service, identity.node, now_us):
+        return
     if owns(service) or (service.state is State.RELEASING) or not _stopped(service):
         return
     short_us = _silence_missing(node, service, identity, now_us)
@@ -230,7 +248,7 @@ def _stopped(service: Service) -> bool:
 def _silence_missing(node: Node, service: Service, identity: Identity, now_us: int) -> int:
     """How many us of silence of the promised owner are missing for this claim; 0: none."""
     held = service.promise
-    if held == NOBODY or held.node == identity.node:
+    if held == NOBODY or held.node == identity.node or held.node in node.unvoting:
         return 0
     if service.release is not None and service.release.identity == held:
         return 0

@@ -25,6 +25,7 @@ from haclusterd.core.actions import (
     PeerCurrent,
     Persist,
     Recover,
+    Relinquish,
     RemoveAddresses,
     RenewFence,
     SendBeat,
@@ -99,6 +100,7 @@ class Executor:
             Decided: self._decided,
             EndCalls: agent.send,
             Recover: agent.send,
+            Relinquish: agent.send,
             Persist: agent.send,
             Answered: agent.send,
         }

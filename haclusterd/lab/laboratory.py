@@ -111,11 +111,10 @@ class Laboratory:
         status = node.status()
         if status is None:
             return [f"{node.id} does not answer `status`"]
-        roles = {entry["id"]: entry["role"] for entry in status["nodes"]}
         return [
-            f"{other} is {role} for {node.id}"
-            for other, role in roles.items()
-            if role not in _READY_ROLES and other in self.nodes
+            f"{entry['id']} is {entry['role']} for {node.id}"
+            for entry in status["nodes"]
+            if not does_its_part(entry) and entry["id"] in self.nodes
         ]
 
     def role(self, node_id: str) -> str:
@@ -262,6 +261,11 @@ class Laboratory:
         self.topology.down()
         for node in self.nodes.values():
             node.reap()
+
+
+def does_its_part(entry: dict[str, Any]) -> bool:
+    """A node of `status`: it serves or stands by; of a witness, it lives and votes."""
+    return entry["role"] in _READY_ROLES or (entry["witness"] and entry["role"] == "maintenance")
 
 
 def settle(seconds: float) -> None:

@@ -50,7 +50,8 @@ class LabPlan:
     """Everything that is decided before the first namespace is made.
 
     `freeswitch`: "none" (addresses only), "process" (only a process is watched: `esl_port = 0`),
-    "emulator", or "real". Two nodes get a witness, because two votes survive no loss. What only a
+    "emulator", or "real". `quorum` empty: majority, and two nodes get a witness, because two votes
+    survive no loss. What only a
     real FreeSWITCH knows: `bridge_target`, HOST:PORT of the telephone that extension 41xx calls,
     and `rtp_ports`, the first and last port of its media. Without `kernel_fence` the nodes find an
     `nft` that refuses, as on a kernel without egress hooks.
@@ -67,6 +68,7 @@ class LabPlan:
     preset: str = "lan"
     freeswitch: str = "emulator"
     last_resort: str = "masters"
+    quorum: str = ""
     ipv6: bool = True
     bridge_target: str = ""
     rtp_ports: tuple[int, int] = (16384, 32768)
@@ -87,7 +89,7 @@ class LabPlan:
     @property
     def nodes(self) -> tuple[NodePlan, ...]:
         count = self.masters + self.slaves
-        voters = count + 1 if count == 2 else count
+        voters = count + 1 if count == 2 and not self.quorum else count
         return tuple(self._node(number, number > count) for number in range(1, voters + 1))
 
     @property
@@ -137,6 +139,10 @@ def node_id(number: int) -> str:
     return f"fs-{chr(ord('a') + number - 1)}"
 
 
+def _quorum(plan: LabPlan) -> str:
+    return "witness" if any(node.witness for node in plan.nodes) else "majority"
+
+
 def config_text(plan: LabPlan, root: Path) -> str:
     """The configuration file: the same bytes for every node. Node files are in ROOT/{node}."""
     sections = [
@@ -144,7 +150,7 @@ def config_text(plan: LabPlan, root: Path) -> str:
         'name = "lab"',
         'key_file = "cluster.key"',
         f'preset = "{plan.preset}"',
-        f'quorum = "{"witness" if any(n.witness for n in plan.nodes) else "majority"}"',
+        f'quorum = "{plan.quorum or _quorum(plan)}"',
         f'last_resort = "{plan.last_resort}"',
     ]
     if plan.timing:

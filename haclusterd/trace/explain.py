@@ -25,7 +25,9 @@ from haclusterd.core.inputs import (
     Input,
     LocalReport,
     MaintenanceRequested,
+    MarksOrdered,
     Overheard,
+    PauseOrdered,
     Received,
     RecoveryEnded,
     Restored,
@@ -35,6 +37,7 @@ from haclusterd.core.inputs import (
     Tick,
 )
 from haclusterd.core.model import NOBODY, Flag, Identity, State
+from haclusterd.core.quorum import needed, voters, votes
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 from haclusterd.core.takeover import ROWS
 from haclusterd.trace.file import Segment, Trace, TraceError
@@ -55,6 +58,11 @@ _RULES = {row.number: f"{row.state.name} -> {row.next.name}: {row.event.value}" 
     "M9": "agent gone: what is owned is kept, nothing can be taken over",
     "M11": "maintenance: an operator took this node out of the line, or put it back",
     "M13": "conflict: another machine answers for an address that this node serves",
+    "M17": "pause: nothing is claimed for silence, and no vote is given to who does",
+    "M19": "pause over: it was resumed, or its time is",
+    "M21": "marked dead: no echo and no grant at once, no vote after dead + lease, epochs leap",
+    "M23": "mark cleared: the node stands by and supports the owners, or the mark was taken back",
+    "M27": "relinquish: no slave is left, another master has room, and it was so for long enough",
     "M37": "wire version: the newest that everybody who was heard lately can open",
     "M31": "staged: an operator had this node reload its file; said only once it is on disk",
     "M33": "joined: a node was heard that has this node's set of voters in force",
@@ -176,6 +184,11 @@ def told(node: Node, event: Input, k: int = -1) -> str:
             return "a planned stop was asked for"
         case MaintenanceRequested():
             return f"an operator ordered maintenance {'on' if event.on else 'off'}"
+        case PauseOrdered():
+            return f"{event.by} {'paused' if event.left_us else 'resumed'} the cluster"
+        case MarksOrdered():
+            names = ", ".join(_id(node, m.node) for m in event.marks if m.node < len(node.peers))
+            return f"the nodes marked dead are now: {names or 'none'}"
         case StageRequested():
             return f"revision {event.spec.revision} of the configuration was staged on the disk"
         case Overheard():
@@ -225,10 +238,10 @@ def _quorum(node: Node, at_us: int) -> str:
     reach = 1 + sum(
         at_us - p.two_way_us <= spec.timing.two_way_us and not p.flags & Flag.STARTING
         for n, p in enumerate(node.peers)
-        if n != spec.me
+        if n != spec.me and votes(node, n)
     )
     held = ", in its start hold-down" if holding_down(node, at_us) else ""
-    return f"{reach} of {len(spec.nodes)} voters in two-way reach, {spec.needed} needed{held}"
+    return f"{reach} of {voters(node)} voters in two-way reach, {needed(node)} needed{held}"
 
 
 def _peers(node: Node, at_us: int) -> Iterator[str]:
@@ -265,9 +278,9 @@ def _of_service(node: Node, k: int, at_us: int) -> Iterator[str]:
         to = service.release.to
         yield f"released by its owner to {_id(node, to) if to >= 0 else 'whoever is first'}"
     if service.claim is not None:
-        voters = [_id(node, n) for n in range(len(spec.nodes)) if service.claim.granted >> n & 1]
-        yield f"votes for the claim of epoch {service.claim.identity.epoch}: {', '.join(voters)}"
-    if owns(service) and spec.needed > 1:
+        granted = [_id(node, n) for n in range(len(spec.nodes)) if service.claim.granted >> n & 1]
+        yield f"votes for the claim of epoch {service.claim.identity.epoch}: {', '.join(granted)}"
+    if owns(service) and needed(node) > 1:
         yield f"the lease reached {(service.lease_until_us - at_us) / 1000:.1f} ms further"
     slaves = ", ".join(_id(node, n) for n in node.slaves) or "none"
     line = ", ".join(_id(node, n) for n in node.successors[k]) or "nobody"

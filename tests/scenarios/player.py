@@ -5,7 +5,8 @@ chance: every beat takes 100 us and arrives. Each block is commands, `----`, and
 that these commands brought about, dated in ms since the block began. `expect` is judged whenever
 the transcript is played, so that no rewrite can make a wrong outcome golden.
 
-    cluster masters=2 slaves=1 [links=2] [last_resort=none] [quorum=availability] [carrier=...]
+    cluster masters=2 slaves=1 [links=2] [last_resort=none] [quorum=availability]
+            [relinquish=2000ms]      (quorum=witness: the last node is one)
     boot all | boot n0                 kill n0           (power off: process and kernel)
     run 150ms                          freeze n0 120ms   (the process; the kernel goes on)
     cut n0 n1 300ms | cut n0 all 3000ms | cut all all 3000ms    (both ways, every link)
@@ -17,6 +18,7 @@ the transcript is played, so that no rewrite can make a wrong outcome golden.
     expect owner s0 n2 | expect owner s0 nobody | expect kept s0 n0 | expect fenced s0 n0
     expect served s0 n2 within 180ms   (since the block began; or `any`)
     expect each s0 s1 n3 n4
+    (see `ordering` for: pause, resume, mark-dead, unmark)
     expect recovered s0 n2 | expect recovered nothing | expect killed n0 | expect slaves n2
 """
 
@@ -30,8 +32,9 @@ import msgspec
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import Identity, LastResort, Quorum, State
+from haclusterd.core.model import ClusterSpec, Identity, LastResort, Quorum, State
 from haclusterd.core.state import owns
+from tests.scenarios import ordering
 from tests.sim.checkers import Checkers
 from tests.sim.dramas import calm
 from tests.sim.host import Host
@@ -115,12 +118,7 @@ class Player:
         world.tell = self._hear
         for host in world.hosts:
             host.rng = random.Random(host.me)
-            spec = msgspec.structs.replace(
-                host.spec,
-                quorum=Quorum(options.get("quorum", "majority")),
-                last_resort=LastResort(options.get("last_resort", "masters")),
-            )
-            host.configure(spec)
+            host.configure(spec_with(host.spec, options))
 
     def _hear(self, host: int, what: act.Decided | act.KillFreeswitch) -> None:
         if isinstance(what, act.KillFreeswitch):
@@ -256,11 +254,8 @@ class Player:
     def expect(self, words: list[str]) -> None:
         what, *rest = words
         if not EXPECTATIONS[what](self, rest):
-            raise TranscriptError(f"expected {' '.join(words)}, but {self._whole()}")
-
-    def _whole(self) -> str:
-        owners = {f"s{k}": self.owners(k) for k in range(self.masters)}
-        return f"owners are {owners}, killed {self.killed}, said {self.said[-5:]}"
+            owners = {f"s{k}": self.owners(k) for k in range(self.masters)}
+            raise TranscriptError(f"expected {' '.join(words)}, but {owners}, {self.said[-5:]}")
 
     def expect_owner(self, words: list[str]) -> bool:
         wanted = [] if words[1] == "nobody" else [int(words[1].removeprefix("n"))]
@@ -313,6 +308,21 @@ class Player:
         return same and all(node.slaves == wanted for node in nodes)
 
 
+def spec_with(spec: ClusterSpec, options: dict[str, str]) -> ClusterSpec:
+    """The configuration with what `cluster` was told beside masters, slaves and links."""
+    quorum = Quorum(options.get("quorum", "majority"))
+    *others, last = spec.nodes
+    if quorum is Quorum.WITNESS:
+        last = msgspec.structs.replace(last, witness=True)
+    return msgspec.structs.replace(
+        spec,
+        nodes=(*others, last),
+        quorum=quorum,
+        last_resort=LastResort(options.get("last_resort", "masters")),
+        relinquish_us=duration_us(options.get("relinquish", "0ms")),
+    )
+
+
 def service(name: str) -> int:
     return int(name.removeprefix("s"))
 
@@ -344,6 +354,10 @@ COMMANDS: dict[str, Callable[[Player, list[str]], None]] = {
     "maintenance": Player.maintenance,
     "stop": Player.stop,
     "calls": Player.calls,
+    "pause": ordering.pause,
+    "resume": ordering.resume,
+    "mark-dead": ordering.mark_dead,
+    "unmark": ordering.unmark,
     "expect": Player.expect,
 }
 
@@ -356,6 +370,8 @@ EXPECTATIONS: dict[str, Callable[[Player, list[str]], bool]] = {
     "each": Player.expect_each,
     "killed": Player.expect_killed,
     "slaves": Player.expect_slaves,
+    "paused": ordering.expect_paused,
+    "marked": ordering.expect_marked,
 }
 
 

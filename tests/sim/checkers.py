@@ -18,6 +18,8 @@ from haclusterd.core.state import SENT_TIMES_KEPT, Node, owns
 if TYPE_CHECKING:
     from tests.sim.host import Host
 
+# With `quorum = "availability"` each side of a partition has an owner of its own, and so its calls.
+NOT_WITHOUT_A_MAJORITY = frozenset({"S1", "S2", "S4", "S5", "S10"})
 REPEAT_MAX = 20  # violations kept of one run
 TIMES_KEPT_MAX = 8  # events in a service's timeline
 CLAIMS_MAX = 70  # per service in 70 dead times, however many nodes claim
@@ -37,20 +39,21 @@ class Checkers:
     promised: dict[tuple[int, int, int], Identity] = dataclasses.field(default_factory=dict)
     taken_up: dict[tuple[int, Identity], int] = dataclasses.field(default_factory=dict)
     newest: dict[int, Identity] = dataclasses.field(default_factory=dict)  # winner by service
-    server: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)  # epoch, node
+    server: dict[int, Identity] = dataclasses.field(default_factory=dict)
     carries: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)  # since epoch
     claimed: dict[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
     claims: list[deque[int]] = dataclasses.field(default_factory=list)
-    muted: frozenset[str] = frozenset()  # invariants of two characters that are not reported
+    muted: frozenset[str] = frozenset()  # invariants that are not reported
     changes: int = 0
-    forgot: int = 0  # nodes that ever lost their promises
+    # by service and identity: the nodes that stood by it, and have not forgotten that since
+    witnesses: dict[tuple[int, Identity], set[int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
         self.claims = [deque() for _ in range(self.services)]
 
     def report(self, t_us: int, text: str) -> None:
-        if len(self.violations) < REPEAT_MAX and text[:2] not in self.muted:
+        if len(self.violations) < REPEAT_MAX and text.partition(":")[0] not in self.muted:
             self.violations.append(f"{t_us / 1000:.3f} ms: {text}")
 
     # holders and epochs ---------------------------------------------------------------------
@@ -77,13 +80,14 @@ class Checkers:
         self.changes += 1
         key = (service, identity.epoch)
         before = self.winners.setdefault(key, identity)
-        if before != identity and not self.forgot:
+        if before != identity and self.is_known(service, before):
             self.report(t_us, f"S2: s{service} epoch {identity.epoch}: {before} and {identity}")
         self.winners[key] = identity
         if not hosts:
             return
         newest = self.newest.get(service)
-        if newest is not None and newest.epoch >= identity.epoch and not self.forgot:
+        repeats = newest is not None and newest.epoch >= identity.epoch
+        if newest is not None and repeats and self.is_known(service, newest):
             self.report(t_us, f"S2: s{service} went from epoch {newest.epoch} to {identity.epoch}")
         self.newest[service] = identity
         for host in hosts:
@@ -100,20 +104,29 @@ class Checkers:
         """S3: a node stands by at most one claimant per epoch while it remembers."""
         key = (node, service, identity.epoch)
         before = self.promised.setdefault(key, identity)
+        self.witnesses.setdefault((service, identity), set()).add(node)
         if before != identity:
             self.report(t_us, f"S3: n{node} promised s{service} to {before} and {identity}")
 
     def restart(self, node: int, persisted: tuple[Identity, ...]) -> None:
         """Promises made in the last moments before a crash may not have reached the disk."""
         for key in [k for k in self.promised if k[0] == node and k[2] > persisted[k[1]].epoch]:
-            self.forgot += 1
             del self.promised[key]
+        for (k, identity), nodes in self.witnesses.items():
+            if identity.epoch > persisted[k].epoch:
+                nodes.discard(node)
 
     def forget(self, node: int) -> None:
         """A restart that lost the promises: the hold-down has to make up for it."""
-        self.forgot += 1
         for key in [k for k in self.promised if k[0] == node]:
             del self.promised[key]
+        for nodes in self.witnesses.values():
+            nodes.discard(node)
+
+    def is_known(self, service: int, identity: Identity) -> bool:
+        """Whoever asks a majority meets a node that stood by `identity` and remembers it."""
+        majority = self.nodes // 2 + 1
+        return len(self.witnesses.get((service, identity), ())) > self.nodes - majority
 
     # calls ----------------------------------------------------------------------------------
 
@@ -136,14 +149,14 @@ class Checkers:
         """S4: whoever serves has the calls of the node before it, or takes them up; `here`: its
         FreeSWITCH carries calls of this service."""
         recovered = (service, identity) in self.taken_up
-        epoch, before = self.server.get(service, (0, node))
-        newer = before != node and epoch > self.carries.get((service, node), 0)
-        newer = newer and not self.forgot  # who forgot cannot tell of an owner in between
+        before = self.server.get(service, identity)
+        newer = before.node != node and before.epoch > self.carries.get((service, node), 0)
+        newer = newer and self.is_known(service, before)  # who forgot tells of nobody in between
         if not recovered and (newer or not here):
-            whose = f"n{before} had them" if newer else "they are gone"
+            whose = f"n{before.node} had them" if newer else "they are gone"
             text = f"S4: n{node} serves s{service} at epoch {identity.epoch} without its calls"
             self.report(t_us, f"{text}: {whose}")
-        self.server[service] = (identity.epoch, node)
+        self.server[service] = identity
         self.carries[service, node] = identity.epoch
 
     def ended_foreign(self, t_us: int, node: int, service: int, why: str) -> None:

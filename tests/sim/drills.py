@@ -94,10 +94,12 @@ DRILLS: dict[str, Drill] = {
         calls=True,
         **worlds("cut_node", "power_off", "freeze_long"),
     ),
+    "a grant may have won unheard": Drill(m.grants_of_others_ignored, drama="winner_unheard"),
     "epochs adopted": Drill(m.epochs_not_adopted, drama="blank_claimant"),
     "claim with a majority only": Drill(
         m.claims_without_majority, **worlds("cut_node", ending="minority")
     ),
+    "no claim for silence in a pause": Drill(m.claims_in_a_pause, **worlds("pause", "power_off")),
     # leases and the fence
     "echo restarts the silence timer": Drill(t.echo_without_timer, **worlds("triangle")),
     "lease from the owner's send time": Drill(t.lease_from_hearing, **worlds("late_echoes")),
@@ -135,7 +137,7 @@ NETS: dict[str, Net] = {
         (t.no_flush, t.same_incarnation, t.old_echoes_count),
         "thaw_meets_the_dead",
         "what waited in a socket is thrown away; what comes later echoes the former incarnation, "
-        "of which no send time is known; and a noticed freeze is longer than three beats",
+        "of which no send time is known; and a noticed freeze is longer than three beats (presets)",
     ),
     "fenced after a thaw": Net(
         (t.thaw_unfenced, t.lease_end_unseen),

@@ -82,15 +82,7 @@ class Host(Member):
         self.results: deque[inp.Input] = deque()
         self.actions: deque[Any] = deque()
         self.passed = False  # the stop before the next action has been
-
-    # time -----------------------------------------------------------------------------------
-
-    def local(self, t: int) -> int:
-        return self.offset + t + t * self.ppm // 1_000_000
-
-    def true(self, local: int) -> int:
-        """The first true time at which this clock shows `local`."""
-        return -((self.offset - local) * 1_000_000 // (1_000_000 + self.ppm)) + 1
+        self.deadline_us = 0  # the core's next deadline, if this turn has asked for it already
 
     # life -----------------------------------------------------------------------------------
 
@@ -119,6 +111,7 @@ class Host(Member):
         self.todo.extend(self._staged_before())
         self.todo.extend(self._remembered(remember))
         self.telephony.boot()
+        self.world.operators.boot(self, t, remember)
         self.schedule(t)
 
     def kill(self, t: int, power: bool) -> None:
@@ -178,8 +171,9 @@ class Host(Member):
 
     def give(self, t: int, event: inp.Input) -> None:
         if self.alive:
-            if isinstance(event, inp.SwitchoverRequested | inp.MaintenanceRequested):
-                self.asked.add(event.request)
+            request = getattr(event, "request", -1)
+            if request >= 0:
+                self.asked.add(request)
             self.todo.append(event)
             self.run(t, self.life)
 
@@ -212,13 +206,15 @@ class Host(Member):
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        at = max(self.true(next_deadline_us(self.node)), t + 1)
+        deadline_us, self.deadline_us = self.deadline_us, 0
+        at = max(self.true(deadline_us or next_deadline_us(self.node)), t + 1)
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
 
     def _begin_turn(self, t: int) -> None:
         self.busy, self.ticked, self.unread = True, False, True
+        self.deadline_us = 0
         self.now_us = now = self.local(t)
         gap = now - self.last_turn
         self.last_turn = now
@@ -262,11 +258,15 @@ class Host(Member):
             elif self.unread:
                 self._read()
                 continue
-            elif not self.ticked and not self.queue and self.now_us >= next_deadline_us(node):
+            elif self.ticked or self.queue:
+                return True
+            else:
+                deadline_us = next_deadline_us(node)
+                if self.now_us < deadline_us:
+                    self.deadline_us = deadline_us
+                    return True
                 self.ticked = True
                 event = inp.Tick()
-            else:
-                return True
             actions.extend(step(node, event, self.now_us)[1])
 
     def _is_stopped(self, t: int, action: act.Action) -> bool:
@@ -364,6 +364,9 @@ class Host(Member):
     def _end_calls(self, action: act.EndCalls) -> None:
         self.telephony.end_calls(action)
 
+    def _relinquish(self, action: act.Relinquish) -> None:
+        self.world.operators.relinquish(self, action)
+
     def _answered(self, action: act.Answered) -> None:
         self.asked.discard(action.request)
 
@@ -382,6 +385,7 @@ _DO: dict[type, Callable[[Host, Any], None]] = {
     act.FlushSockets: Host._flush,
     act.PeerCurrent: Host._current,
     act.Persist: Host._persist,
+    act.Relinquish: Host._relinquish,
     act.Decided: Host._decided,
     act.KillFreeswitch: Host._kill_freeswitch,
     act.Recover: Host._recover,

@@ -45,6 +45,7 @@ def prepare(world: World, rng: random.Random) -> None:
     world.healed_us = world.now
     world.nemesis.heal()
     world.network.heal()
+    world.operators.resume_all(world.now)
     world.outside = set(nodes) - left
     changes.see_through(world)
     for host in world.hosts:
@@ -66,6 +67,7 @@ def _mend(world: World, host: Host) -> None:
     host.thaw_at = 0
     host.telephony.up = host.telephony.agent_up = True
     host.todo.append(AgentChanged(True))
+    world.operators.tell(host, t)
     host.todo.extend(CarrierChanged(k, True) for k in range(world.swarm.services))
     host.telephony.report()
     host.give(t, MaintenanceRequested(2, False))
@@ -126,10 +128,15 @@ def what_is_not_whole(world: World) -> list[str]:
         return found + _nobody_serves(world, left)
     for k in range(world.swarm.services):
         found += _service(k, left)
+    found += [f"V4: n{h.me} stands as marked dead" for h in left if _is_marked(h, left)]
     hashes = {h.node.rank_hash for h in left if h.node}
     if len(hashes) > 1:
         found.append(f"V3: {len(hashes)} different rankings: {[_slaves(h) for h in left]}")
     return found
+
+
+def _is_marked(host: Host, left: list[Host]) -> bool:
+    return any(h.node is not None and host.me in h.node.marked for h in left)
 
 
 def _slaves(host: Host) -> tuple[int, ...]:

@@ -43,10 +43,13 @@ class Member:
     stopping: bool
     life: int
     thaw_at: int
+    offset: int  # of this machine's clock
+    ppm: int
 
     def _belong(self, spec: ClusterSpec) -> None:
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.owned: tuple[int, ...] = ()
+        self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.disk = Disk(spec)
         self.file = spec  # the configuration file that lies on this host
         self.old = False  # knows version 1 of the wire only
@@ -57,7 +60,11 @@ class Member:
         self._count_by(spec)
 
     def local(self, t: int) -> int:
-        raise NotImplementedError
+        return self.offset + t + t * self.ppm // 1_000_000
+
+    def true(self, local: int) -> int:
+        """The first true time at which this clock shows `local`."""
+        return -((self.offset - local) * 1_000_000 // (1_000_000 + self.ppm)) + 1
 
     def give(self, t: int, event: inp.Input) -> None:
         raise NotImplementedError
@@ -203,9 +210,9 @@ class Member:
             if identity != NOBODY and identity.node >= 0:
                 where = self.globally(identity)
                 self.world.checkers.promise(self.world.now, self.me, k, where)
-        delay = self.rng.randrange(PERSIST_US_MAX)
+        self.written_at = max(self.written_at, self.world.now + self.rng.randrange(PERSIST_US_MAX))
         kept = tuple(map(self.globally, action.promises))
-        self.world.at(self.world.now + delay, self._persisted, (self.life, kept, action.owned))
+        self.world.at(self.written_at, self._persisted, (self.life, kept, action.owned))
 
     def _persisted(self, t: int, what: tuple[int, tuple[Identity, ...], tuple[int, ...]]) -> None:
         if what[0] == self.life and self.alive:

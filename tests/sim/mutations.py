@@ -10,7 +10,7 @@ from typing import Any
 
 from haclusterd.core import claimant, detector, moves, node, owner, standing, state, voter
 from haclusterd.core.actions import Action
-from haclusterd.core.model import NOBODY, ClusterSpec, Identity, State
+from haclusterd.core.model import NOBODY, ClusterSpec, Identity, Release, State
 from haclusterd.core.state import NEVER, Claim, Node, Service
 from haclusterd.core.takeover import TABLE, Event, Row
 
@@ -154,6 +154,17 @@ def release_before_stop() -> None:
         effects = (*row.effects, "publish_release")
         TABLE[key] = Row(row.number, row.state, row.event, row.next, effects, row.text)
 
+    def publish(n: Node, k: int, s: Service, now_us: int, out: list[Action]) -> None:
+        s.release, s.released_us = Release(k, s.identity, s.moving_to), now_us
+
+    moves._EFFECTS["publish_release"] = publish
+
+
+def claims_in_a_pause() -> None:
+    """In a pause nobody claims for silence: here the pause is forgotten."""
+    patch(claimant, "waits_for_resume", lambda n, service, now_us: False)
+    patch(voter, "withholds", lambda n, service, who, now_us: False)
+
 
 def hold_down_waived_for_release() -> None:
     """The hold-down holds for a RELEASE as well: here it waives that, too."""
@@ -282,6 +293,17 @@ def lapsed_owner_not_first() -> None:
 def reclaims_in_spite_of_a_successor() -> None:
     """Reclaim only while no higher epoch was owned: nobody tells, nobody asks."""
     patch(voter, "_hear_of_successor", lambda *args: None)
+
+
+def grants_of_others_ignored() -> None:
+    """What a voter granted may have won unheard: here only what this node granted itself may."""
+    true = claimant._may_have_been_owned_since
+
+    def since(n: Node, k: int, service: Service, now_us: int) -> Identity:
+        found = true(n, k, service, now_us)
+        return found if found == service.promise else NOBODY
+
+    patch(claimant, "_may_have_been_owned_since", since)
 
 
 def claims_without_majority() -> None:

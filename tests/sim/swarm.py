@@ -11,11 +11,13 @@ import msgspec
 from haclusterd.core.model import (
     AddressSpec,
     ClusterSpec,
+    LastResort,
     NodeSpec,
+    Quorum,
     ServiceSpec,
     Timing,
 )
-from tests.sim.faults import KINDS
+from tests.sim.orders import ALL_KINDS
 
 LAN = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 2_000_000)
 WAN = Timing(
@@ -56,6 +58,9 @@ class Swarm:
     kinds: tuple[str, ...]  # faults this seed uses
     damage: float = 0.0  # chance of a damaged datagram, where beats go through the wire
     ending: str = "whole"  # what is left for the liveness phase, see `liveness`
+    quorum: Quorum = Quorum.MAJORITY  # WITNESS: the last node only votes
+    last_resort: LastResort = LastResort.MASTERS
+    relinquish_us: int = 0
     members: int = 0  # voters at first, the other nodes being spare; 0 for all
     old: tuple[int, ...] = ()  # nodes that know version 1 of the wire only
 
@@ -67,10 +72,10 @@ def draw_swarm(rng: random.Random) -> Swarm:
     quick = rng.random() < 0.5
     scale = timing.heartbeat_us // 25_000
     share = rng.choice((0.25, 0.5))
-    kinds = tuple(k for k in KINDS if rng.random() < share) or ("crash",)
+    kinds = tuple(k for k in ALL_KINDS if rng.random() < share) or ("crash",)
     ppm = 4_500 if timing is TIGHT else 9_000
     through_wire = rng.random() < 0.1
-    return Swarm(
+    swarm = Swarm(
         nodes=nodes,
         links=rng.choice((1, 2, 2, 3)),
         services=rng.choice((1, 1, 2)) if nodes < 5 else rng.choice((1, 2, 3)),
@@ -89,6 +94,28 @@ def draw_swarm(rng: random.Random) -> Swarm:
         damage=rng.choice((0.002, 0.02)) if through_wire else 0.0,
         ending=rng.choice(("whole", "whole", "core", "core", "minority")),
     )
+    return with_policies(swarm, rng)
+
+
+def with_policies(swarm: Swarm, rng: random.Random) -> Swarm:
+    """The seed's quorum policy, and what goes with it; most have a majority and nothing else."""
+    quorum = rng.choice((Quorum.MAJORITY,) * 6 + (Quorum.WITNESS, Quorum.AVAILABILITY))
+    services = swarm.services
+    if quorum is Quorum.WITNESS:
+        services = min(services, swarm.nodes - 1)
+    swarm = dataclasses.replace(
+        swarm,
+        quorum=quorum,
+        services=services,
+        last_resort=rng.choice((LastResort.MASTERS, LastResort.MASTERS, LastResort.NONE)),
+        relinquish_us=rng.choice((0, 0, 20)) * swarm.timing.dead_us,
+    )
+    if quorum is Quorum.AVAILABILITY and swarm.ending == "minority":
+        swarm = dataclasses.replace(swarm, ending="core")
+    if "mark_dead" not in swarm.kinds or quorum is Quorum.AVAILABILITY:
+        return swarm
+    # Marked nodes come back where they hear the others, and nobody else is left outside for good.
+    return dataclasses.replace(swarm, ending="whole", loss=min(swarm.loss, 0.1))
 
 
 def swarm_of_changes(seed: int) -> Swarm:
@@ -102,7 +129,9 @@ def swarm_of_changes(seed: int) -> Swarm:
         nodes=nodes,
         members=rng.choice((3, 3, 4, 5)),
         services=min(plain.services, 2),
-        kinds=plain.kinds + ("reconfigure",) * max(1, len(plain.kinds) // 2),
+        kinds=tuple(k for k in plain.kinds if k != "mark_dead")
+        + ("reconfigure",) * max(1, len(plain.kinds) // 2),
+        quorum=Quorum.MAJORITY,
         ending="whole",
         rates_ppm=tuple(rng.choice((-ppm, ppm, rng.randrange(-ppm, ppm))) for _ in range(nodes)),
     )
@@ -127,7 +156,12 @@ def spec_for(swarm: Swarm, me: int) -> ClusterSpec:
 def spec_of(swarm: Swarm, members: tuple[int, ...], revision: int, me: int) -> ClusterSpec:
     """The configuration of one set of voters, as node `me` (-1 in it, if it is not) reads it."""
     nodes = tuple(
-        NodeSpec(f"n{i}", tuple(f"10.{x}.0.{i + 1}" for x in range(swarm.links))) for i in members
+        NodeSpec(
+            f"n{i}",
+            tuple(f"10.{x}.0.{i + 1}" for x in range(swarm.links)),
+            witness=swarm.quorum is Quorum.WITNESS and i == swarm.nodes - 1,
+        )
+        for i in members
     )
     services = tuple(
         ServiceSpec(
@@ -147,6 +181,9 @@ def spec_of(swarm: Swarm, members: tuple[int, ...], revision: int, me: int) -> C
         services,
         swarm.timing,
         config_hash=zlib.crc32(repr((members, revision)).encode()) if changed else 0,
+        quorum=swarm.quorum,
+        last_resort=swarm.last_resort,
         freeswitch=swarm.freeswitch,
+        relinquish_us=swarm.relinquish_us,
         revision=revision,
     )

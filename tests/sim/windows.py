@@ -128,6 +128,8 @@ def crossed_nonces(seed: int) -> list[str]:
     no_candidates(world, (early, late, third))
     all_but = [claimant, early, late, third]
     connect(world, [(a, b) for a in all_but for b in all_but if a < b])
+    world.hosts[owner].kill(world.now, power=True)
+    world.at(world.now + 1_000 * MS, start_again, world.hosts[owner])
 
     def heard(host: int, row: str) -> None:
         reborn = world.hosts[claimant].life > 1
@@ -170,6 +172,27 @@ def claims_of_one_epoch(seed: int) -> list[str]:
 
     watch(world, heard)
     world.play_until(world.now + 1_000 * MS)
+    return list(world.checkers.violations)
+
+
+def winner_unheard(seed: int) -> list[str]:
+    """A slave wins and is cut off before anybody hears it own. The former owner meets the voter
+    that granted this: it may not go on with calls that may have been another's since (S4)."""
+    world, rng = begin(seed, 3)
+    owner = owners_of(world)[0]
+    cut(world, [(owner, n) for n in others(world, owner)])
+    won: list[int] = []
+
+    def heard(host: int, row: str) -> None:
+        if row == "T201" and not won:
+            won.append(host)
+            (voter,) = others(world, owner, host)
+            cut(world, [(host, voter)])
+            back_us = world.now + rng.randrange(1, 90) * MS
+            world.at(back_us, partial(_join, world), [(owner, voter)])
+
+    watch(world, heard)
+    world.play_until(world.now + 1_500 * MS)
     return list(world.checkers.violations)
 
 
@@ -363,6 +386,7 @@ WINDOWS: dict[str, Callable[[int], list[str]]] = {
         grants_after_the_next,
         crossed_nonces,
         claims_of_one_epoch,
+        winner_unheard,
         release_after_a_restart,
         words_of_the_dead,
         late_words,

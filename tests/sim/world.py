@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from haclusterd.core.actions import Decided, KillFreeswitch, Recover
+from haclusterd.core.model import Quorum
 from tests.sim import liveness
-from tests.sim.checkers import Checkers
+from tests.sim.checkers import NOT_WITHOUT_A_MAJORITY, Checkers
 from tests.sim.host import Host
 from tests.sim.nemesis import Nemesis, Plan
 from tests.sim.network import Network
+from tests.sim.orders import Operators
 from tests.sim.swarm import Swarm, draw_swarm, spec_for
 
 if TYPE_CHECKING:
@@ -60,12 +62,16 @@ class World:
         self.recoveries: list[tuple[int, int, Recover]] = []
         swarm = self.swarm
         self.checkers = Checkers(swarm.nodes, swarm.services, swarm.timing.dead_us)
+        if swarm.quorum is Quorum.AVAILABILITY:
+            self.checkers.muted = NOT_WITHOUT_A_MAJORITY
         self.network = Network(self, swarm, random.Random(rng.random()))
         self.hosts = [
             Host(self, i, spec_for(swarm, i), random.Random(rng.random()), ppm)
             for i, ppm in enumerate(swarm.rates_ppm)
         ]
         self.network.attach(self.hosts)
+        self.operators = Operators(self)
+        self.operators.attach(self.hosts)
         members = tuple(range(swarm.members or swarm.nodes))
         self.sets.append(members)
         self.retired.update(set(range(swarm.nodes)) - set(members))
@@ -109,7 +115,9 @@ class World:
             host.run(t, host.life)
 
     def is_outside(self, host: Host) -> bool:
-        return host.me in self.outside or host.me in self.retired
+        """It is not to be started (again)."""
+        gone = self.outside | self.operators.burnt | self.retired
+        return host.me in gone
 
     def play_until(self, end: int) -> None:
         """Let the world go on up to true time `end` (us), or to the first violation."""
@@ -162,6 +170,8 @@ class World:
             self.checkers.won(self.now, what.service, host.globally(service.identity), hosts)
         elif what.row in _CLAIMS:
             self.checkers.claim(host.true(what.at_us), host.me, host.life, what.service)
+            if what.row == "T101" and late_us <= LATE_US:
+                self.operators.check_claim(host, what.service, self.now)
         elif what.row == "T301" and late_us <= LATE_US:
             here = host.telephony.has(what.service)
             whose = host.globally(service.identity)

@@ -12,7 +12,7 @@ import pytest
 from haclusterd.agent import operators as module
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators, Order
-from haclusterd.core.actions import Answered
+from haclusterd.core.actions import Answered, Relinquish
 from haclusterd.core.inputs import FromAgent, MaintenanceRequested, SwitchoverRequested
 from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import FakeSwitch, spec, view
@@ -190,3 +190,38 @@ async def test_maintenance_of_another_node_goes_there(bench: Bench) -> None:
 async def test_without_a_view_there_is_nothing_to_order(bench: Bench) -> None:
     operators = Operators(spec(), History(), lambda: None, bench.sent.append)
     assert "try again" in await refused(operators.switchover("east", None))
+
+
+async def test_b19_what_heart_relinquishes_is_a_switchover_with_its_calls(bench: Bench) -> None:
+    bench.operators.relinquish(Relinquish(0, 2))
+    await asyncio.gather(*bench.operators._relinquishing)
+    assert bench.sent == [SwitchoverRequested(1, 0, 2)]
+    assert bench.switch.done == [PAUSED]
+
+
+async def test_b19_what_stands_in_the_way_is_said_and_nothing_moves(bench: Bench) -> None:
+    bench.mesh.acked = False
+    bench.operators.relinquish(Relinquish(0, 2))
+    await asyncio.gather(*bench.operators._relinquishing)
+    assert bench.sent == []
+    assert bench.switch.done == [PAUSED, LIFTED]
+    (said,) = [d for d in bench.operators._history.last() if d.row == "A25"]
+    assert said.text.startswith("fs-a keeps east, which it was to relinquish: no standby has")
+
+
+async def test_ml10_maintenance_is_kept_before_heart_hears_of_it(bench: Bench) -> None:
+    kept: list[tuple[bool, int, int]] = []
+
+    async def keep(on: bool, left_us: int) -> None:
+        kept.append((on, left_us, len(bench.sent)))
+        if not on:
+            raise OperatorError("not done: the disk is full")
+
+    bench.operators.keep_maintenance = keep
+    await bench.operators.maintenance(True, None, 90_000_000)
+    assert kept == [(True, 90_000_000, 0)]
+    assert bench.sent == [MaintenanceRequested(1, True, 90_000_000)]
+    assert await refused(bench.operators.maintenance(False, None)) == "not done: the disk is full"
+    assert len(bench.sent) == 1
+    await bench.operators.maintenance(True, "fs-c", 5)
+    assert msgspec.json.decode(bench.mesh.asked[0][2], type=Order) == Order(on=True, left_us=5)

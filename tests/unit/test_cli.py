@@ -176,7 +176,7 @@ def test_parameters_reach_the_daemon(daemon: FakeDaemon, capsys: Printed) -> Non
     main(["report", "7"])
     assert [(r["method"], r["params"]) for r in daemon.requests] == [
         ("switchover", {"service": "east", "to": ""}),
-        ("maintenance", {"on": False, "node": "fs-c"}),
+        ("maintenance", {"on": False, "node": "fs-c", "for_s": 0}),
         ("calls", {"at_risk": True, "limit": 5}),
         ("report", {"which": "7"}),
     ]

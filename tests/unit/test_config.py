@@ -113,6 +113,13 @@ BAD: list[tuple[str, str, str, str, str]] = [
     ('"majority"', '"witness"', "cluster.quorum", "no node is one", "witness = true"),
     ('"majority"', '"most"', "cluster.quorum", "not known", '"availability"'),
     ('"majority"', '"majority"\nlast_resort = "all"', "cluster.last_resort", "known", '"none"'),
+    (
+        '"majority"',
+        '"majority"\nlast_resort = "none"\nrelinquish = true',
+        "cluster.relinquish",
+        "more than one",
+        '"masters"',
+    ),
     ('"cluster.key"', '"{node}.key"', "cluster.key_file", "no sense", "remove"),
     ('"cluster.key"', '"{host}.key"', "cluster.key_file", "{host}", "{node}"),
     ('"cluster.key"', '"fs-a.key"', "node[fs-a].id", "taken", "another id"),

@@ -130,6 +130,56 @@ def test_claimant_that_grants_another_gives_its_own_claim_up() -> None:
     assert bench.service.claim is None
 
 
+def test_lapsed_owner_that_hears_of_anothers_grant_ends_its_calls() -> None:
+    """The voter does not know whether that claim won, and the claimant is not heard (S4)."""
+    bench = owner_cut_off()
+    granted = Identity(bench.service.promise.epoch + 1, 1, 77)
+    bench.keep_hearing(40, (2, entry(granted)))
+    assert bench.stands_in(State.LAPSED), "it listens for two beats"
+    bench.keep_hearing(50, (2, entry(granted)))
+    (lost,) = [what for what in bench.said if what.row == "T505"]
+    assert lost.text == f"n0 lost s0 while fenced: n1 owns it at epoch {granted.epoch}"
+    assert "T501" not in bench.rows
+
+
+def test_lapsed_owner_keeps_its_calls_when_the_claimant_says_that_nothing_came_of_it() -> None:
+    bench = owner_cut_off()
+    mine = bench.service.promise
+    granted = Identity(mine.epoch + 1, 1, 77)
+    bench.keep_hearing(20, (2, entry(granted)))
+    bench.keep_hearing(40, (2, entry(granted)), (1, entry(granted, held=mine.epoch)))
+    assert "T501" in bench.rows
+    assert "T505" not in bench.rows
+
+
+def test_lapsed_owner_does_not_believe_a_claimant_that_forgot_its_claim() -> None:
+    """It crashed before its promise was on the disk; until then it may have served."""
+    bench = owner_cut_off()
+    mine = bench.service.promise
+    granted = Identity(mine.epoch + 1, 1, 77)
+    bench.keep_hearing(90, (2, entry(granted)), (1, entry(mine, held=mine.epoch)))
+    assert "T505" in bench.rows
+    assert "T501" not in bench.rows
+
+
+def test_restarted_claimant_says_that_its_claim_may_have_won() -> None:
+    """The win may not have reached the disk, as its promise did."""
+    own, other = Identity(5, 0, 9), Identity(5, 1, 9)
+    for promise, owned in ((other, 3), (own, 5)):
+        bench = Bench()
+        bench.give(inp.Restored((promise,), (3,)))
+        assert bench.service.owned_epoch == owned
+
+
+def test_lapsed_owner_does_not_wait_for_a_claim_that_goes_on_and_on() -> None:
+    bench = owner_cut_off()
+    granted = Identity(bench.service.promise.epoch + 1, 1, 77)
+    bench.keep_hearing(260, (1, entry(granted, State.CLAIMING)))
+    assert "V1" in bench.rows
+    assert "T505" in bench.rows
+    assert "T501" not in bench.rows
+
+
 def test_owner_is_not_unseated_by_hearsay_of_a_later_owner() -> None:
     """It counts on from there; it yields to an owner that it hears, or when its lease ends."""
     bench = Bench()

@@ -173,3 +173,19 @@ def test_a_node_with_an_odd_configuration_is_ready_for_nothing() -> None:
     assert not any(e.ready for e in entries(bench.node))
     bench.pass_ms(30)
     assert roles(bench)[0] == "failed"
+
+
+def test_a_witness_that_lives_is_no_slave() -> None:
+    """The contract has no word for it: `witness` tells, its role is that of who stands aside."""
+    nodes = spec_of().nodes
+    witness = msgspec.structs.replace(nodes[2], witness=True)
+    bench = Bench(spec_of(nodes=3, quorum=Quorum.WITNESS)).after_hold_down()
+    bench.node.spec = msgspec.structs.replace(bench.spec, nodes=(nodes[0], nodes[1], witness))
+    bench.hear(2, flags=int(Flag.STARTING))
+    assert roles(bench)[2] == "starting"
+    bench.keep_hearing(100, (2, STANDBY))
+    shown = seen(bench).nodes[2]
+    assert (shown.role, shown.witness, shown.rank) == ("maintenance", True, -1)
+    assert "maintenance" not in alarms(bench)
+    bench.pass_ms(200)
+    assert roles(bench)[2] == "dead"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import hmac
@@ -167,7 +168,7 @@ def certificate(tmp_path: Path) -> Callable[[], tuple[Path, Path]]:
 
 
 class MailServer(socketserver.TCPServer):
-    """Just enough of SMTP. `refuse`: what it answers to RCPT."""
+    """Just enough of SMTP. `refuse`: what it answers to RCPT; `tls`: how it speaks TLS."""
 
     allow_reuse_address = True
 
@@ -175,7 +176,9 @@ class MailServer(socketserver.TCPServer):
         super().__init__(("127.0.0.1", 0), MailSession)
         self.mails: list[str] = []
         self.recipients: list[str] = []
+        self.passwords: list[str] = []
         self.refuse = ""
+        self.tls: ssl.SSLContext | None = None
 
 
 class MailSession(socketserver.StreamRequestHandler):
@@ -185,23 +188,48 @@ class MailSession(socketserver.StreamRequestHandler):
         self.say("220 mail.example.org")
         while line := self.rfile.readline().decode().strip():
             verb = line[:4].upper()
-            if verb == "DATA":
-                self.say("354 go on")
-                text = b""
-                while not text.endswith(b"\r\n.\r\n"):
-                    text += self.rfile.readline()
-                self.server.mails.append(text.decode())
-            if verb == "RCPT":
-                self.server.recipients.append(line)
-                if self.server.refuse:
-                    self.say(self.server.refuse)
-                    continue
-            self.say("221 bye" if verb == "QUIT" else "250 fine")
             if verb == "QUIT":
+                self.say("221 bye")
                 return
+            getattr(self, f"on_{verb.lower()}", self.fine)(line)
 
     def say(self, text: str) -> None:
         self.wfile.write(text.encode() + b"\r\n")
+
+    def fine(self, line: str) -> None:
+        self.say("250 fine")
+
+    def on_ehlo(self, line: str) -> None:
+        offers = "AUTH PLAIN" if isinstance(self.connection, ssl.SSLSocket) else "HELP"
+        self.say(f"250-mail.example.org\r\n250-STARTTLS\r\n250 {offers}")
+
+    def on_star(self, line: str) -> None:
+        if self.server.tls is None:
+            self.say("454 not now")
+            return
+        self.say("220 go on")
+        self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
+        self.setup_files()
+
+    def setup_files(self) -> None:
+        self.rfile = self.connection.makefile("rb")
+        self.wfile = self.connection.makefile("wb", 0)
+
+    def on_auth(self, line: str) -> None:
+        self.server.passwords.append(base64.b64decode(line.split()[-1]).decode())
+        self.say("235 welcome" if "s3cret" in self.server.passwords[-1] else "535 who are you")
+
+    def on_data(self, line: str) -> None:
+        self.say("354 go on")
+        text = b""
+        while not text.endswith(b"\r\n.\r\n"):
+            text += self.rfile.readline()
+        self.server.mails.append(text.decode())
+        self.say("250 fine")
+
+    def on_rcpt(self, line: str) -> None:
+        self.server.recipients.append(line)
+        self.say(self.server.refuse or "250 fine")
 
 
 @pytest.fixture
@@ -238,6 +266,29 @@ async def test_a_refused_recipient(mail_server: MailServer, answer: str, attempt
     done = await through(hook, MESSAGE)
     assert answer[:3] in done.problems["pager"]
     assert len(mail_server.recipients) == attempts
+
+
+@pytest.mark.parametrize(("password", "problem"), [("s3cret", ""), ("wrong", "535")])
+async def test_a_login_goes_through_tls(
+    mail_server: MailServer, tmp_path: Path, certificate: Callable[[], tuple[Path, Path]],
+    password: str, problem: str,
+) -> None:  # fmt: skip
+    crt, key = certificate()
+    mail_server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    mail_server.tls.load_cert_chain(crt, key)
+    (tmp_path / "smtp").write_text(password)
+    hook = dataclasses.replace(
+        by_mail(mail_server), smtp_host="localhost", smtp_tls="starttls", ca_file=crt,
+        smtp_user="ha", smtp_password_file=tmp_path / "smtp",
+    )  # fmt: skip
+    done = await through(hook, MESSAGE)
+    assert problem in done.problems.get("pager", "")
+    assert bool(problem) == bool(done.problems)
+    assert mail_server.passwords == [f"\0ha\0{password}"], "and a refused one is final"
+    assert len(mail_server.mails) == (not problem)
+    untrusted = await through(dataclasses.replace(hook, ca_file=None, retries=0), MESSAGE)
+    assert "certificate" in untrusted.problems["pager"].lower()
+    assert len(mail_server.passwords) == 1, "no password for a server that nobody vouches for"
 
 
 def test_a_hostile_text_adds_no_header_to_a_mail() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from haclusterd.agent import child, dns, schema, status
@@ -32,6 +33,14 @@ _ABSENT = "" if shutil.which("named") else "no BIND: apt-get install bind9 (scri
 
 def seen(owners: dict[str, tuple[str, int]]) -> schema.Status:
     return status.status(view(owners), schema.Sync("in-sync", 0), {})
+
+
+def with_ipv6(found: schema.Status) -> schema.Status:
+    """The first service has an IPv6 address, too."""
+    first, *others = found.services
+    addresses = [*first.addresses, "2001:db8::a/64 dev eth0"]
+    first = msgspec.structs.replace(first, addresses=addresses)
+    return msgspec.structs.replace(found, services=[first, *others])
 
 
 def wanted(record: Record) -> tuple[str, ...] | None:
@@ -187,11 +196,17 @@ async def test_bind_holds_the_addresses_in_service(bind: Bind) -> None:
     assert (record.problem, record.failures) == ("", 0)
     assert bind.answers("sip", "A") == ["203.0.113.10", "203.0.113.11"], "and not 192.0.2.99"
     assert bind.answers("sip", "TXT") == ['"keep"'], "what is not ours stays"
+    names = Names([bind.spec()], lambda: None)
+    names.start()
+    names.look(with_ipv6(seen(BOTH)), True, 0.0)
+    await until(names)
+    assert bind.answers("sip", "AAAA") == ["2001:db8::a"]
     names = Names([bind.spec(hold_ms=0)], lambda: None)
     names.start()
     names.look(seen({"west": ("fs-b", 3)}), True, 0.0)
     await until(names)
     assert bind.answers("sip", "A") == ["203.0.113.11"]
+    assert bind.answers("sip", "AAAA") == [], "its service is not served"
 
 
 @pytest.mark.timeout(60)

@@ -153,3 +153,20 @@ def test_availability_may_overlap() -> None:
     fate = ask(recordings, 1, Failure(links=(0, 1))).services[0]
     assert fate.outcome == "overlapping"
     assert fate.also == ("n1",)
+
+
+def test_a_pause_is_simulated_with_the_rest_and_named() -> None:
+    recordings = cluster(*CALM, "pause n1", "run 900ms")
+    fate = ask(recordings, 2, Failure(nodes=(0,))).services[0]
+    assert (fate.outcome, fate.owner) == ("unserved", None)
+    assert fate.reason == "the cluster is paused by an operator: nothing moves by itself"
+    stopped = ask(recordings, 2, Failure(stops=(0,))).services[0]
+    assert (stopped.outcome, stopped.owner) == ("moved", "n2")
+
+
+def test_a_node_marked_dead_has_no_vote_in_what_if_either() -> None:
+    recordings = cluster(*CALM, "kill n0", "run 1000ms", "mark-dead n0 n1", "run 1000ms")
+    answer = ask(recordings, 1, Failure(nodes=(2,)))  # two of three
+    assert {fate.owner for fate in answer.services} <= {"n1", "n3"}
+    answer = ask(recordings, 1, Failure(nodes=(2, 3)))
+    assert "1 of 3 voters reach each other, 2 are needed" in answer.services[0].reason

@@ -11,6 +11,7 @@ from haclusterd.agent.clock import now_us, wall_text
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import Operators
+from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Word
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
@@ -120,6 +121,9 @@ class Large:
         self.reports = Reports(None)
         self.traces = Traces(spec(), Path("none"), lambda message: None)
         self.operators = Operators(spec(), self.history, lambda: self.now, lambda message: None)
+        self.orders = Orders(
+            spec(), Path("none"), lambda: self.now, self.operators.ask, lambda message: None
+        )
         self.told = [] if quiet else [
             report(1, timeline=[schema.Moment(at, event) for event, at in TIMELINE_EXIT],
                    outage_ms=3.4, service="oslo-1", from_="fs-09", to="fs-11", epoch=3,

@@ -149,6 +149,18 @@ def test_nothing_scrolls_sideways(page: tuple[Browser, Served], size: tuple[int,
     assert browser.run("document.documentElement.scrollWidth") <= size[0]
 
 
+def test_no_name_is_squeezed(page: tuple[Browser, Served]) -> None:
+    """A name that is broken in three lines cannot be read at a glance."""
+    browser, _ = page
+    for size in SIZES:
+        browser.size(size)
+        browser.run("new Promise((done) => setTimeout(done, 1300))")
+        squeezed = browser.run("""[...document.querySelectorAll('.card .name')]
+            .filter((one) => one.getBoundingClientRect().height > 46)
+            .map((one) => one.textContent)""")
+        assert squeezed == [], size
+
+
 def test_labels_of_a_timeline_do_not_touch(page: tuple[Browser, Served]) -> None:
     browser, _ = page
     for size in SIZES:

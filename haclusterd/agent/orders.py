@@ -1,0 +1,348 @@
+"""Orders for the whole cluster: pause, resume, nodes marked dead; and this node's maintenance.
+
+Each is on disk here, then with heart, then with every other agent that can be reached, before the
+operator hears that it is done. Agents that were not reached hear of it when they ask (`peers`).
+What the orders mean is the core's; how copies come to agree is `core.agreed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from haclusterd.agent.clock import now_us
+from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.orders_file import (
+    FILE_NAME,
+    FORMAT,
+    Kept,
+    Maintenance,
+    OrdersFileError,
+    read,
+    write,
+)
+from haclusterd.agent.schema import PARTLY, USAGE
+from haclusterd.core.actions import Answered
+from haclusterd.core.agreed import NAME_MAX, Agreed, AgreedWord
+from haclusterd.core.inputs import FromAgent, MaintenanceRequested
+from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
+from haclusterd.core.orders import span
+from haclusterd.core.view import NodeView, View
+from haclusterd.files import boot_id
+from haclusterd.sync.rpc import RequestFailed
+
+log = logging.getLogger(__name__)
+
+METHOD = "orders"
+HEARS = "hears"
+PEER_MS = 3000
+KEEP_AGAIN_US = 60_000_000  # what is left of a time, anew: a restart of the host costs no more
+YES, NO = b"yes", b"no"
+_DEAD = ("dead", "left")
+
+
+class Mesh(Protocol):
+    """What is needed of the replicator here."""
+
+    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes: ...
+    def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None: ...
+
+
+Ask = Callable[[Callable[[int], FromAgent]], Awaitable[Answered]]
+
+
+class Orders:
+    """`ask` puts a request to heart and waits; `send` tells it without one."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        state_dir: Path,
+        view: Callable[[], View | None],
+        ask: Ask,
+        send: Callable[[FromAgent], None],
+    ) -> None:
+        self._spec = spec
+        self._path = state_dir / FILE_NAME
+        self._view = view
+        self._ask = ask
+        self._send = send
+        self._agreed = Agreed(spec)
+        self._maintenance = Maintenance()
+        self._maintenance_end_us = 0
+        self._mesh: Mesh | None = None
+        self._lock = asyncio.Lock()
+        self._kept_us = 0
+        self._work: asyncio.Task[None] | None = None
+        self.problem = ""
+
+    # -- life --
+
+    def load(self) -> None:
+        """Read what was kept and tell heart, before anything else is said to it."""
+        now = now_us()
+        try:
+            kept = read(self._path, self._spec.name, now)
+        except OrdersFileError as error:
+            self.problem = str(error)
+            log.error("%s", error)
+            return
+        self._kept_us = now
+        if kept is None:
+            return
+        self._agreed.merge(kept.agreed, now)
+        self._tell()
+        if kept.maintenance.on:
+            self._note_maintenance(kept.maintenance, now)
+            self._send(MaintenanceRequested(-1, True, kept.maintenance.left_us))
+
+    def join(self, mesh: Mesh) -> None:
+        """Take and give orders over the mesh."""
+        self._mesh = mesh
+        mesh.register(METHOD, self._asked)
+        mesh.register(HEARS, self._asked_hears)
+
+    async def stop(self) -> None:
+        if self._work is not None:
+            await asyncio.gather(self._work, return_exceptions=True)
+
+    # -- what operators order --
+
+    async def pause(self, left_us: int, by: str) -> str:
+        """Nothing moves by itself for `left_us` (FOR_GOOD_US: until resumed). As all here,
+        raises OperatorError."""
+        by = self._signed(by)
+        self._agreed.order_pause(left_us, by, now_us())
+        length = "until it is resumed" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
+        return await self._carry_out(f"the cluster is paused {length}", self._pause_at_heart)
+
+    async def resume(self, by: str) -> str:
+        """Services move by themselves again. Raises OperatorError."""
+        by = self._signed(by)
+        if not self._agreed.left_us(now_us()):
+            raise OperatorError(f"the cluster is not paused, as far as {self._me} knows")
+        self._agreed.order_pause(0, by, now_us())
+        return await self._carry_out("the cluster is resumed", self._pause_at_heart)
+
+    async def mark_dead(self, node: str, by: str) -> str:
+        """`by` has looked: `node` is dead, and stays so. Raises OperatorError."""
+        self._check_name(node)
+        by = self._signed(by, place=False)
+        await self._refuse_if_heard(node)
+        self._agreed.order_mark(node, by, dead=True)
+        text = f"{node} is marked dead, verified by {by}"
+        try:
+            return await self._carry_out(text, self._marks_at_heart, without=node)
+        except _HeartRefused as error:
+            self._agreed.order_mark(node, by, dead=False)
+            await self._keep()
+            raise OperatorError(str(error)) from None
+
+    async def unmark(self, node: str, by: str) -> str:
+        """Take the mark back. Raises OperatorError."""
+        self._check_name(node)
+        if self._agreed.mark_of(node) is None:
+            raise OperatorError(f"{node} is not marked dead, as far as {self._me} knows")
+        self._agreed.order_mark(node, self._signed(by), dead=False)
+        return await self._carry_out(f"{node} is not marked dead any more", self._marks_at_heart)
+
+    async def keep_maintenance(self, on: bool, left_us: int) -> None:
+        """On disk before heart is told. Raises OperatorError; then nothing has changed."""
+        before = self._maintenance, self._maintenance_end_us
+        self._note_maintenance(Maintenance(on, left_us), now_us())
+        try:
+            await self._keep()
+        except OperatorError:
+            self._maintenance, self._maintenance_end_us = before
+            raise
+
+    def _note_maintenance(self, maintenance: Maintenance, now: int) -> None:
+        self._maintenance = maintenance
+        self._maintenance_end_us = now + maintenance.left_us
+
+    # -- carrying out --
+
+    async def _carry_out(
+        self, text: str, at_heart: Callable[[], Awaitable[None]], without: str = ""
+    ) -> str:
+        await self._keep()
+        await at_heart()
+        missing, absent = await self._pass_on(without)
+        if missing:
+            raise OperatorError(
+                f"{text}, but {', '.join(missing)} could not be told and will hear of it from "
+                "the others; see `haclusterctl status`",
+                PARTLY,
+            )
+        return f"{text}; {', '.join(absent)} will hear of it when back" if absent else text
+
+    async def _keep(self) -> None:
+        """Write it all. Raises OperatorError."""
+        async with self._lock:
+            now = now_us()
+            left_us = max(0, self._maintenance_end_us - now)
+            if self._maintenance.left_us >= FOR_GOOD_US:
+                left_us = FOR_GOOD_US
+            maintenance = Maintenance(self._maintenance.on and left_us > 0, left_us)
+            kept = Kept(FORMAT, self._spec.name, boot_id(), now, self._agreed.word(now),
+                        maintenance)  # fmt: skip
+            try:
+                await asyncio.to_thread(write, self._path, kept)
+            except OSError as error:
+                self.problem = (
+                    f"{self._path}: {error.strerror}: orders cannot be kept; make it writable"
+                )
+                raise OperatorError(f"not done: {self.problem}") from None
+            self._kept_us = now
+            self.problem = ""
+
+    async def _pause_at_heart(self) -> None:
+        await self._at_heart(lambda number: self._agreed.pause_input(number, now_us()))
+
+    async def _marks_at_heart(self) -> None:
+        await self._at_heart(self._agreed.marks_input)
+
+    async def _at_heart(self, make: Callable[[int], FromAgent]) -> None:
+        answer = await self._ask(make)
+        if not answer.ok:
+            raise _HeartRefused(answer.text)
+
+    def _tell(self) -> None:
+        self._send(self._agreed.pause_input(-1, now_us()))
+        self._send(self._agreed.marks_input(-1))
+
+    async def _pass_on(self, without: str) -> tuple[list[str], list[str]]:
+        """Tell every other agent: (nodes that live and were not reached, nodes that are away)."""
+        others = [n.id for n in self._spec.nodes if n.id not in (self._me, without)]
+        told = await asyncio.gather(*(self._tell_peer(node) for node in others))
+        missing = [node for node, done in zip(others, told, strict=True) if not done]
+        return (
+            [node for node in missing if self._lives(node)],
+            [node for node in missing if not self._lives(node)],
+        )
+
+    async def _tell_peer(self, node: str) -> bool:
+        if self._mesh is None:
+            return False
+        payload = msgspec.json.encode(self._agreed.word(now_us()))
+        try:
+            await self._mesh.request(node, METHOD, payload, PEER_MS)
+        except RequestFailed as error:
+            log.info("%s was not told of an order: %s", node, error)
+            return False
+        return True
+
+    async def _refuse_if_heard(self, node: str) -> None:
+        """Nobody here may hear it, and who lives must have been asked. Raises OperatorError."""
+        if self._hears(node):
+            raise OperatorError(f"{self._me} hears {node}: it is not dead; stop it first")
+        living = [n.id for n in self._spec.nodes if n.id not in (self._me, node)]
+        living = [n for n in living if self._lives(n)]
+        answers = await asyncio.gather(*(self._ask_hears(n, node) for n in living))
+        for other, answer in zip(living, answers, strict=True):
+            if answer == YES:
+                raise OperatorError(f"{other} hears {node}: it is not dead; stop it first")
+            if answer != NO:
+                raise OperatorError(f"{other} lives but could not be asked whether it hears {node}")
+
+    async def _ask_hears(self, node: str, about: str) -> bytes:
+        if self._mesh is None:
+            return b""
+        try:
+            return await self._mesh.request(node, HEARS, about.encode(), PEER_MS)
+        except RequestFailed:
+            return b""
+
+    # -- what others say --
+
+    async def _asked(self, peer: str, payload: bytes) -> bytes:
+        await self.heard(msgspec.json.decode(payload, type=AgreedWord))
+        return msgspec.json.encode(self._agreed.word(now_us()))
+
+    async def _asked_hears(self, peer: str, payload: bytes) -> bytes:
+        return YES if self._hears(payload.decode(errors="replace")) else NO
+
+    async def heard(self, word: AgreedWord) -> None:
+        """What another agent knows: keep and obey what is newer."""
+        if self._agreed.merge(word, now_us()):
+            try:
+                await self._keep()
+            except OperatorError as error:
+                log.error("%s", error)
+            self._tell()
+
+    def word(self) -> AgreedWord:
+        """What this agent knows, for the others."""
+        return self._agreed.word(now_us())
+
+    def observe(self, view: View) -> None:
+        """Heart's word: who is heard as a standby again loses its mark for all."""
+        cleared = [m.node for m in view.marks if m.cleared and self._is_newest(m.node, m.version)]
+        for node in cleared:
+            self._agreed.order_mark(node, "the cluster", dead=False)
+        timed = 0 < self._agreed.left_us(now_us()) < FOR_GOOD_US or (
+            self._maintenance.on and self._maintenance.left_us < FOR_GOOD_US
+        )
+        due = timed and now_us() - self._kept_us > KEEP_AGAIN_US
+        if (cleared or due) and (self._work is None or self._work.done()):
+            self._work = asyncio.get_running_loop().create_task(self._renew(bool(cleared)))
+
+    def _is_newest(self, node: str, version: int) -> bool:
+        mark = self._agreed.mark_of(node)
+        return mark is not None and mark.version == version
+
+    async def _renew(self, cleared: bool) -> None:
+        try:
+            await self._keep()
+        except OperatorError as error:
+            log.error("%s", error)
+        if cleared:
+            self._tell()
+            await self._pass_on("")
+
+    # -- parts --
+
+    @property
+    def _me(self) -> str:
+        return self._spec.nodes[self._spec.me].id
+
+    def _seen(self, node: str) -> NodeView | None:
+        view = self._view()
+        return next((n for n in view.nodes if n.id == node), None) if view is not None else None
+
+    def _lives(self, node: str) -> bool:
+        seen = self._seen(node)
+        return seen is not None and seen.silent_us <= self._spec.timing.dead_us
+
+    def _hears(self, node: str) -> bool:
+        """Anything of it, one way or both; and whoever cannot tell does hear it."""
+        seen = self._seen(node)
+        if node == self._me or seen is None:
+            return True
+        silent_us = min(seen.silent_us, seen.unheard_us)
+        return seen.role not in _DEAD or silent_us < 2 * self._spec.timing.dead_us
+
+    def _check_name(self, node: str) -> None:
+        known = [n.id for n in self._spec.nodes]
+        if node not in known:
+            raise OperatorError(f"there is no node {node}; known: {', '.join(known)}", USAGE)
+        if node == self._me:
+            raise OperatorError(f"{node} is alive: it was asked")
+
+    def _signed(self, by: str, place: bool = True) -> str:
+        by = by.strip()
+        if not by or not by.isprintable():
+            raise OperatorError("who orders this must be named, in printable characters", USAGE)
+        signed = f"{by} on {self._me}" if place else by
+        if len(signed) > NAME_MAX:
+            raise OperatorError(f"the name is too long: at most {NAME_MAX} characters", USAGE)
+        return signed
+
+
+class _HeartRefused(OperatorError):
+    """Heart knows better."""

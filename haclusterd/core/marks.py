@@ -1,0 +1,122 @@
+"""Nodes that an operator marked dead: no vote, no silence to wait for, and the way back.
+
+The operator's way out when no majority is left (ML18). A mark takes effect in two steps. At once,
+the marked node gets neither echo nor grant from here. After `dead + lease`, when nothing that was
+echoed or granted to it or by it before can hold any more, it is no voter, and what it owned needs
+no silence. That is safe as long as the marked node is dead; docs/design.md, Marked dead.
+"""
+
+from __future__ import annotations
+
+from haclusterd.core.actions import Action, Answered, Decided
+from haclusterd.core.inputs import Marked, MarksOrdered
+from haclusterd.core.leaving import leave_all
+from haclusterd.core.model import Flag, NodeIndex, State
+from haclusterd.core.state import Mark, Node, owns
+
+EPOCHS_SKIPPED = 1000  # beyond what a node that is not heard here can have counted to meanwhile
+_HOLDERS = (State.ACQUIRING, State.OWNED)
+
+
+def order(node: Node, event: MarksOrdered, now_us: int, out: list[Action]) -> None:
+    """Take over the whole list of marks, or refuse it because a node on it is alive."""
+    known = {(mark.node, mark.version): mark for mark in node.marks}
+    fresh = [
+        m
+        for m in event.marks
+        if 0 <= m.node < len(node.spec.nodes) and (m.node, m.version) not in known
+    ]
+    refusal = next((r for m in fresh if (r := _refusal(node, m.node, now_us))), "")
+    if event.request >= 0 and refusal:
+        out.append(Answered(event.request, False, refusal))
+        return
+    kept = [known[m.node, m.version] for m in event.marks if (m.node, m.version) in known]
+    for mark in node.marks:
+        if not mark.cleared and all(mark.node != m.node for m in event.marks):
+            text = f"{_id(node, mark.node)} is not marked dead any more"
+            out.append(Decided(now_us, "M23", text))
+    in_force_us = now_us + node.spec.timing.hold_down_us
+    node.marks = kept + [Mark(m.node, m.version, m.by, in_force_us) for m in fresh]
+    _take_effect(node, now_us)
+    for m in fresh:
+        _said(node, m, now_us, out)
+    if event.request >= 0:
+        out.append(Answered(event.request, True, "done"))
+
+
+def _refusal(node: Node, n: NodeIndex, now_us: int) -> str:
+    """Why this node does not believe that `n` is dead; empty if it may be."""
+    me = _id(node, node.spec.me)
+    if n == node.spec.me:
+        return f"{me} is alive: it was asked"
+    peer = node.peers[n]
+    silent_us = now_us - max(peer.heard_us, peer.two_way_us)
+    if peer.alive or silent_us < 2 * node.spec.timing.dead_us:
+        return f"{_id(node, n)} is heard by {me}: it is not dead; stop it first"
+    return ""
+
+
+def _said(node: Node, marked: Marked, now_us: int, out: list[Action]) -> None:
+    """Epochs go on beyond all that the marked node can have; if that is this node, it yields."""
+    for service in node.services:
+        service.highest += EPOCHS_SKIPPED
+    text = f"{marked.by} has verified that {_id(node, marked.node)} is dead: it has no vote"
+    out.append(Decided(now_us, "M21", text))
+    if marked.node == node.spec.me:
+        leave_all(node, f"this node was marked dead by {marked.by}", now_us, out)
+
+
+def review(node: Node, now_us: int, out: list[Action]) -> None:
+    """Marks come into force; who is heard as a standby again is a voter again."""
+    if not node.marks:
+        return
+    for mark in node.marks:
+        if not mark.cleared and _stands_by(node, mark.node, now_us):
+            mark.cleared = True
+            text = f"{_id(node, mark.node)} is heard as a standby again: its mark is cleared"
+            out.append(Decided(now_us, "M23", text))
+    _take_effect(node, now_us)
+
+
+def _take_effect(node: Node, now_us: int) -> None:
+    marked = frozenset(mark.node for mark in node.marks if not mark.cleared)
+    unvoting = frozenset(
+        mark.node
+        for mark in node.marks
+        if not mark.cleared and now_us >= mark.in_force_us and mark.node != node.spec.me
+    )
+    if (marked, unvoting) != (node.marked, node.unvoting):
+        node.marked, node.unvoting = marked, unvoting
+        node.rank_dirty = True
+        node.wake_us = now_us
+
+
+def _stands_by(node: Node, n: NodeIndex, now_us: int) -> bool:
+    """Node `n` is back, holds nothing, and supports whoever owns something now."""
+    peer = node.peers[n]
+    timing = node.spec.timing
+    if n == node.spec.me or not peer.alive or now_us - peer.two_way_us > timing.two_way_us:
+        return False
+    if peer.flags & Flag.STARTING or not peer.services:
+        return False
+    for k, (service, entry) in enumerate(zip(node.services, peer.services, strict=True)):
+        if entry.state != State.STANDBY:
+            return False
+        if owns(service):
+            # Its vote may be needed from now on: it has to have given it.
+            echoed = now_us - service.voter_sent_us[n] <= timing.two_way_us
+            if entry.promise != service.identity or not echoed:
+                return False
+        elif any(
+            other.alive
+            and other.services
+            and other.services[k].state in _HOLDERS
+            and other.services[k].promise != entry.promise
+            for other in node.peers
+        ):
+            return False
+    return True
+
+
+def _id(node: Node, n: NodeIndex) -> str:
+    return node.spec.nodes[n].id

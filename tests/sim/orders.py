@@ -1,0 +1,177 @@
+"""Operators of a world, and the agents that keep and pass on what they order for all (`Agreed`).
+
+Whoever marks a node dead here tells the truth: the node was powered off before, and it is started
+again only when the network is whole (docs/design.md, Marked dead). What else they order comes as
+it may: in partitions, twice, on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from haclusterd.core import actions as act
+from haclusterd.core import inputs as inp
+from haclusterd.core.agreed import Agreed
+from haclusterd.core.model import FOR_GOOD_US
+from haclusterd.core.state import is_paused
+from tests.sim.faults import KINDS, Blow
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+    from tests.sim.world import World
+
+GOSSIP_US = 400_000
+QUIESCE_US = 250_000
+
+
+class Operators:
+    """What was ordered, as each host's agent has it on its disk."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.agreed: list[Agreed] = []
+        self.burnt: set[int] = set()  # powered off for as long as the network is not whole
+        self.requests = 100
+
+    def attach(self, hosts: list[Host]) -> None:
+        self.agreed = [Agreed(host.spec) for host in hosts]
+        self.world.at(GOSSIP_US, self._gossip, None)
+
+    def _gossip(self, t: int, _: Any) -> None:
+        """Agents that reach each other tell each other what they know; then their hearts."""
+        self.world.at(t + GOSSIP_US, self._gossip, None)
+        hosts = [h for h in self.world.hosts if self._talks(h, t)]
+        for a in hosts:
+            self._clear_marks(a, t)
+            for b in hosts:
+                if a is not b and self._reaches(a.me, b.me):
+                    word = self.agreed[a.me].word(a.local(t))
+                    if self.agreed[b.me].merge(word, b.local(t)):
+                        self.tell(b, t)
+
+    def _talks(self, host: Host, t: int) -> bool:
+        return host.alive and host.thaw_at <= t and host.telephony.agent_up and not host.busy
+
+    def _reaches(self, a: int, b: int) -> bool:
+        cut = self.world.network.cut
+        links = range(self.world.swarm.links)
+        return any((a, b, x) not in cut and (b, a, x) not in cut for x in links)
+
+    def _clear_marks(self, host: Host, t: int) -> None:
+        """What heart has cleared is cleared for all."""
+        agreed = self.agreed[host.me]
+        for mark in host.node.marks if host.node else ():
+            name = host.spec.nodes[mark.node].id
+            known = agreed.mark_of(name)
+            if mark.cleared and known is not None and known.version == mark.version:
+                agreed.order_mark(name, "the cluster", dead=False)
+                self.tell(host, t)
+
+    def tell(self, host: Host, t: int) -> None:
+        """To heart, without a request: it may have heard of it before."""
+        agreed = self.agreed[host.me]
+        host.todo.append(agreed.pause_input(-1, host.local(t)))
+        host.todo.append(agreed.marks_input(-1))
+        host.run(t, host.life)
+
+    def boot(self, host: Host, t: int, remember: bool) -> None:
+        """What its agent says first."""
+        if not remember:
+            self.agreed[host.me] = Agreed(host.spec)
+        agreed = self.agreed[host.me]
+        host.todo.append(agreed.pause_input(-1, host.local(t)))
+        host.todo.append(agreed.marks_input(-1))
+
+    def _request(self) -> int:
+        self.requests += 1
+        return self.requests
+
+    def pause(self, host: Host, t: int, left_us: int) -> None:
+        agreed = self.agreed[host.me]
+        agreed.order_pause(left_us, "an operator", host.local(t))
+        host.give(t, agreed.pause_input(self._request(), host.local(t)))
+
+    def mark(self, host: Host, t: int, name: str) -> bool:
+        """Refused where this node, or one that it hears, hears the other one; as the agents do."""
+        n = int(name[1:])
+        peers = host.node.peers if host.node else []
+        asked = [h for h in self.world.hosts if h is host or (peers and peers[h.me].alive)]
+        hears = [h for h in asked if h.me != n and h.node and h.node.peers[n].alive]
+        if hears:
+            return False
+        agreed = self.agreed[host.me]
+        agreed.order_mark(name, "an operator", dead=True)
+        host.give(t, agreed.marks_input(self._request()))
+        return True
+
+    def relinquish(self, host: Host, action: act.Relinquish) -> None:
+        """The agent's switchover: the core asks for it, and may refuse it by then."""
+        life, request = host.life, self._request()
+
+        def order(t: int, _: Any) -> None:
+            if host.life == life and host.telephony.agent_up:
+                host.give(t, inp.SwitchoverRequested(request, action.service, action.to))
+
+        self.world.at(self.world.now + QUIESCE_US, order, None)
+
+    def resume_all(self, t: int) -> None:
+        """The end of the safety phase: nothing is paused for good, and the burnt come back."""
+        self.burnt.clear()
+        for host in self.world.hosts:
+            if host.alive:
+                self.agreed[host.me].order_pause(0, "an operator", host.local(t))
+
+    def check_claim(self, host: Host, k: int, t: int) -> None:
+        """P1: who knows of a pause claims only what was released, its own, or marked."""
+        node = host.node
+        if node is None or not is_paused(node, host.local(t)):
+            return
+        service = node.services[k]
+        free = service.release is not None or service.from_node in (host.me, *node.unvoting)
+        if not free:
+            text = f"P1: n{host.me} claims s{k} from n{service.from_node} in a pause"
+            self.world.checkers.report(t, text)
+
+
+# faults ---------------------------------------------------------------------------------------
+
+
+def pause(blow: Blow, host: Host) -> None:
+    """Mostly for a while, now and then until somebody resumes."""
+    if host.alive and host.telephony.agent_up:
+        lasts_us = FOR_GOOD_US if blow.rng.random() < 0.3 else blow.spell(200, 6000)
+        blow.world.operators.pause(host, blow.t, lasts_us)
+        if lasts_us == FOR_GOOD_US:
+            other = blow.rng.choice(blow.world.hosts)
+            blow.later(blow.spell(500, 8000), resume, other)
+
+
+def resume(blow: Blow, host: Host) -> None:
+    if host.alive and host.telephony.agent_up:
+        blow.world.operators.pause(host, blow.t, 0)
+
+
+def mark_dead(blow: Blow, host: Host) -> None:
+    """Nodes burn, perhaps a majority of them; some time later an operator says so to the rest."""
+    operators, hosts = blow.world.operators, blow.world.hosts
+    count = blow.rng.choice((1, 1, len(hosts) // 2, len(hosts) - 1))
+    count = min(count, len(hosts) - 1 - len(operators.burnt))
+    for victim in blow.rng.sample([h for h in hosts if h.me not in operators.burnt], max(0, count)):
+        operators.burnt.add(victim.me)
+        if victim.alive:
+            victim.kill(blow.t, power=True)
+    for _ in range(3):  # as an operator would who is refused, or forgets a node
+        blow.later(blow.spell(200, 4000), tell_of_the_dead, host)
+
+
+def tell_of_the_dead(blow: Blow, host: Host) -> None:
+    operators = blow.world.operators
+    living = [h for h in blow.world.hosts if operators._talks(h, blow.t)]
+    for n in sorted(operators.burnt) if living else ():
+        teller = blow.rng.choice(living)
+        if operators.agreed[teller.me].mark_of(f"n{n}") is None:
+            operators.mark(teller, blow.t, f"n{n}")
+
+
+KINDS.update({f.__name__: f for f in (pause, mark_dead)})
+ALL_KINDS = KINDS

@@ -1,0 +1,250 @@
+"""Orders for the whole cluster in the agent: on disk first (ML10), then heart, then the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from haclusterd.agent import orders as module
+from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.orders import Orders
+from haclusterd.agent.orders_file import FILE_NAME, OrdersFileError, read
+from haclusterd.core.actions import Answered
+from haclusterd.core.agreed import AgreedWord, PauseWord
+from haclusterd.core.inputs import (
+    FromAgent,
+    MaintenanceRequested,
+    Marked,
+    MarksOrdered,
+    PauseOrdered,
+)
+from haclusterd.core.model import FOR_GOOD_US
+from haclusterd.core.view import MarkView, View
+from haclusterd.sync.rpc import RequestFailed
+from tests.fixtures.agent_parts import spec, view
+
+pytestmark = pytest.mark.timeout(20)
+
+HOUR_US = 3_600_000_000
+
+
+def seen(dead: tuple[str, ...] = (), **changes: object) -> View:
+    """fs-a, b and c; these are dead."""
+    word = view({"east": ("fs-a", 7)})
+    nodes = tuple(
+        msgspec.structs.replace(n, role="dead", silent_us=10**9, unheard_us=10**9)
+        if n.id in dead else n
+        for n in word.nodes
+    )  # fmt: skip
+    return msgspec.structs.replace(word, nodes=nodes, **changes)
+
+
+class Bench:
+    """An agent on fs-a; `disk` at each message to heart and to others: what was kept by then."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.view: View = seen()
+        self.sent: list[FromAgent] = []
+        self.asked: list[tuple[str, str]] = []
+        self.disk: list[str] = []
+        self.heart = Answered(0, True, "done")
+        self.hears: bytes = b"no"
+        self.away: set[str] = set()
+        self.methods: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {}
+        self.orders = Orders(spec(), folder, lambda: self.view, self.ask, self.sent.append)
+        self.orders.join(self)
+
+    def kept(self) -> str:
+        path = self.folder / FILE_NAME
+        return path.read_text() if path.exists() else ""
+
+    async def ask(self, make: Callable[[int], FromAgent]) -> Answered:
+        self.disk.append(self.kept())
+        self.sent.append(make(5))
+        return self.heart
+
+    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
+        self.disk.append(self.kept())
+        self.asked.append((node, method))
+        if node in self.away:
+            raise RequestFailed(f"{node}: gone")
+        return self.hears if method == "hears" else b"{}"
+
+    def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
+        self.methods[method] = answer
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "state")
+
+
+async def refused(work: Awaitable[str]) -> OperatorError:
+    with pytest.raises(OperatorError) as caught:
+        await work
+    return caught.value
+
+
+async def test_ml10_a_pause_is_on_disk_before_anybody_hears_of_it(bench: Bench) -> None:
+    text = await bench.orders.pause(HOUR_US, "anna")
+    assert text == "the cluster is paused for 1h"
+    assert all("anna on fs-a" in content for content in bench.disk)
+    assert bench.asked == [("fs-b", "orders"), ("fs-c", "orders")]
+    (told,) = bench.sent
+    assert isinstance(told, PauseOrdered)
+    assert (told.by, 0 < told.left_us <= HOUR_US) == ("anna on fs-a", True)
+
+
+async def test_ml10_what_cannot_be_kept_is_not_done(bench: Bench) -> None:
+    bench.folder.write_text("in the way")
+    error = await refused(bench.orders.pause(FOR_GOOD_US, "anna"))
+    assert "not done" in str(error)
+    assert FILE_NAME in str(error)
+    assert bench.orders.problem
+    assert bench.sent == [] == bench.asked
+    with pytest.raises(OperatorError):
+        await bench.orders.keep_maintenance(True, FOR_GOOD_US)
+
+
+async def test_ml6_who_lives_and_was_not_told_makes_it_partly(bench: Bench) -> None:
+    bench.away = {"fs-c"}
+    error = await refused(bench.orders.pause(FOR_GOOD_US, "anna"))
+    assert error.code == "partly"
+    assert "fs-c could not be told" in str(error)
+    bench.view = seen(("fs-c",))
+    text = await bench.orders.resume("ben")
+    assert text == "the cluster is resumed; fs-c will hear of it when back"
+    assert "is not paused" in str(await refused(bench.orders.resume("ben")))
+
+
+async def test_ml10_a_restarted_agent_tells_heart_first(bench: Bench) -> None:
+    await bench.orders.keep_maintenance(True, HOUR_US)
+    await bench.orders.pause(FOR_GOOD_US, "anna")
+    bench.view = seen(("fs-c",))
+    await bench.orders.mark_dead("fs-c", "ben")
+    again = Bench(bench.folder)
+    again.orders.load()
+    pause, marks, maintenance = again.sent
+    assert isinstance(pause, PauseOrdered)
+    assert (pause.request, pause.left_us, pause.by) == (-1, FOR_GOOD_US, "anna on fs-a")
+    assert isinstance(marks, MarksOrdered)
+    assert [(m.node, m.by) for m in marks.marks] == [(2, "ben")]
+    assert isinstance(maintenance, MaintenanceRequested)
+    assert (maintenance.request, maintenance.on) == (-1, True)
+    assert 0 < maintenance.left_us <= HOUR_US
+
+
+async def test_maintenance_that_is_over_is_not_restored(bench: Bench) -> None:
+    await bench.orders.keep_maintenance(True, 1_000)
+    await asyncio.sleep(0.01)
+    again = Bench(bench.folder)
+    again.orders.load()
+    assert [type(m) for m in again.sent] == [PauseOrdered, MarksOrdered]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe"])
+async def test_a_damaged_file_is_an_alarm_and_no_end(bench: Bench, content: bytes) -> None:
+    bench.folder.mkdir()
+    (bench.folder / FILE_NAME).write_bytes(content)
+    bench.orders.load()
+    assert "move it away" in bench.orders.problem
+    assert bench.sent == []
+
+
+async def test_times_stand_still_over_a_restart_of_the_host(bench: Bench) -> None:
+    await bench.orders.pause(HOUR_US, "anna")
+    path = bench.folder / FILE_NAME
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "boot_id": "another"}))
+    found = read(path, "voice1", 10**15)
+    assert found is not None
+    assert found.agreed.pause.left_us == kept["agreed"]["pause"]["left_us"]
+    path.write_text(json.dumps(kept))
+    found = read(path, "voice1", kept["at_us"] + 2 * HOUR_US)
+    assert found is not None
+    assert found.agreed.pause.left_us == 0
+    with pytest.raises(OrdersFileError, match="not of this cluster"):
+        read(path, "other", 0)
+
+
+async def test_ml18_marked_only_when_nobody_hears_it(bench: Bench) -> None:
+    assert "fs-a hears fs-c" in str(await refused(bench.orders.mark_dead("fs-c", "ben")))
+    bench.view = seen(("fs-c",))
+    bench.hears = b"yes"
+    assert "fs-b hears fs-c" in str(await refused(bench.orders.mark_dead("fs-c", "ben")))
+    bench.away = {"fs-b"}
+    assert "could not be asked" in str(await refused(bench.orders.mark_dead("fs-c", "ben")))
+    assert "no node fs-x" in str(await refused(bench.orders.mark_dead("fs-x", "ben")))
+    assert "is alive" in str(await refused(bench.orders.mark_dead("fs-a", "ben")))
+    assert "must be named" in str(await refused(bench.orders.mark_dead("fs-c", " ")))
+    assert "too long" in str(await refused(bench.orders.mark_dead("fs-c", "b" * 65)))
+    assert bench.sent == []
+
+
+async def test_ml18_a_mark_goes_everywhere_but_to_the_dead(bench: Bench) -> None:
+    bench.view = seen(("fs-c",))
+    text = await bench.orders.mark_dead("fs-c", "ben")
+    assert text == "fs-c is marked dead, verified by ben"
+    assert bench.sent == [MarksOrdered(5, (Marked(2, 256, "ben"),))]
+    assert bench.asked == [("fs-b", "hears"), ("fs-b", "orders")]
+    assert '"verified' not in bench.kept()
+    assert '"ben"' in bench.kept()
+
+
+async def test_ml18_hearts_refusal_takes_the_mark_back_from_the_disk(bench: Bench) -> None:
+    bench.view = seen(("fs-c",))
+    bench.heart = Answered(0, False, "fs-c is heard by fs-a")
+    assert str(await refused(bench.orders.mark_dead("fs-c", "ben"))) == bench.heart.text
+    assert bench.orders.word().marks[0].dead is False
+    assert "is not marked dead" in str(await refused(bench.orders.unmark("fs-c", "ben")))
+
+
+async def test_ml18_what_heart_has_cleared_is_cleared_for_all(bench: Bench) -> None:
+    bench.view = seen(("fs-c",))
+    await bench.orders.mark_dead("fs-c", "ben")
+    bench.asked.clear()
+    bench.orders.observe(seen(marks=(MarkView("fs-c", 99, "ben", True),)))  # of an older order
+    assert bench.orders.word().marks[0].dead
+    bench.orders.observe(seen(marks=(MarkView("fs-c", 256, "ben", True),)))
+    await bench.orders.stop()
+    assert bench.orders.word().marks[0].dead is False
+    assert bench.sent[-1] == MarksOrdered(-1, ())
+    assert ("fs-b", "orders") in bench.asked
+    assert '"dead": false' in bench.kept()
+
+
+async def test_what_another_agent_knows_is_kept_and_obeyed(bench: Bench) -> None:
+    word = AgreedWord(PauseWord(300, "carl on fs-b", HOUR_US))
+    answer = await bench.methods["orders"]("fs-b", msgspec.json.encode(word))
+    assert msgspec.json.decode(answer, type=AgreedWord).pause.by == "carl on fs-b"
+    assert "carl on fs-b" in bench.kept()
+    assert isinstance(bench.sent[0], PauseOrdered)
+    before = list(bench.sent)
+    await bench.orders.heard(word)
+    assert bench.sent == before
+    assert await bench.methods["hears"]("fs-b", b"fs-c") == b"yes"
+    bench.view = seen(("fs-c",))
+    assert await bench.methods["hears"]("fs-b", b"fs-c") == b"no"
+    assert await bench.methods["hears"]("fs-b", b"nobody") == b"yes"
+    with pytest.raises(ValueError, match="truncated"):
+        await bench.methods["orders"]("fs-b", b"{")
+
+
+async def test_what_is_left_is_kept_again_now_and_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.orders.pause(HOUR_US, "anna")
+    before = bench.kept()
+    bench.orders.observe(bench.view)
+    await bench.orders.stop()
+    assert bench.kept() == before
+    monkeypatch.setattr(module, "KEEP_AGAIN_US", -1)
+    bench.orders.observe(bench.view)
+    await bench.orders.stop()
+    assert bench.kept() != before

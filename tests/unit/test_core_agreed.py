@@ -1,0 +1,92 @@
+"""Orders for the whole cluster: copies come to agree, whoever hears of what in whatever order."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from haclusterd.core.agreed import NAME_MAX, Agreed, AgreedWord, MarkWord, PauseWord
+from haclusterd.core.inputs import Marked, MarksOrdered, PauseOrdered
+from haclusterd.core.model import FOR_GOOD_US
+from tests.unit.core_bench import spec_of
+
+HOUR_US = 3_600_000_000
+
+
+def copies() -> list[Agreed]:
+    return [Agreed(msgspec.structs.replace(spec_of(), me=n)) for n in range(3)]
+
+
+def test_ml10_the_newer_word_wins_in_every_order() -> None:
+    words = []
+    a, b, c = copies()
+    a.order_pause(HOUR_US, "anna", 0)
+    words.append(a.word(0))
+    b.merge(a.word(0), 0)
+    b.order_pause(0, "ben", 0)
+    b.order_mark("n2", "ben", dead=True)
+    words.append(b.word(0))
+    c.order_mark("n2", "carl", dead=True)  # at the same time, knowing of nothing
+    words.append(c.word(0))
+    ends = set()
+    for order in itertools.permutations(words):
+        (copy, *_) = copies()
+        for word in (*order, *order):
+            copy.merge(word, 0)
+        ends.add(copy.word(0))
+    assert len(ends) == 1
+    (end,) = ends
+    assert (end.pause.by, end.pause.left_us) == ("ben", 0)
+    assert [mark.by for mark in end.marks] == ["ben"]
+
+
+def test_a_pause_counts_down_by_every_clock_and_ends_with_the_first() -> None:
+    a, b, _ = copies()
+    a.order_pause(HOUR_US, "anna", 1_000)
+    assert b.merge(a.word(1_000), 77_000_000_000)
+    assert b.left_us(77_000_000_000 + HOUR_US // 2) == HOUR_US // 2
+    assert not b.merge(a.word(HOUR_US // 2), 77_000_000_000)
+    assert b.merge(a.word(1_000 + HOUR_US), 77_000_000_000)
+    assert b.left_us(77_000_000_000) == 0
+    assert not a.merge(AgreedWord(PauseWord(256, "anna", HOUR_US)), 10 * HOUR_US)
+    assert a.left_us(10 * HOUR_US) == 0
+
+
+def test_a_pause_without_an_end_has_none() -> None:
+    a, b, _ = copies()
+    a.order_pause(FOR_GOOD_US, "anna", 5)
+    b.merge(a.word(FOR_GOOD_US // 2), 5)
+    assert b.left_us(FOR_GOOD_US // 2) == FOR_GOOD_US
+    b.order_pause(0, "ben", 5)
+    assert b.left_us(5) == 0
+
+
+def test_heart_is_told_versions_and_only_the_dead() -> None:
+    a, *_ = copies()
+    a.order_mark("n1", "anna", dead=True)
+    a.order_mark("n2", "anna", dead=True)
+    a.order_mark("n1", "anna", dead=False)
+    assert a.marks_input(4) == MarksOrdered(4, (Marked(2, 512, "anna"),))
+    assert a.mark_of("n1") is None
+    a.order_pause(HOUR_US, "ben", 0)
+    assert a.pause_input(-1, HOUR_US // 4) == PauseOrdered(-1, 1024, HOUR_US * 3 // 4, "ben")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        AgreedWord(PauseWord(2**60, "x", 5)),
+        AgreedWord(PauseWord(-1, "x", 5)),
+        AgreedWord(PauseWord(300, "x" * (NAME_MAX + 1), 5)),
+        AgreedWord(PauseWord(300, "x", -5)),
+        AgreedWord(marks=(MarkWord("n9", 300, "x", True),)),
+        AgreedWord(marks=(MarkWord("n1", 2**60, "x", True),)),
+    ],
+)
+def test_s13_odd_words_change_nothing(word: AgreedWord) -> None:
+    a, *_ = copies()
+    before = a.word(0)
+    assert not a.merge(word, 0)
+    assert a.word(0) == before
