@@ -13,7 +13,7 @@ HOURS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills node-hours bench deb clean
+	coverage sim mutation-drills node-hours bench bench-registrations deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -75,8 +75,17 @@ node-hours: $(READY) ## takeovers without a cause in HOURS node-hours of bad wea
 bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each fault
 	$(BIN)/python -m bench --repeat $(RUNS)
 
+bench-registrations: prepare-lab $(READY) ## 5,000 phones: to a new agent, and after an outage
+	$(BIN)/python -m bench.registrations
+
 deb: prepare-deb ## the Debian package, in dist/
 	scripts/deb
+
+test-deb: ## install, use, remove and purge the package in a fresh Debian 12 (root, debootstrap)
+	scripts/test-deb
+
+test-vagrant: ## the walk through vagrant/README.md with chroots for machines (root, debootstrap)
+	scripts/test-vagrant
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

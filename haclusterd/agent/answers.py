@@ -14,6 +14,7 @@ from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.page import brief
 from haclusterd.agent.peers import REPORTS_TOLD, Word
+from haclusterd.agent.registrations import Listed
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
@@ -52,7 +53,25 @@ class Answers:
         ]
         if agent.orders.problem:
             found.append(schema.Alarm("orders_file", agent.orders.problem))
-        return status.status(self.view(), self.word().sync, words, found)
+        if agent.shared is not None:
+            found += agent.shared.alarms()
+        return status.status(
+            self.view(), self.word().sync, words, found, self.registration_counts()
+        )
+
+    def registration_counts(self) -> schema.Registered | None:
+        """How many registrations this node knows; None where it keeps none."""
+        shared = self._agent.shared
+        if shared is None or shared.registrations.keeper is None:
+            return None
+        own, copies = shared.registrations.counts()
+        return schema.Registered(own, copies, shared.registrations.keeper.counters["refused"])
+
+    def registrations(self) -> Iterator[Listed]:
+        """Every registration this node knows. Raises OperatorError where it keeps none."""
+        if self._agent.shared is None:
+            raise OperatorError("registrations are shared between nodes, and there is only one")
+        return self._agent.shared.registrations.listed()
 
     def _too_little(self, view: View) -> list[schema.Alarm]:
         """Whether the loss of any one node fits (MS12); worked out once for each view."""
@@ -139,4 +158,6 @@ class Answers:
         }
         if replicator is not None:
             counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
+        if self._agent.shared is not None:
+            counts |= self._agent.shared.counters()
         return counts

@@ -16,17 +16,20 @@ from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.page import brief
+from haclusterd.agent.registrations import Listed
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.freeswitch.registrations import wall_s
 from haclusterd.trace.folder import Saved
 
 CALLS_SHOWN = 1000
 CALLS_SHOWN_MAX = 20_000
 MISFITS_SHOWN = 50
 SPAN_S_MAX = 30 * 86_400
+REGISTRATIONS_SHOWN_MAX = 50_000
 SLICE = 64  # calls (2 ms) between two turns of the event loop
 
 
@@ -53,6 +56,7 @@ class Source(Protocol):
     def sync(self) -> Any: ...
     def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]: ...
     def at_risk(self) -> list[str]: ...
+    def registrations(self) -> Iterator[Listed]: ...
     def not_ready(self) -> str: ...
     def counters(self) -> dict[str, int]: ...
     def known_reports(self) -> list[schema.Report]: ...
@@ -97,6 +101,7 @@ class Commands:
             "report": self._report,
             "reports": self._reports,
             "calls": self._calls,
+            "registrations": self._registrations,
             "sync": self._sync,
             "capacity": self._capacity,
             "best_node": self._best_node,
@@ -170,6 +175,20 @@ class Commands:
             if len(calls) < limit:
                 calls.append(_call(service, here, record, record.uuid in risky))
         return schema.CallList(total, len(risky), calls)
+
+    async def _registrations(self, params: dict[str, Any]) -> schema.RegistrationList:
+        limit = number(params, "limit", CALLS_SHOWN, REGISTRATIONS_SHOWN_MAX)
+        found: list[schema.Registration] = []
+        total = at_risk = 0
+        now_s = wall_s()
+        for at, listed in enumerate(self._source.registrations()):
+            if at % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            total += 1
+            at_risk += listed.at_risk
+            if len(found) < limit:
+                found.append(_registration(listed, now_s))
+        return schema.RegistrationList(total, at_risk, found)
 
     async def _sync(self, params: dict[str, Any]) -> Any:
         return self._source.sync()
@@ -246,6 +265,23 @@ def best_nodes(view: View) -> list[schema.BestNode]:
     if not found:
         raise OperatorError("no node can take a call: none serves anything and has room")
     return found
+
+
+def _registration(listed: Listed, now_s: float) -> schema.Registration:
+    record = listed.record
+    return schema.Registration(
+        user=f"{record.user}@{record.host}",
+        contact=record.contact,
+        node=listed.node or None,
+        service=listed.service,
+        profile=record.profile,
+        here=listed.here,
+        expires=wall_text_ms(record.expires_s * 1000) or "",
+        expires_s=max(0, round(record.expires_s - now_s)),
+        replicated=not listed.at_risk,
+        user_agent=record.user_agent,
+        network=f"{record.network_ip}:{record.network_port}" if record.network_ip else "",
+    )
 
 
 def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.Call:

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -27,15 +26,16 @@ from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
+from haclusterd.agent.promised import Promised
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
+from haclusterd.agent.shared import shared_with
 from haclusterd.agent.standing import Facts, judge
 from haclusterd.agent.traces import Traces
 from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec
 from haclusterd.config.revisions import Start
-from haclusterd.core import promises
 from haclusterd.core.actions import (
     Answered,
     Decided,
@@ -50,7 +50,6 @@ from haclusterd.core.actions import (
 )
 from haclusterd.core.inputs import LocalReport
 from haclusterd.core.view import View
-from haclusterd.files import boot_id, write_atomically
 from haclusterd.sync.transport import SyncError
 from haclusterd.trace.folder import NAME as TRACES_NAME
 
@@ -87,6 +86,7 @@ class Agent:
         self.services = Services(
             self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
         )
+        self.shared = shared_with(self.spec, self.replicator, self.services.busy)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
@@ -99,8 +99,7 @@ class Agent:
         self._reported_us = 0
         self._reported = 0.0  # loop time of the last one sent
         self._news = asyncio.Event()
-        self._promises: Persist | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._promised = Promised(self.spec, config.state_dir, self.problems)
         self._tasks: list[asyncio.Task[None]] = []
         self._stops: list[Callable[[], Awaitable[None]]] = []
         self._api: Api | None = None
@@ -146,8 +145,7 @@ class Agent:
         for stop in reversed(self._stops):
             await stop()
         await self.services.stop()
-        if self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        await self._promised.stop()
         await self.voters.stop()
         self.link.close()
 
@@ -220,7 +218,7 @@ class Agent:
         if section is None or life is None:
             return
         if section.esl_port:
-            from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+            from haclusterd.agent.switch import LocalSwitch, SwitchEvents, read_password
 
             def connected() -> None:
                 life.connected()
@@ -241,6 +239,9 @@ class Agent:
                     switch.set_fenced(service.name, True)
             await switch.start()
             self._stops.append(switch.stop)
+            if self.shared is not None:
+                self._stops.append(self.shared.stop)
+                await self.shared.start(section, switch.connection, read_password(section))
         await life.start()
         self._stops.append(life.stop)
 
@@ -265,11 +266,13 @@ class Agent:
             case Recover():
                 self._take_view()  # what heart saw before tells when the fault was
                 self.services.recover(message)
+                if self.shared is not None:
+                    self.shared.recover(message.service, message.identity.epoch)
             case EndCalls():
                 self._take_view()
                 self.services.end_calls(message)
             case Persist():
-                self._persist(message)
+                self._promised.keep(message)
             case Relinquish():
                 self.operators.relinquish(message)
             case Answered():
@@ -301,6 +304,8 @@ class Agent:
             self.replicator.take_view(view)
         self.services.observe(view)
         self.orders.observe(view)
+        if self.shared is not None:
+            self.shared.observe(view)
         self.changed()
 
     def _decided(self, message: Decided) -> None:
@@ -308,27 +313,6 @@ class Agent:
         name = services[message.service].name if 0 <= message.service < len(services) else None
         self.history.add(message.row, message.text, message.at_us, name, message.epoch)
         self.traces.decided(message)
-
-    def _persist(self, message: Persist) -> None:
-        """Only the newest counts; one write at a time, in a thread."""
-        self._promises = message
-        if self._writing is None or self._writing.done():
-            work = self._write_promises()
-            self._writing = asyncio.get_running_loop().create_task(work, name="promises")
-
-    async def _write_promises(self) -> None:
-        while (message := self._promises) is not None:
-            self._promises = None
-            path = self.config.state_dir / promises.FILE_NAME
-            content = promises.encode(self.spec, boot_id(), message)
-            try:
-                await asyncio.to_thread(_write, path, content)
-                self.problems.pop("state", None)
-            except OSError as error:
-                self.problems["state"] = (
-                    f"{path}: {error.strerror}: promises cannot be kept; make the folder writable"
-                )
-                log.error("%s", self.problems["state"])
 
     # -- what this node says --
 
@@ -393,8 +377,3 @@ class Agent:
         if self._view is None:
             raise OperatorError("heart has not told its view yet: try again in a second")
         return self._view
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)

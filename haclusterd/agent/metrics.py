@@ -48,6 +48,8 @@ CATALOG = (
     Metric("node_capacity", "gauge", "call legs the node can carry", ("node",)),
     Metric("node_health", "gauge", "0 unusable to 100", ("node",)),
     Metric("node_sync_lag_seconds", "gauge", "lag of the node's worst copy", ("node",)),
+    Metric("registrations", "gauge", "registrations this node knows: `own` made here, `copy` those "
+           "of others", ("here",)),
     Metric("link_up", "gauge", "1 while beats pass both ways on the link", _LINK),
     Metric("link_rtt_seconds", "gauge", "round trip on the link", _LINK),
     Metric("link_loss_ratio", "gauge", "share of beats lost on the link", _LINK),
@@ -130,6 +132,7 @@ def render(status: Status, inside: Inside, outside: Outside) -> bytes:
     sheet.put("capacity_fits", all(map(capacity.fits, capacity.cases(inside.view, inside.spec, 1))))
     _cluster(sheet, status)
     _nodes(sheet, status)
+    _registrations(sheet, status)
     _datagrams(sheet, inside.view)
     _reports(sheet, inside.reports)
     for name, count in inside.counters.items():
@@ -169,6 +172,12 @@ def _nodes(sheet: Sheet, status: Status) -> None:
             sheet.put("link_loss_ratio", link.loss, node.id, link.address)
             if link.rtt_ms is not None:
                 sheet.put("link_rtt_seconds", link.rtt_ms / 1000, node.id, link.address)
+
+
+def _registrations(sheet: Sheet, status: Status) -> None:
+    if status.registrations is not None:
+        sheet.put("registrations", status.registrations.own, "own")
+        sheet.put("registrations", status.registrations.copies, "copy")
 
 
 def _datagrams(sheet: Sheet, view: View) -> None:

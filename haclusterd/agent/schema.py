@@ -101,6 +101,17 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
+class Registered(msgspec.Struct, frozen=True):
+    """How many registrations the answering node knows: made here, copies of others'.
+
+    `refused`: registrations that are not replicated, counted since the agent started.
+    """
+
+    own: int
+    copies: int
+    refused: int
+
+
 class Paused(msgspec.Struct, frozen=True):
     """Nothing moves by itself; `left_s` is null where only `resume` ends it."""
 
@@ -125,7 +136,10 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """`status --json`. `quorum.voters` are those that count: nodes marked dead do not."""
+    """`status --json`. `quorum.voters` are those that count: nodes marked dead do not.
+
+    `registrations` is null where this node keeps none.
+    """
 
     cluster: str
     node: str
@@ -136,6 +150,7 @@ class Status(msgspec.Struct, frozen=True):
     alarms: list[Alarm]
     paused: Paused | None = None
     marked_dead: list[Marked] = []
+    registrations: Registered | None = None
     revision: Revision = Revision(1, None, [])
 
 
@@ -282,6 +297,34 @@ class CallList(msgspec.Struct, frozen=True):
     total: int
     at_risk: int
     calls: list[Call]
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """One phone of one user. `node` is where it is registered, null while its service is unowned.
+
+    `here`: own (it registered at the answering node) or copy. `expires` is wall clock text,
+    `expires_s` the seconds until then. `replicated`: another node that could take over has it.
+    """
+
+    user: str
+    contact: str
+    node: str | None
+    service: str
+    profile: str
+    here: str
+    expires: str
+    expires_s: int
+    replicated: bool
+    user_agent: str
+    network: str
+
+
+class RegistrationList(msgspec.Struct, frozen=True):
+    """`total` counts all; `registrations` holds at most `limit` of them."""
+
+    total: int
+    at_risk: int
+    registrations: list[Registration]
 
 
 class About(msgspec.Struct, frozen=True):

@@ -30,7 +30,8 @@ def own_sync(owners: Mapping[str, tuple[str, int]], me: str, fresh: Mapping[str,
 
 
 def status(view: View, own: schema.Sync, words: Mapping[str, Word],
-           alarms: Sequence[schema.Alarm] = ()) -> schema.Status:  # fmt: skip
+           alarms: Sequence[schema.Alarm] = (),
+           registrations: schema.Registered | None = None) -> schema.Status:  # fmt: skip
     """`status --json`. `alarms` are the agent's own, beside heart's."""
     return schema.Status(
         cluster=view.cluster,
@@ -47,6 +48,7 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
         paused=_paused(view),
         marked_dead=[schema.Marked(m.node, m.by) for m in view.marks if not m.cleared],
+        registrations=registrations,
         revision=schema.Revision(
             view.revision.active, view.revision.staged or None, list(view.revision.lacking)
         ),

@@ -171,18 +171,19 @@ class LocalSwitch:
             on_down=events.disconnected,
         )
         cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
-        self._probe = HealthProbe(self._connection, events.health, cpu_wait=cpu_wait)
-        self._recovery = Recovery(self._connection, section.core_db)
+        self._probe = HealthProbe(self.connection, events.health, cpu_wait=cpu_wait)
+        self._recovery = Recovery(self.connection, section.core_db)
         self._source = CallSource(
             section.core_db,
             services,
             events.changed,
-            esl_factory=self._connection,
+            esl_factory=self.connection,
             on_reset=events.reset,
             on_problem=_core_db_said,
         )
 
-    def _connection(self, **wanted: object) -> Esl:
+    def connection(self, **wanted: object) -> Esl:
+        """One more connection to this FreeSWITCH, not started: an `EslFactory`."""
         return EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
 
     async def _on_event(self, item: EventItem) -> None:

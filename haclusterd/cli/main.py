@@ -26,6 +26,7 @@ _REMOTE = frozenset(
         "history",
         "report",
         "calls",
+        "registrations",
         "sync",
         "switchover",
         "hand-over",
@@ -171,6 +172,8 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     calls = add("calls", "the replicated calls that this node knows")
     calls.add_argument("--at-risk", action="store_true", help="only those no standby has yet")
     calls.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
+    phones = add("registrations", "the phones that are registered at any node")
+    phones.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
     add("sync", "replication: per peer and service have, want and lag")
     add("events", "decisions as they are made, until interrupted")
     watch = add("watch", "status, shown again and again")

@@ -80,6 +80,11 @@ _SHOWN: dict[str, Callable[[argparse.Namespace], Question]] = {
     "history": lambda arguments: ("history", {"count": arguments.count}, tables.history),
     "report": _report,
     "calls": _calls,
+    "registrations": lambda arguments: (
+        "registrations",
+        {"limit": arguments.limit},
+        tables.registrations,
+    ),
     "sync": lambda arguments: ("sync", {}, tables.sync),
     "best-node": lambda arguments: ("best_node", {}, tables.best_nodes),
 }

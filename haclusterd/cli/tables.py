@@ -34,13 +34,18 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
          _first(s["successors"])]
         for s in sorted(found["services"], key=lambda s: order.get(s["state"], 2))
     ]  # fmt: skip
+    phones = found.get("registrations")
+    registered = (
+        [f"registrations: {phones['own']} made here, {phones['copies']} of other nodes"]
+        if phones and (phones["own"] or phones["copies"]) else []
+    )  # fmt: skip
     alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
     drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
               services, _NUMBERS),
         _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
-    return [head, *alarms, *(drawn[::-1] if watched else drawn)]
+    return [head, *registered, *alarms, *(drawn[::-1] if watched else drawn)]
 
 
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
@@ -202,6 +207,23 @@ def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
     parts: list[Part] = [
         f"{found['total']} call legs shown here, {found['at_risk']} at risk",
         Table("", headers, rows, _NUMBERS, empty),
+    ]
+    if found["total"] > len(rows):
+        parts.append(f"  and {found['total'] - len(rows)} more (--limit)")
+    return parts
+
+
+def registrations(found: dict[str, Any]) -> list[Part]:
+    """`registrations`."""
+    rows = [
+        [r["user"], r["contact"], cell(r["node"]), r["here"], str(r["expires_s"]),
+         "ok" if r["replicated"] else "at risk", r["user_agent"]]
+        for r in found["registrations"]
+    ]  # fmt: skip
+    headers = ["user", "contact", "registered at", "here", "expires s", "replicated", "user agent"]
+    parts: list[Part] = [
+        f"{found['total']} registrations, {found['at_risk']} at risk",
+        Table("", headers, rows, frozenset({"expires s"}), "nobody is registered"),
     ]
     if found["total"] > len(rows):
         parts.append(f"  and {found['total'] - len(rows)} more (--limit)")

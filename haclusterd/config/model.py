@@ -52,7 +52,10 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FreeSwitch:
-    """Section `[freeswitch]`. `esl_port` 0: only the process in `pid_file` is watched, no ESL."""
+    """Section `[freeswitch]`. `esl_port` 0: only the process in `pid_file` is watched, no ESL.
+
+    `limits_port` 0: limits are each FreeSWITCH's own.
+    """
 
     esl_host: str
     esl_port: int
@@ -60,6 +63,7 @@ class FreeSwitch:
     core_db: Path
     pid_file: Path
     start_command: tuple[str, ...]
+    limits_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,9 @@ MEANINGS = {
     "freeswitch.pid_file": "Which process FreeSWITCH is: its end moves the services at once.",
     "freeswitch.start_command": "Brings FreeSWITCH back after a crash or after it was ended behind "
     "the fence. Left out: something else does.",
+    "freeswitch.limits_port": "Where mod_hash of the local FreeSWITCH asks (127.0.0.1, see "
+    "`hash.conf.xml` in `fs_conf`) what the other nodes count, so that limits hold in the whole "
+    "cluster. 0: each FreeSWITCH counts for itself.",
     "sync.port": "TCP, on every link address.",
     "heartbeat.port": "UDP, on every link address.",
     "api.socket": "The Unix socket of `haclusterctl`; its folder is the run directory. At most 107 "

@@ -61,8 +61,9 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
     db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
     pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
     command = section.texts("start_command", [], "a command and its words")
+    limits = section.integer("limits_port", 7803, 0, 65535)
     section.finish()
-    found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command))
+    found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command), limits)
     return found, {
         "esl_host": host,
         "esl_port": port,
@@ -70,6 +71,7 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
         "core_db": db,
         "pid_file": pid,
         "start_command": command,
+        "limits_port": limits,
     }
 
 

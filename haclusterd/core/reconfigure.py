@@ -1,4 +1,4 @@
-"""Changing the voters: one node at a time, by a majority of the present set (docs/adr/0008).
+"""Changing the voters: one node at a time, by a majority of the present set (docs/adr/0009).
 
 Every set has a revision. A node *stages* the next one when an operator has it reload the file: from
 then on, and only once that is on disk, it says so in its beats. When a majority of the present

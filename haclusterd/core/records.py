@@ -30,8 +30,43 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sip_cseq: str = ""  # CSeq in the metadata: a changed one proves the re-INVITE (FREESWITCH 1.5)
 
 
+class Registration(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One contact of a SIP user, as the FreeSWITCH where it registered keeps it (FREESWITCH.md 4).
+
+    `service` is the lane's name of the service (`sync.lane`), `uuid` names the contact in its
+    profile, `version` grows at its origin as a call's does. Texts come from a SIP user: whoever
+    makes or uses one asks `freeswitch.registrations` first. `expires_s` is a wall clock time.
+    """
+
+    service: str
+    uuid: str
+    version: int
+    profile: str
+    user: str
+    host: str
+    contact: str
+    call_id: str
+    expires_s: int
+    status: str = "Registered"
+    rpid: str = "unknown"
+    user_agent: str = ""
+    server_user: str = ""
+    network_ip: str = ""
+    network_port: str = ""
+    username: str = ""
+    realm: str = ""
+    mwi_user: str = ""
+    mwi_host: str = ""
+    sub_host: str = ""
+    presence_hosts: str = ""
+    force_ping: int = 0
+
+
 class Tombstone(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A call leg that ended while its master owned the service: never recover it (S8)."""
+    """A call leg that ended while its master owned the service: never recover it (S8).
+
+    Also a registration that is gone.
+    """
 
     service: str
     uuid: str

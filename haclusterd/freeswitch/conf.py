@@ -7,7 +7,7 @@ on every node (EG11), so nothing here may depend on the host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -23,8 +23,10 @@ CORE_DB_SUFFIX = ".db"
 HOST_FOLDERS = ("sysctl.d", "systemd")
 # Written for the operator to go on with.
 OPERATORS_FILES = frozenset({"acl/trunks.xml"})
+CLUSTER_LIST = "acl/cluster.xml"
 
 _TEMPLATE = "services/service.xml.template"
+_GATEWAYS = "gateways/README"
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./@%+=:,-]+")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -77,9 +79,14 @@ def render(config: Config) -> dict[str, bytes]:
     origin = source()
     found = {place: (origin / place).read_bytes() for place in _copied(origin)}
     found["vars.xml"] = _with_variables(found["vars.xml"].decode(), variables(config)).encode()
+    addresses = [profile.address for profile in profiles(config)]
+    found[CLUSTER_LIST] = cluster_list((origin / CLUSTER_LIST).read_text(), addresses).encode()
     template = (origin / _TEMPLATE).read_text()
+    gateways = found.pop(_GATEWAYS)
     for profile in profiles(config):
         found[f"services/{profile.name}.xml"] = service_file(template, profile).encode()
+        # FreeSWITCH logs an error for a folder that is not there.
+        found[f"gateways/{profile.name}/README"] = gateways
     return dict(sorted(found.items()))
 
 
@@ -93,7 +100,17 @@ def variables(config: Config) -> dict[str, str]:
         "esl_listen_ip": _LOOPBACK[section.esl_host],
         "esl_port": str(section.esl_port),
         "core_db_name": section.core_db.stem,
+        "limits_port": str(section.limits_port),
     }
+
+
+def cluster_list(template: str, addresses: Iterable[str]) -> str:
+    """The list of all service addresses: calls to phones of other nodes come from them."""
+    lines = [
+        f'  <node type="allow" cidr="{address}/{128 if ":" in address else 32}"/>\n'
+        for address in dict.fromkeys(addresses)
+    ]
+    return template.replace("</list>", "".join(lines) + "</list>")
 
 
 def service_file(template: str, profile: Profile) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from haclusterd.core.records import CallRecord
 
-from . import metadata
+from . import limits, metadata
 
 CSEQ_RAISE = 100
 CSEQ_MAX = 2**31 - 1
@@ -26,6 +26,7 @@ class Mends:
 
     cseq: bool = True
     profile: bool = True
+    limits: bool = True
 
 
 def raise_cseq(record: CallRecord) -> CallRecord:
@@ -68,6 +69,8 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
         record = name_profile(record)
     if switches.cseq:
         record = raise_cseq(record)
+    if switches.limits:
+        record = limits.mend(record)
     return record
 
 

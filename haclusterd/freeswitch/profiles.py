@@ -19,6 +19,7 @@ HANGUP_PATIENCE_S = 5.0
 XML_CHARACTERS_MAX = 4_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+_ADDRESS = re.compile(r"sip:(?:[^@\s]*@)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 
 
 class ProfileError(Exception):
@@ -110,6 +111,17 @@ def parse_profile_states(xmlstatus: str) -> dict[str, str]:
             if profile.findtext("type", "") == "profile":
                 states[profile.findtext("name", "")] = profile.findtext("state", "").strip()
     return states
+
+
+def parse_profile_addresses(xmlstatus: str) -> dict[str, str]:
+    """Name to `sip:HOST:PORT` from `sofia xmlstatus`, of profiles whose address is one."""
+    root = _parse_xml(xmlstatus)
+    addresses: dict[str, str] = {}
+    for profile in root.iter("profile") if root is not None else ():
+        found = _ADDRESS.fullmatch(profile.findtext("data", "").strip())
+        if found is not None and profile.findtext("type", "") == "profile":
+            addresses[profile.findtext("name", "")] = f"sip:{found[1]}:{found[2] or 5060}"
+    return addresses
 
 
 def _true(value: str | None) -> bool:

@@ -77,6 +77,9 @@ def write_conf(target: Path, services: Sequence[ServiceProfile], variables: dict
     shutil.copytree(source, target)
     shutil.copy(source / "test" / "dialplan.xml", target / "dialplan" / "public" / "test.xml")
     shutil.copy(source / "test" / "acl.xml", target / "acl" / "test.xml")
+    shutil.copy(source / "test" / "directory.xml", target / "directory" / "test.xml")
+    listed = target / conf.CLUSTER_LIST
+    listed.write_text(conf.cluster_list(listed.read_text(), [s.address for s in services]))
     template = (source / "services" / "service.xml.template").read_text()
     for service in services:
         port = int(variables["sip_port"])
@@ -86,6 +89,7 @@ def write_conf(target: Path, services: Sequence[ServiceProfile], variables: dict
         except conf.ConfError as error:
             raise LabError(str(error)) from None
         (target / "services" / f"{service.name}.xml").write_text(text)
+        (target / "gateways" / service.name).mkdir()
     lines = (
         f'  <X-PRE-PROCESS cmd="set" data={quoteattr(f"{name}={value}")}/>'
         for name, value in variables.items()

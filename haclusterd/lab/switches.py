@@ -128,7 +128,15 @@ class Switch:
         config = EmulatorConfig(
             run_dir=str(self.directory),
             profiles=[
-                ProfileConfig(name=name, ip=address, sip_port=SIP_PORT, standby=True)
+                ProfileConfig(
+                    name=name,
+                    ip=address,
+                    sip_port=SIP_PORT,
+                    standby=True,
+                    blind_reg=True,
+                    expires_late_margin_s=2,
+                    ireg_seconds=1,
+                )
                 for name, address in self._profiles
             ],
             core_db="db/core.db",

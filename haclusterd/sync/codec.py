@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from haclusterd.core.records import CallRecord, Tombstone
+from haclusterd.core.records import CallRecord, Registration, Tombstone
 from haclusterd.core.replication import (
     Ack,
     Chunk,
@@ -31,6 +31,7 @@ VERSION = 1
 FRAME_BYTES_MAX = 256 * 1024
 BLOB_BYTES_MAX = 160 * 1024
 RECORD_BYTES_MAX = 1024 * 1024  # of one record when unpacked
+REGISTRATION_BYTES_MAX = 8 * 1024  # of one registration when unpacked: 16 texts of 255 and contact
 PAYLOAD_BYTES_MAX = 192 * 1024  # of one request or response
 _PACK_FROM_BYTES = 512
 _RAW, _ZLIB = b"\x00", b"\x01"
@@ -118,6 +119,7 @@ Message: TypeAlias = (
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _record_decoder = msgspec.msgpack.Decoder(CallRecord)
+_registration_decoder = msgspec.msgpack.Decoder(Registration)
 
 
 def frame(message: Message) -> bytes:
@@ -160,14 +162,15 @@ class FrameReader:
             del buffer[:at]
 
 
-def item_of(record: CallRecord | Tombstone, epoch: int, incarnation: int) -> Item:
+def item_of(record: CallRecord | Registration | Tombstone, epoch: int, incarnation: int) -> Item:
     """A record as a log item. Raises Malformed if it is too large to send."""
     packed = _encoder.encode(record)
     blob = _RAW + packed
     if len(packed) > _PACK_FROM_BYTES:
         blob = _ZLIB + zlib.compress(packed, 1)
-    if len(blob) > BLOB_BYTES_MAX or len(packed) > RECORD_BYTES_MAX:
-        raise Malformed(f"call {record.uuid}: {len(packed)} bytes, more than can be replicated")
+    most = REGISTRATION_BYTES_MAX if isinstance(record, Registration) else RECORD_BYTES_MAX
+    if len(blob) > BLOB_BYTES_MAX or len(packed) > most:
+        raise Malformed(f"{record.uuid}: {len(packed)} bytes, more than can be replicated")
     dead = isinstance(record, Tombstone)
     return Item(record.uuid, epoch, incarnation, record.version, dead, blob)
 
@@ -175,12 +178,29 @@ def item_of(record: CallRecord | Tombstone, epoch: int, incarnation: int) -> Ite
 def record_of(item: Item) -> CallRecord:
     """The call record in a live item. Raises Malformed."""
     try:
-        packed = item.blob[1:]
-        if item.blob[:1] == _ZLIB:
-            inflater = zlib.decompressobj()
-            packed = inflater.decompress(packed, RECORD_BYTES_MAX)
-            if not inflater.eof:
-                raise Malformed(f"call {item.uuid}: record is cut or too large")
-        return _record_decoder.decode(packed)
-    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _record_decoder.decode(_unpacked(item, RECORD_BYTES_MAX))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"call {item.uuid}: {error}") from None
+
+
+def registration_of(item: Item) -> Registration:
+    """The registration in a live item, its texts as they came. Raises Malformed."""
+    try:
+        return _registration_decoder.decode(_unpacked(item, REGISTRATION_BYTES_MAX))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"registration {item.uuid}: {error}") from None
+
+
+def _unpacked(item: Item, most: int) -> bytes:
+    packed = item.blob[1:]
+    if item.blob[:1] == _ZLIB:
+        inflater = zlib.decompressobj()
+        try:
+            packed = inflater.decompress(packed, most)
+        except zlib.error as error:
+            raise Malformed(f"{item.uuid}: {error}") from None
+        if not inflater.eof:
+            raise Malformed(f"{item.uuid}: record is cut or too large")
+    if len(packed) > most:
+        raise Malformed(f"{item.uuid}: record of {len(packed)} bytes")
+    return packed

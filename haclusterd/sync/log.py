@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
-from haclusterd.core.records import CallRecord, Tombstone
+from haclusterd.core.records import CallRecord, Registration, Tombstone
 from haclusterd.core.replication import (
     Advanced,
     Item,
@@ -30,7 +30,9 @@ REFUSED_MAX = 10_000  # names kept of calls that cannot be replicated
 AT_ONCE = 64  # records that are packed within the call that logs them
 _SETTLE = ""  # inbox key of the settled mark: no call has an empty uuid
 
-Waiting = CallRecord | Tombstone | Settled
+Live = CallRecord | Registration
+Record = Live | Tombstone
+Waiting = Record | Settled
 
 
 class ChangeLog:
@@ -109,7 +111,7 @@ class ChangeLog:
         self.logs[service] = log
         self._replaced(service)
 
-    def append(self, records: Iterable[CallRecord | Tombstone]) -> None:
+    def append(self, records: Iterable[Record]) -> None:
         """Log changes, in order. A service that is not owned, or an unsendable record, is counted.
 
         Tombstones only for calls that ended while their service was owned and not fenced (S8).
@@ -120,7 +122,7 @@ class ChangeLog:
                 continue
             key = (record.service, record.uuid)
             waiting = self._inbox.get(key)
-            if isinstance(waiting, CallRecord | Tombstone):
+            if not isinstance(waiting, Settled | None):
                 if _newer(record, waiting):
                     self._inbox[key] = record
                 continue
@@ -143,7 +145,7 @@ class ChangeLog:
 
     def waiting_uuids(self) -> list[str]:
         """Live calls among them, and those that were refused: both are on no standby."""
-        waiting = [r.uuid for r in self._inbox.values() if isinstance(r, CallRecord)]
+        waiting = [r.uuid for r in self._inbox.values() if isinstance(r, Live)]
         return waiting + [uuid for _, uuid in self._refused]
 
     def items(self, service: str) -> ItemSet | None:
@@ -192,9 +194,9 @@ class ChangeLog:
             else:
                 self._refuse("full", waiting)
 
-    def _refuse(self, counter: str, record: CallRecord | Tombstone) -> None:
+    def _refuse(self, counter: str, record: Record) -> None:
         self.counters[counter] += 1
-        if isinstance(record, CallRecord) and len(self._refused) < REFUSED_MAX:
+        if isinstance(record, Live) and len(self._refused) < REFUSED_MAX:
             self._refused[record.service, record.uuid] = None
 
     def _clear(self, service: str) -> None:
@@ -205,7 +207,7 @@ class ChangeLog:
         self._waiting.pop(service, None)
 
 
-def _newer(record: CallRecord | Tombstone, waiting: CallRecord | Tombstone) -> bool:
+def _newer(record: Record, waiting: Record) -> bool:
     return (record.version, isinstance(record, Tombstone)) > (
         waiting.version,
         isinstance(waiting, Tombstone),

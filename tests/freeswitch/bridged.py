@@ -41,7 +41,13 @@ class BridgedCallers(Callers):
     """Callers of an extension that bridges to the other telephone; they play a tone to it."""
 
     def __init__(
-        self, plan: LabPlan, service: ServicePlan, namespace: str, directory: Path, count: int
+        self,
+        plan: LabPlan,
+        service: ServicePlan,
+        namespace: str,
+        directory: Path,
+        count: int,
+        extension: str = _EXTENSION,
     ) -> None:
         write_tone(directory)
         text = (_SCENARIOS / "caller.xml").read_text()
@@ -49,12 +55,13 @@ class BridgedCallers(Callers):
             raise ValueError(f"caller.xml has not one line {_TALKING.strip()}")
         self._scenario = directory / "caller_with_tone.xml"
         self._scenario.write_text(text.replace(_TALKING, _PLAY + _TALKING))
+        self._bridged = extension
         super().__init__(plan, service, namespace, directory, count)
 
     def _command(self, scenario: Path, rtp_port: int) -> list[str]:
         words = [word for word in super()._command(scenario, rtp_port) if word != "-rtp_echo"]
         words[words.index(str(scenario))] = str(self._scenario)
-        words[words.index("-s") + 1] = _EXTENSION
+        words[words.index("-s") + 1] = self._bridged
         return words
 
 

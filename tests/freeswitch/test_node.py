@@ -107,3 +107,11 @@ def test_the_start_command_of_a_node_brings_it_back(rig: Rig) -> None:
     assert rig.a.pid not in (None, first)
     rig.own(rig.a, EAST)
     assert rig.options(EAST) == 503
+
+
+def test_a_conference_has_the_number_that_was_called_and_logs_no_error(rig: Rig) -> None:
+    rig.activate(rig.a, "east", EAST)
+    rig.call(EAST, "3042", hold_ms=5000)
+    eventually(lambda: "Conference 3042" in rig.a.api("conference list"), "conference 3042")
+    bad = [line for line in rig.a.log_file.read_text().splitlines() if "[ERR" in line]
+    assert [line for line in bad if "/etc/haclusterd/esl.password" not in line] == []

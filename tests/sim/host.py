@@ -50,13 +50,12 @@ class Host(Member):
     def __init__(
         self, world: World, me: int, spec: ClusterSpec, rng: random.Random, ppm: int
     ) -> None:
+        super().__init__(rng.randrange(10**9, 10**12), ppm)
         self.world = world
         self.spec = spec
         self.me = me
         self._belong(spec)
         self.rng = rng
-        self.ppm = ppm
-        self.offset = rng.randrange(10**9, 10**12)
         self.kernel = Kernel(len(spec.services), ppm)
         self.telephony = Telephony(self)
         self.alive = False
@@ -206,15 +205,14 @@ class Host(Member):
         """Ask to be woken at the core's next deadline."""
         if self.node is None or not self.alive:
             return
-        deadline_us, self.deadline_us = self.deadline_us, 0
-        at = max(self.true(deadline_us or next_deadline_us(self.node)), t + 1)
+        at = max(self.true(self.deadline_us or next_deadline_us(self.node)), t + 1)
+        self.deadline_us = 0
         if at != self.wake_at:
             self.wake_at = at
             self.world.at(at, self.wake, self.life)
 
     def _begin_turn(self, t: int) -> None:
         self.busy, self.ticked, self.unread = True, False, True
-        self.deadline_us = 0
         self.now_us = now = self.local(t)
         gap = now - self.last_turn
         self.last_turn = now
@@ -239,9 +237,8 @@ class Host(Member):
         while True:
             while actions:
                 action = actions.popleft()
-                failpoint = self.world.failpoint
-                if failpoint is not None:
-                    outcome = failpoint.strikes(self, t, action)
+                if self.world.failpoint is not None:
+                    outcome = self.world.failpoint.strikes(self, t, action)
                     if outcome == "stop":
                         return False
                     if outcome == "next":
@@ -251,10 +248,8 @@ class Host(Member):
                         return False
                     self.passed = False
                 _DO[type(action)](self, action)
-            if results:
-                event = results.popleft()
-            elif batch:
-                event = batch.popleft()
+            if results or batch:
+                event = (results or batch).popleft()
             elif self.unread:
                 self._read()
                 continue

@@ -16,6 +16,7 @@ from haclusterd.core import inputs as inp
 from haclusterd.core import reconfigure
 from haclusterd.core.model import NOBODY, ClusterSpec, Identity
 from haclusterd.core.state import FAR, Node, start
+from tests.sim.clock import Clock
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -32,7 +33,7 @@ class Disk(msgspec.Struct):
     previous: ClusterSpec | None = None
 
 
-class Member:
+class Member(Clock):
     """Base of `Host`. Times are true microseconds."""
 
     world: World
@@ -43,8 +44,6 @@ class Member:
     stopping: bool
     life: int
     thaw_at: int
-    offset: int  # of this machine's clock
-    ppm: int
 
     def _belong(self, spec: ClusterSpec) -> None:
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
@@ -58,13 +57,6 @@ class Member:
         self.stubborn = False  # no upgrade of its heart comes about
         self.kin: dict[int, ClusterSpec] = {}  # other configurations that are read here, by hash
         self._count_by(spec)
-
-    def local(self, t: int) -> int:
-        return self.offset + t + t * self.ppm // 1_000_000
-
-    def true(self, local: int) -> int:
-        """The first true time at which this clock shows `local`."""
-        return -((self.offset - local) * 1_000_000 // (1_000_000 + self.ppm)) + 1
 
     def give(self, t: int, event: inp.Input) -> None:
         raise NotImplementedError

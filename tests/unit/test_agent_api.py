@@ -20,7 +20,7 @@ from tests.fixtures.agent_source import FakeSource
 pytestmark = pytest.mark.timeout(20)
 
 STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "paused",
-               "marked_dead", "revision"]  # fmt: skip
+               "marked_dead", "registrations", "revision"]  # fmt: skip
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
              "version", "witness"]  # fmt: skip
 
@@ -194,3 +194,16 @@ async def test_the_socket_is_private_and_left_overs_are_replaced(
     await second.stop()
     with pytest.raises(ApiError, match="at most 107 bytes"):
         await Api(tmp_path / ("x" * 120), source.history, Commands(source)).start()
+
+
+async def test_registrations_are_the_contract(served: Path) -> None:
+    (answer,) = await ask(served, line("registrations", limit=1))
+    found = answer["result"]
+    assert (found["total"], found["at_risk"], len(found["registrations"])) == (2, 1, 1)
+    (first,) = found["registrations"]
+    assert list(first) == ["user", "contact", "node", "service", "profile", "here", "expires",
+                           "expires_s", "replicated", "user_agent", "network"]  # fmt: skip
+    assert (first["user"], first["node"], first["replicated"]) == ("1000@lab.test", "fs-a", False)
+    assert first["expires"] == "2038-01-19T03:14:08Z"
+    (answer,) = await ask(served, line("registrations", limit=50_001))
+    assert answer["error"]["code"] == "usage"

@@ -57,6 +57,11 @@ ANSWERS: dict[str, Any] = {
     "calls": {"total": 3, "at_risk": 1, "calls": [
         {"uuid": "u1", "service": "east", "here": "own", "direction": "inbound", "partner": None,
          "answered": None, "version": 4, "at_risk": True}]},
+    "registrations": {"total": 2, "at_risk": 1, "registrations": [
+        {"user": "1000@lab.test", "contact": "\"\" <sip:1000@10.0.0.9\x1b[2J>", "node": "fs-b",
+         "service": "east", "profile": "east", "here": "copy", "expires": "2026-11-28T22:00:00Z",
+         "expires_s": 3599, "replicated": False, "user_agent": "phone/1.0",
+         "network": "10.0.0.9:5060"}]},
     "sync": {"node": "fs-a", "waiting": 0, "at_risk": 0, "ack_ms_p50": 2, "ack_ms_p99": 9,
              "store": [], "counters": {}, "incoming": [],
              "peers": [{"node": "fs-b", "connected": True, "address": "10.1.0.2", "rtt_ms": 0.5,
@@ -123,7 +128,8 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaem
 Printed = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize("method", ["status", "rank", "history", "report", "calls", "sync"])
+@pytest.mark.parametrize("method", ["status", "rank", "history", "report", "calls", "sync",
+                                    "registrations"])  # fmt: skip
 def test_json_is_what_the_daemon_said_wherever_the_option_stands(
     daemon: FakeDaemon, capsys: Printed, method: str
 ) -> None:
@@ -143,6 +149,7 @@ def test_json_is_what_the_daemon_said_wherever_the_option_stands(
         (["report"], ["from fs-b to fs-a", "151.2", "lost-one", "and 10 more"]),
         (["report", "all"], ["fs-b is silent", "29"]),
         (["calls"], ["3 call legs", "at risk", "and 2 more"]),
+        (["registrations"], ["2 registrations, 1 at risk", "1000@lab.test", "3599", "and 1 more"]),
         (["sync"], ["10.1.0.2", "east", "held: services of others: none"]),
         (
             ["capacity", "--fail", "2"],

@@ -7,7 +7,7 @@ import msgspec
 from haclusterd.core import inputs as inp
 from haclusterd.core import reconfigure
 from haclusterd.core.model import Identity, Release, State
-from haclusterd.core.state import Claim, Deferred, Node
+from haclusterd.core.state import Claim, Deferred, Mark, Node
 from tests.unit.core_bench import STANDBY, Bench, entry
 from tests.unit.test_core_reconfigure import FOUR, TWO, at_revision_2, owner_of
 
@@ -92,3 +92,14 @@ def test_a_node_claims_after_the_silence_of_a_removed_one() -> None:
     bench.keep_hearing(400, (1, STANDBY))
     (said,) = [w.text for w in bench.said if w.row == "T101"][:1]
     assert "a node that was removed silent" in said
+
+
+def test_marks_follow_their_nodes_and_go_with_them() -> None:
+    bench = at_revision_2()
+    node = bench.node
+    node.marks = [Mark(1, 5, "olga", 9), Mark(2, 5, "olga", 9)]
+    node.marked = node.unvoting = frozenset({1, 2})
+    turned = msgspec.structs.replace(TWO, me=1, nodes=(TWO.nodes[1], TWO.nodes[0]))
+    reconfigure.adopt(node, turned, bench.now_us)
+    assert node.marks == [Mark(0, 5, "olga", 9)]
+    assert node.marked == node.unvoting == frozenset({0})

@@ -55,6 +55,12 @@ def test_what_is_rendered_is_whole(config: Path, tmp_path: Path) -> None:
     assert given["esl_password"] == f"cat {section.esl_password_file}"
     assert given["esl_port"] == str(section.esl_port)
     assert given["core_db_name"] == section.core_db.stem
+    assert given["limits_port"] == str(section.limits_port)
+    listed = set(re.findall(r'cidr="([^"]+)"', texts["acl/cluster.xml"]))
+    assert listed == {
+        f"{profile.address}/{128 if ':' in profile.address else 32}"
+        for profile in conf.profiles(load_cluster(config))
+    }
 
 
 def test_eg11_the_same_bytes_whoever_renders_and_how_often(config: Path, tmp_path: Path) -> None:
@@ -138,7 +144,7 @@ def test_a_service_that_is_gone_takes_its_profile_along(
     assert {path.name for path in (output / "services").glob("*.xml")} == (
         before - {"east.xml"} | {"north.xml"}
     )
-    assert "1 removed" in capsys.readouterr().out
+    assert "2 removed" in capsys.readouterr().out
 
 
 def test_a_list_that_names_files_outside_removes_none(config: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def seen() -> View:
 
 
 def text_of(word: View) -> str:
-    shown = status.status(word, schema.Sync("none", 0), {})
+    registered = schema.Registered(3, 4, 0)
+    shown = status.status(word, schema.Sync("none", 0), {}, registrations=registered)
     inside = metrics.Inside(word, ABOUT, [], {"decisions": 1}, 0, spec())
     outside = metrics.Outside({("pager", "failed"): 2}, {("sip.example.org", "done"): 4})
     return metrics.render(shown, inside, outside).decode()

@@ -38,7 +38,7 @@ def test_the_example_is_right_and_is_the_readmes(capsys: pytest.CaptureFixture[s
     assert section is not None
     folder = section.core_db.parent
     assert f"ReadWritePaths=-{folder.parent}\n" in UNIT.read_text()
-    assert f"chmod -R g+rwX {folder}\n" in DROP_IN.read_text()
+    assert f"'cd {folder} && {{ [ -e {section.core_db.name} ]" in DROP_IN.read_text()
 
 
 @needs_systemd
@@ -71,6 +71,36 @@ def test_the_unit_is_not_exposed(tmp_path: Path) -> None:
     )  # fmt: skip
     (score,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", plain.stdout)
     assert float(score) <= EXPOSURE_MAX
+
+
+def calls_of(group: str) -> set[str]:
+    """The system calls of a group like @process, with those of the groups in it."""
+    words = ["systemd-analyze", "syscall-filter", group]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found: set[str] = set()
+    for line in listed.splitlines()[1:]:
+        word = line.strip()
+        if word.startswith("@"):
+            found |= calls_of(word)
+        elif word and not word.startswith("#"):
+            found.add(word)
+    return found
+
+
+@needs_systemd
+def test_the_unit_allows_what_a_trace_of_the_daemon_showed() -> None:
+    """Those of its calls (strace, heart and agent through takeovers) that are not everybody's."""
+    allowed = calls_of("@default")
+    for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.M):
+        named: set[str] = set()
+        for word in line.removeprefix("~").split():
+            named |= calls_of(word) if word.startswith("@") else {word}
+        allowed = allowed - named if line.startswith("~") else allowed | named
+    used = {"mlockall", "sched_setscheduler", "madvise", "pidfd_open", "pidfd_send_signal", "kill",
+            "fchmod", "flock", "fdatasync", "sendmsg", "recvmsg", "setsid", "prctl", "capset",
+            "pwrite64", "ftruncate", "rename", "link", "unlink", "getrandom", "clone"}  # fmt: skip
+    assert used <= allowed
+    assert not allowed & {"mount", "ptrace", "setuid", "chown", "bpf", "init_module"}
 
 
 def test_a_stop_of_freeswitch_is_bounded_whatever_haclusterd_does() -> None:

@@ -13,6 +13,7 @@ from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Word
+from haclusterd.agent.registrations import Listed
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.traces import Traces
 from haclusterd.core.model import AddressSpec, ClusterSpec, NodeSpec, ServiceSpec
@@ -153,6 +154,9 @@ class Large:
         return None
 
     def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]:
+        yield from ()
+
+    def registrations(self) -> Iterator[Listed]:
         yield from ()
 
     def at_risk(self) -> list[str]:

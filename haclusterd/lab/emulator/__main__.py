@@ -10,7 +10,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from haclusterd.lab.emulator.config import EmulatorConfig, EmulatorConfigError, load
+from haclusterd.lab.emulator.config import EmulatorConfig, EmulatorConfigError, load, of_cluster
 from haclusterd.lab.emulator.esl_server import EslServer
 from haclusterd.lab.emulator.switch import Switch
 
@@ -40,15 +40,18 @@ async def run(config: EmulatorConfig) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m haclusterd.lab.emulator", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="JSON file")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", type=Path, help="JSON file")
+    which.add_argument("--cluster", type=Path, help="haclusterd.toml: what it says of FreeSWITCH")
     arguments = parser.parse_args()
+    path: Path = arguments.config or arguments.cluster
     try:
-        asyncio.run(run(load(arguments.config)))
+        asyncio.run(run(load(path) if arguments.config else of_cluster(path)))
     except EmulatorConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except (OSError, sqlite3.Error) as error:
-        sys.stderr.write(f"{arguments.config}: cannot start: {error}\n")
+        sys.stderr.write(f"{path}: cannot start: {error}\n")
         return 1
     return 0
 

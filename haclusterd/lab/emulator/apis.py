@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from haclusterd.lab.emulator import apis_show, apis_sofia
+from haclusterd.lab.emulator import apis_show, apis_sofia, registrar
 from haclusterd.lab.emulator.channel import Channel
 from haclusterd.lab.emulator.events import Event, Source, plain_text
 from haclusterd.lab.emulator.recovery import recover
@@ -235,4 +235,5 @@ APIS: Final[dict[str, Api]] = {
     "hash_dump": hash_dump,
     "show": apis_show.show,
     "sofia": apis_sofia.sofia,
+    "sofia_contact": registrar.sofia_contact,
 }

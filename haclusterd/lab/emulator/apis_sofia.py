@@ -88,7 +88,7 @@ def _profile_status(switch: Switch, name: str) -> str:
         "TEL-EVENT": "101",
         "CALLS-IN": str(len(profile.channels())),
         "FAILED-CALLS-IN": "0",
-        "REGISTRATIONS": "0",
+        "REGISTRATIONS": str(profile.registrar.count()),
     }
     lines = [f"{name:<17}\t{value}" for name, value in fields.items()]
     return "\n".join([_LINE, *lines, "", ""])
@@ -110,6 +110,8 @@ async def _profile(switch: Switch, words: list[str]) -> str:
         return _RELOADED + "+OK scan complete\n"
     if command in ("stop", "restart"):
         return _stop(switch, profile, restart=command == "restart")
+    if command == "flush_inbound_reg":
+        profile.registrar.flush()
     if command in ("flush_inbound_reg", "check_sync"):
         return "+OK flushing all registrations\n"
     return "-ERR Unknown command!\n"

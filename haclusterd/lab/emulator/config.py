@@ -5,9 +5,13 @@ Names follow FreeSWITCH's own parameters where it has one (`rtp-port-usage-robus
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import msgspec
+
+from haclusterd.config import ConfigError, load_cluster
+from haclusterd.freeswitch import conf
 
 
 class EmulatorConfigError(ValueError):
@@ -29,6 +33,9 @@ class ProfileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     presence: bool = False  # manage-presence: variable presence_id and PRESENCE_IN events
     context: str = "public"
     auto_start: bool = True  # False: only known, as if added to the XML before `profile start`
+    blind_reg: bool = False  # everybody may register, as with apply-register-acl
+    expires_late_margin_s: int = 60
+    ireg_seconds: float = 30.0
 
 
 class EmulatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +77,8 @@ def _problems(config: EmulatorConfig) -> list[str]:
     for key, value in config.extensions.items():
         if value not in APPS:
             found.append(f"extensions.{key}: {value!r} is unknown; use one of {', '.join(APPS)}")
+    if any(p.ireg_seconds <= 0 or p.expires_late_margin_s < 0 for p in config.profiles):
+        found.append("profiles: ireg_seconds must be over 0, expires_late_margin_s not under 0")
     if not 1024 <= config.rtp_port_min < config.rtp_port_max <= 65535:
         found.append("rtp_port_min, rtp_port_max: need 1024 <= min < max <= 65535")
     if not 1 <= config.media_pps <= 200:
@@ -99,3 +108,33 @@ def load(path: Path) -> EmulatorConfig:
     if problems:
         raise EmulatorConfigError("\n".join(f"{path}: {p}" for p in problems))
     return config
+
+
+def of_cluster(path: Path) -> EmulatorConfig:
+    """The FreeSWITCH that haclusterd.toml in `path` describes, as `fs-conf render` would make it.
+
+    :raises EmulatorConfigError: the file, or the password that it names, cannot be used.
+    """
+    try:
+        cluster = load_cluster(path)
+        section = cluster.freeswitch
+        if section is None:
+            raise EmulatorConfigError(f"{path}: freeswitch: is missing; add a section [freeswitch]")
+        password = section.esl_password_file.read_text().strip()
+    except ConfigError as error:
+        raise EmulatorConfigError(str(error)) from error
+    except OSError as error:
+        raise EmulatorConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return EmulatorConfig(
+        run_dir=str(section.core_db.parent),
+        profiles=[
+            ProfileConfig(name=p.name, ip=p.address, sip_port=p.port, standby=True)
+            for p in conf.profiles(cluster)
+        ],
+        core_db=str(section.core_db),
+        pid_file=str(section.pid_file),
+        switchname=socket.gethostname(),
+        esl=EslConfig(host=section.esl_host, port=section.esl_port, password=password),
+        rtp_port_usage_robustness=True,
+        extensions={"9196": "echo", "9197": "tone", "9198": "ring"},
+    )

@@ -12,6 +12,7 @@ from haclusterd.lab.emulator.call_events import Q850
 from haclusterd.lab.emulator.channel import Channel
 from haclusterd.lab.emulator.config import ProfileConfig
 from haclusterd.lab.emulator.events import Source
+from haclusterd.lab.emulator.registrar import Registrar
 from haclusterd.lab.emulator.sip_message import SipMessage, SipParseError, new_tag, response, tag_of
 from haclusterd.lab.emulator.sip_transport import Address, SipTransport
 
@@ -40,6 +41,8 @@ class SofiaProfile:
         host = f"[{config.ip}]" if ":" in config.ip else config.ip
         self.host = host
         self.url = f"sip:mod_sofia@{host}:{config.sip_port}"
+        database = switch.config.path(switch.config.core_db).with_name(f"sofia_reg_{self.name}.db")
+        self.registrar = Registrar(self, database)
 
     @property
     def sent_by(self) -> str:
@@ -52,6 +55,7 @@ class SofiaProfile:
         self.standby = self.config.standby
         self.running = True
         self.started = time.monotonic()
+        self.registrar.start()
         self._bind()
 
     def _bind(self) -> None:
@@ -80,6 +84,7 @@ class SofiaProfile:
 
     def stop(self) -> None:
         self.running = False
+        self.registrar.stop()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -128,7 +133,10 @@ class SofiaProfile:
             self.answer(request, source, 501, "Not Implemented")
 
     def _register(self, request: SipMessage, source: Address) -> None:
-        """Nobody is in the directory: the challenge, then no."""
+        """Nobody is in the directory: the challenge, then no, unless everybody may."""
+        if self.config.blind_reg:
+            self.registrar.register(request, source)
+            return
         if request.get("authorization"):
             self.answer(request, source, 403, "Forbidden")
             return

@@ -1,0 +1,297 @@
+"""Limits count in the whole cluster: every node tells the others what its FreeSWITCH counts.
+
+A node's counts are told whole, on change and every second, and named by the FreeSWITCH process
+they are of. What a lost one had counts on until the new owners of its services have counted its
+calls again, so that a takeover neither frees places that are taken nor takes them twice for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from haclusterd.core.records import CallRecord
+from haclusterd.core.view import View
+from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem
+from haclusterd.freeswitch.esl_errors import EslError
+from haclusterd.freeswitch.limit_server import LimitServer
+from haclusterd.freeswitch.limits import Usage, added, answer, checked, count_again, keys_of
+from haclusterd.freeswitch.limits import parse_dump as parse
+from haclusterd.sync.rpc import Answer, RequestFailed
+
+log = logging.getLogger(__name__)
+
+METHOD = "limits"
+ORDER_S = 0.3
+PAUSE_S = 0.02  # between two questions, however many calls come
+POLL_S = 0.1  # while something is counted here
+IDLE_S = 1.0
+TELL_S = 1.0
+ANSWER_MS = 500
+HOLD_S = 10.0  # how long a lost FreeSWITCH's counts stay if nobody says that they are counted
+RECOVERED_S = 10.0
+TRY_AGAIN_S = 5.0
+ENTRIES_MAX = 64
+SERVICES_MAX = 256
+
+
+class Word(msgspec.Struct, frozen=True, array_like=True):
+    """One FreeSWITCH's counts. `services`: whose calls are in them."""
+
+    core_uuid: str
+    counts: dict[str, int]
+    services: list[str]
+
+
+class Entry(msgspec.Struct):
+    """The newest word of a FreeSWITCH. `lost_at`: loop time since when it is gone, 0 if not."""
+
+    node: str
+    word: Word
+    lost_at: float = 0.0
+
+
+class Mesh(Protocol):
+    """What is needed of the replicator."""
+
+    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes: ...
+    def register(self, method: str, answer: Answer) -> None: ...
+    def own_records(self, service: str) -> list[CallRecord]: ...
+
+
+_decoder = msgspec.msgpack.Decoder(Word)
+
+
+class Limits:
+    """See the module. `busy(service)` names what keeps a service's calls busy, empty if nothing."""
+
+    def __init__(self, me: str, nodes: Sequence[str], mesh: Mesh, busy: Callable[[str], str]):
+        self._me = me
+        self._others = [node for node in nodes if node != me]
+        self._mesh = mesh
+        self._busy = busy
+        self.server: LimitServer | None = None
+        self.esl: Esl | None = None
+        self.left_out = 0
+        self.refused = 0
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._answer: bytes | None = None  # until some entry changes
+        self._own = Usage({}, 0)
+        self._core_uuid = ""
+        self._counted: set[str] = set()  # own services whose calls are in the own counts
+        self._owned: set[str] = set()
+        self._told = asyncio.Event()
+        self._news = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        mesh.register(METHOD, self._heard)
+
+    # -- life --
+
+    async def start(self, esl_factory: EslFactory, port: int, password: str) -> None:
+        """Serve the local FreeSWITCH and tell the others of it."""
+        self.esl = esl_factory(name="limits", events=("limit::usage",), on_event=self._changed)
+        self.server = LimitServer(port, password, self.dump)
+        await self.esl.start()
+        loop = asyncio.get_running_loop()
+        for name, work in (("listen", self._listen), ("poll", self._poll), ("tell", self._tell)):
+            self._tasks[f"/{name}"] = loop.create_task(work(), name=f"limits {name}")
+
+    async def stop(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self.server is not None:
+            await self.server.stop()
+        if self.esl is not None:
+            await self.esl.stop()
+
+    async def _listen(self) -> None:
+        server = self.server
+        while server is not None and not await server.start():
+            log.warning("%s", server.problem)
+            await asyncio.sleep(TRY_AGAIN_S)
+
+    # -- what heart says --
+
+    def observe(self, view: View) -> None:
+        """Heart's view: who lives, and which services are owned here."""
+        owned = {s.name for s in view.services if s.local_state == "owned" and s.owner == view.node}
+        for name in owned - self._owned - self._tasks.keys():
+            self._begin(name, again=False)  # no order to recover came before
+        alive = {n.id for n in view.nodes if n.role not in ("dead", "left")}
+        for entry in self._entries.values():
+            if entry.node not in alive:
+                self._lose(entry)
+        for name in self._owned - owned:
+            self._counted.discard(name)
+            task = self._tasks.pop(name, None)
+            if task is not None:
+                task.cancel()
+        if owned != self._owned:
+            self._owned = owned
+            self._told.set()
+
+    def recover(self, service: str) -> None:
+        """The calls of a service are recovered here: count them again when they are up."""
+        self._begin(service, again=True)
+
+    def _begin(self, service: str, again: bool) -> None:
+        self._counted.discard(service)
+        old = self._tasks.pop(service, None)
+        if old is not None:
+            old.cancel()
+        work = self._count(service, again)
+        task = asyncio.get_running_loop().create_task(work, name=f"limits of {service}")
+        self._tasks[service] = task
+        task.add_done_callback(_say_why)
+
+    async def _count(self, service: str, again: bool) -> None:
+        """Without an order to recover, which comes soon if it comes, its calls are counted here."""
+        await asyncio.sleep(ORDER_S)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + RECOVERED_S
+        while self._busy(service) and loop.time() < until:
+            await asyncio.sleep(POLL_S / 2)
+        for record in self._mesh.own_records(service) if again else ():
+            for key in keys_of(record):
+                await self._command(count_again(record.uuid, key))
+        await self._look()
+        self._counted.add(service)
+        self._told.set()
+
+    # -- what FreeSWITCH counts --
+
+    async def _command(self, line: str) -> str:
+        if self.esl is None:
+            return ""
+        try:
+            return await self.esl.api(line)
+        except (EslError, ValueError) as error:
+            log.info("limits: %s", error)
+            return ""
+
+    async def _changed(self, item: EventItem) -> None:
+        """FreeSWITCH counted a call, or is there again. It does not say when one ended."""
+        self._news.set()
+
+    async def _poll(self) -> None:
+        while True:
+            await self._look()
+            await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S if self._own.counts else IDLE_S):
+                    await self._news.wait()
+            self._news.clear()
+
+    async def _look(self) -> None:
+        if self.esl is None or not self.esl.up:
+            return
+        try:
+            core_uuid = (await self.esl.api("global_getvar core_uuid")).strip()
+            dump = await self.esl.api("hash_dump limit")
+        except EslError as error:
+            log.debug("limits: %s", error)
+            return
+        usage = Usage({}, 0) if dump.startswith("-ERR") else parse(dump)
+        self.left_out += max(0, usage.left_out - self._own.left_out)
+        if (usage, core_uuid) != (self._own, self._core_uuid):
+            if self._core_uuid not in ("", core_uuid):
+                self._keep_own()
+            self._own, self._core_uuid = usage, core_uuid
+            self._told.set()
+
+    def _keep_own(self) -> None:
+        """The local FreeSWITCH is another one: what the old one counted may go on elsewhere."""
+        word = self._word()
+        entry = self._entries[self._me, word.core_uuid] = Entry(self._me, word)
+        self._answer = None
+        self._lose(entry)
+        self._counted.clear()
+        for service in self._owned:
+            self.recover(service)
+
+    def _word(self) -> Word:
+        counted = sorted(self._counted & self._owned)
+        return Word(self._core_uuid, self._own.counts, counted)
+
+    # -- what the nodes tell each other --
+
+    async def _tell(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TELL_S):
+                    await self._told.wait()
+            self._told.clear()
+            self._forget_counted()
+            if self._core_uuid:
+                payload = msgspec.msgpack.encode(self._word())
+                await asyncio.gather(*(self._tell_one(node, payload) for node in self._others))
+
+    async def _tell_one(self, node: str, payload: bytes) -> None:
+        try:
+            await self._mesh.request(node, METHOD, payload, ANSWER_MS)
+        except RequestFailed as error:
+            log.debug("limits: %s was not told: %s", node, error)
+
+    async def _heard(self, peer: str, payload: bytes) -> bytes:
+        try:
+            word = _decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ValueError("no counts") from None
+        if len(word.core_uuid) > 64 or len(word.services) > SERVICES_MAX:
+            raise ValueError("counts of an unlikely size")
+        counts = checked(word.counts)
+        self.refused += len(word.counts) - len(counts)
+        for entry in self._entries.values():
+            if entry.node == peer and entry.word.core_uuid != word.core_uuid:
+                self._lose(entry)
+        word = msgspec.structs.replace(word, counts=counts)
+        self._entries[peer, word.core_uuid] = Entry(peer, word)
+        self._answer = None
+        self._forget_counted()
+        return b""
+
+    def _lose(self, entry: Entry) -> None:
+        if not entry.lost_at:
+            entry.lost_at = asyncio.get_running_loop().time()
+
+    def _forget_counted(self) -> None:
+        """A lost FreeSWITCH's counts go when all its services are counted elsewhere, or in time."""
+        living = [e.word.services for e in self._entries.values() if not e.lost_at]
+        counted = (self._counted & self._owned).union(*living)
+        now = asyncio.get_running_loop().time()
+        for key, entry in list(self._entries.items()):
+            over = now - entry.lost_at > HOLD_S or counted.issuperset(entry.word.services)
+            if entry.lost_at and over:
+                del self._entries[key]
+                self._answer = None
+        while len(self._entries) > ENTRIES_MAX:
+            del self._entries[next(iter(self._entries))]
+
+    def dump(self) -> bytes:
+        """What the local FreeSWITCH is told: the sum of all others."""
+        if any(entry.lost_at for entry in self._entries.values()):
+            self._forget_counted()
+        if self._answer is None:
+            others = added(entry.word.counts for entry in self._entries.values())
+            self._answer = answer(others).encode()
+        return self._answer
+
+    @property
+    def problem(self) -> str:
+        """Why limits are not counted cluster-wide; empty while they are, or nobody asked for it."""
+        return "" if self.server is None else self.server.problem
+
+    def counters(self) -> dict[str, int]:
+        """What only counts up since the agent started."""
+        return {"limits_left_out": self.left_out, "limits_refused": self.refused}
+
+
+def _say_why(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s failed", task.get_name(), exc_info=error)

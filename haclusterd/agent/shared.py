@@ -1,0 +1,63 @@
+"""What the nodes share beside calls: registrations and the usage of limits, started as one part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from haclusterd.agent.limits import Limits
+from haclusterd.agent.registrations import Registrations
+from haclusterd.agent.replication import AgentReplicator
+from haclusterd.agent.schema import Alarm
+from haclusterd.config import FreeSwitch
+from haclusterd.core.model import ClusterSpec
+from haclusterd.core.view import View
+from haclusterd.freeswitch.esl import EslFactory
+
+
+class Shared:
+    """See the module. `busy(service)` names what keeps a service's calls busy, empty if nothing."""
+
+    def __init__(
+        self, spec: ClusterSpec, replicator: AgentReplicator, busy: Callable[[str], str]
+    ) -> None:
+        self._services = [service.name for service in spec.services]
+        nodes = [node.id for node in spec.nodes]
+        self.registrations = Registrations(spec, replicator, busy)
+        self.limits = Limits(nodes[spec.me], nodes, replicator, busy)
+
+    async def start(self, section: FreeSwitch, esl_factory: EslFactory, password: str) -> None:
+        """Begin to follow the local FreeSWITCH."""
+        await self.registrations.start(section, esl_factory)
+        if section.limits_port:
+            await self.limits.start(esl_factory, section.limits_port, password)
+
+    async def stop(self) -> None:
+        await self.limits.stop()
+        await self.registrations.stop()
+
+    def observe(self, view: View) -> None:
+        """Heart's view."""
+        self.registrations.observe(view)
+        self.limits.observe(view)
+
+    def recover(self, service: int, epoch: int) -> None:
+        """This node took the service over."""
+        name = self._services[service]
+        self.registrations.recover(name, epoch)
+        self.limits.recover(name)
+
+    def alarms(self) -> list[Alarm]:
+        """What a person has to look at."""
+        parts = {"registrations": self.registrations.problem, "limits": self.limits.problem}
+        return [Alarm(name, problem) for name, problem in parts.items() if problem]
+
+    def counters(self) -> dict[str, int]:
+        """What only counts up since the agent started."""
+        return self.registrations.counters() | self.limits.counters()
+
+
+def shared_with(
+    spec: ClusterSpec, replicator: AgentReplicator | None, busy: Callable[[str], str]
+) -> Shared | None:
+    """None where there is nobody to share with."""
+    return None if replicator is None else Shared(spec, replicator, busy)

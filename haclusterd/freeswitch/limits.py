@@ -1,0 +1,117 @@
+"""Usage of limits (mod_hash): what a FreeSWITCH counts, and what it is told of the others. Pure.
+
+mod_hash adds what its remotes answer to `hash_dump limit` to every check (FREESWITCH.md 5). Keys
+are made of what callers dial and send, so one that could break the line format, a command or a
+neighbour's memory is left out and counted. Rates (`10/60`) are each FreeSWITCH's own: mod_hash
+does not add those of remotes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+from urllib.parse import unquote
+from xml.sax.saxutils import unescape
+
+import msgspec
+
+from haclusterd.core.records import CallRecord
+
+KEYS_MAX = 2000  # of one node; what is beyond is not shared, and counted
+USAGE_MAX = 1_000_000
+KEYS_OF_CALL_MAX = 32
+
+# No "/" (the separator), no space (an ESL command), nothing of a dial string or a shell.
+_KEY = re.compile(r"[A-Za-z0-9_.@+:*#-]{3,128}")
+_UUID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_VARIABLE = re.compile(r"<limit_usage_([^<>/\s]{1,160})>")
+_BACKEND = re.compile(r"\s*<limit_backend>[^<]*</limit_backend>")
+_APPLICATION = re.compile(r'(<application app_name="limit" app_data=")([^"]{0,1024})(")')
+
+
+class Usage(NamedTuple):
+    """What one FreeSWITCH counts. `left_out`: keys that are not shared."""
+
+    counts: dict[str, int]
+    left_out: int
+
+
+def parse_dump(dump: str) -> Usage:
+    """The counts in the answer to `hash_dump limit`, `L/KEY/USAGE/RATE/INTERVAL/CHECKED` each."""
+    counts: dict[str, int] = {}
+    left_out = 0
+    for line in dump.splitlines():
+        if not line.startswith("L/"):
+            continue
+        parts = line.split("/")
+        good = len(parts) == 6 and _KEY.fullmatch(parts[1]) and _NUMBER.fullmatch(parts[2])
+        if not good or len(counts) >= KEYS_MAX:
+            left_out += 1
+        elif parts[2] != "0":
+            counts[parts[1]] = int(parts[2])
+    return Usage(counts, left_out)
+
+
+def checked(counts: Mapping[str, int]) -> dict[str, int]:
+    """Another node's counts, without what must not be handed on."""
+    good = {k: n for k, n in counts.items() if _KEY.fullmatch(k) and 0 < n <= USAGE_MAX}
+    return dict(sorted(good.items())[:KEYS_MAX])
+
+
+def answer(sums: Mapping[str, int]) -> str:
+    """`hash_dump limit` as mod_hash reads it from a remote.
+
+    Never empty: mod_hash keeps what it had when the body is.
+    """
+    lines = [f"L/{key}/{min(count, USAGE_MAX)}/0/0/0" for key, count in sums.items()]
+    return "\n".join(["# of the other nodes", *lines, ""])
+
+
+def added(usages: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of several nodes' counts."""
+    total: Counter[str] = Counter()
+    for usage in usages:
+        total.update(usage)
+    return dict(total)
+
+
+def keys_of(record: CallRecord) -> list[str]:
+    """Limits that a call was counted under, as `REALM_KEY`."""
+    if not _UUID.fullmatch(record.uuid):
+        return []
+    found = (unquote(name) for name in _VARIABLE.findall(record.metadata))
+    return [key for key in dict.fromkeys(found) if _KEY.fullmatch(key)][:KEYS_OF_CALL_MAX]
+
+
+def count_again(uuid: str, key: str) -> str:
+    """The command that counts a call under `REALM_KEY` without refusing it, whatever the limit.
+
+    Where realm ends and key begins is not told, and does not matter: mod_hash joins them with `_`.
+    A call that is counted already stays so.
+    """
+    realm, _, rest = key.partition("_")
+    return f"uuid_limit {uuid} hash {realm or '_'} {rest}"
+
+
+def mend(record: CallRecord) -> CallRecord:
+    """Let a recovered call be counted, neither refused nor counted for ever.
+
+    For a moment the new owner is told of the lost master's usage and has recovered calls as well;
+    with its maximum the application that runs again would turn away a call that was up before.
+    And FreeSWITCH gives a place back at hang-up only if it set `limit_backend` itself: with the
+    variable of the lost master it thinks that it has arranged for that (switch_limit.c).
+    """
+    metadata = _BACKEND.sub("", _APPLICATION.sub(_without_maximum, record.metadata))
+    if metadata == record.metadata:
+        return record
+    return msgspec.structs.replace(record, metadata=metadata)
+
+
+def _without_maximum(found: re.Match[str]) -> str:
+    words = unescape(found[2], {"&quot;": '"'}).split()
+    if len(words) < 4 or words[0] != "hash":
+        return found[0]
+    return f"{found[1]}{' '.join(found[2].split()[:3])}{found[3]}"
