@@ -241,7 +241,7 @@ def test_a_killed_agent_resumes_at_once(heart: Heart, tmp_path: Path) -> None:
     again.hear(LocalReport)
     again.show(view({"east": ("fs-a", 7)}))
     assert again.ask("status")["ok"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # nothing of it waits for a deadline of 30 s
     texts = [d["text"] for d in again.ask("history")["result"]]
     assert "fs-a goes on replicating east" in texts
     again.process.send_signal(signal.SIGTERM)
