@@ -9,6 +9,7 @@ the cluster as a whole. Both raise `ConfigError`, which names file, key and fix 
     sections  one function per section of the file
     rules     what must hold between sections
     reference docs/configuration.md: every key with type, default and meaning
+    revisions what a node keeps of the set in force and of the next one
     identity  which of the configured nodes this host is
 """
 
@@ -22,6 +23,7 @@ from haclusterd.config.model import (
     cluster_spec,
     config_hash,
     effective,
+    seen_by,
 )
 from haclusterd.config.presets import PRESETS
 
@@ -37,4 +39,5 @@ __all__ = [
     "effective",
     "load",
     "load_cluster",
+    "seen_by",
 ]
