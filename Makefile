@@ -1,6 +1,8 @@
 # Everything a developer or a newcomer runs. Each target installs what it needs (scripts/prepare)
 # or says exactly what is missing. Root is needed for the lab: network namespaces, nftables.
 
+# The system's own Python before any other: the daemon runs under it, also as another user.
+export PYTHON ?= $(shell PATH="/usr/bin:$$PATH" command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -23,7 +25,7 @@ venv: $(READY) ## the virtual environment in .venv, with haclusterd installed fo
 
 $(READY): pyproject.toml scripts/prepare
 	scripts/prepare venv
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

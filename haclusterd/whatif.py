@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from haclusterd.core import reconfigure
 from haclusterd.core.actions import (
     Action,
     AddAddresses,
@@ -187,6 +188,7 @@ class _Model:
             config_hash = seen.peers[n].config_hash
         spec = msgspec.structs.replace(seen.spec, me=n, config_hash=config_hash)
         node = start(spec, now - spec.timing.hold_down_us - 1, incarnation=n + 1)
+        reconfigure.begin(node, proven=True, kin=seen.roll.kin)
         node.next_beat_us = node.wake_us = now
         for k, identity in enumerate(owners):
             _stand(node, k, identity if identity != NOBODY else seen.services[k].promise,

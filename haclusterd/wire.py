@@ -1,9 +1,9 @@
 """Bytes <-> beats: versioned header, AES-256-GCM, key ring, replay windows (DESIGN sections 5, 6).
 
-Datagram of version 1, integers big-endian (a version is never edited; a change is version 2):
+Datagram, integers big-endian (a version is never edited; a change is a new one):
 
     0   2  magic "HC"
-    2   1  version, 1
+    2   1  version, 1 or 2
     3   1  key id
     4   4  cluster tag: first bytes of SHA-256(context, cluster name)
     8   1  sender, its index in the configuration
@@ -16,6 +16,10 @@ The key is derived per key-ring key, sender and incarnation, so that a counter t
 after a boot meets another key; the nonce is (link, seq). The whole cluster id and the header are
 authenticated. One `seal` per link serves all peers.
 
+Version 2 appends to the array: the revision of the set of voters by which the sender counts, the
+revision it has staged, and the hash of that configuration. Both versions are opened; which one is
+sealed the core says (`core.dialect`). Of version 1 the set of voters is the first one.
+
 Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`. Nothing but a counter changes
 before the MAC is verified.
 """
@@ -25,7 +29,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import msgspec
@@ -35,7 +38,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from haclusterd.core.model import (
-    NOBODY_NODE,
     Beat,
     ClusterSpec,
     Echo,
@@ -43,19 +45,20 @@ from haclusterd.core.model import (
     Release,
     ServiceEntry,
 )
+from haclusterd.core.numbering import Numbering, is_sound, numbering, renumbered
+from haclusterd.replay import Incarnation, PeerWindows, Window
 
 BEAT_BYTES_MAX = 1200  # passes every network in one piece
 KEY_BYTES = 32
-REPLAY_WINDOW = 256  # beats by which one link may reorder
-CANDIDATES_MAX = 4  # incarnations of a peer that are not (yet) proved current
+KIN_MAX = 3  # configurations beside one's own that are read: before, after, after at the start
 
 _MAGIC = b"HC"
-_VERSION = 1
+VERSIONS = (1, 2)  # that are opened
+_VERSION_1_FIELDS = 15
 _HEADER = struct.Struct(">2sBB4sBBQQ")
 _TAG_BYTES = 16
 _DATAGRAM_BYTES_MIN = _HEADER.size + _TAG_BYTES + 1
 _CONTEXT = b"haclusterd beat 1"
-_WINDOW_MASK = (1 << REPLAY_WINDOW) - 1
 
 
 class Outcome(enum.StrEnum):
@@ -113,26 +116,6 @@ class Heard(msgspec.Struct):
     outcome: Outcome = _OK
 
 
-class Window(msgspec.Struct):
-    """Which seqs one link has brought: `seen` bit i stands for `newest - i`."""
-
-    newest: int = -1
-    seen: int = 0
-
-    def has(self, seq: int) -> bool:
-        age = self.newest - seq
-        return age >= 0 and (age >= REPLAY_WINDOW or bool(self.seen >> age & 1))
-
-    def add(self, seq: int) -> None:
-        ahead = seq - self.newest
-        if ahead > 0:
-            # A leap can be 2**64 wide; shifting by more than the window only costs memory.
-            moved = self.seen << ahead & _WINDOW_MASK if ahead < REPLAY_WINDOW else 0
-            self.newest, self.seen = seq, moved | 1
-        else:
-            self.seen |= 1 << -ahead
-
-
 class WireState(msgspec.Struct, frozen=True, array_like=True):
     """What an upgrade hands to the new process: current incarnations with their windows.
 
@@ -144,38 +127,15 @@ class WireState(msgspec.Struct, frozen=True, array_like=True):
     peers: tuple[tuple[int, tuple[Window, ...]] | None, ...]
 
 
-class _Incarnation:
-    """One boot of one peer: its opened keys by key id, its window by link."""
-
-    __slots__ = ("ciphers", "windows")
-
-    def __init__(self, links: int) -> None:
-        self.ciphers: dict[int, AESGCM] = {}
-        self.windows = tuple(Window() for _ in range(links))
-
-
-class _Peer:
-    """The incarnations of one peer: the current one, and a few others with their windows."""
-
-    __slots__ = ("candidates", "current", "current_number")
-
-    def __init__(self) -> None:
-        self.current_number = -1
-        self.current: _Incarnation | None = None
-        self.candidates: OrderedDict[int, _Incarnation] = OrderedDict()
-
-    def find(self, number: int) -> _Incarnation | None:
-        if number == self.current_number:
-            return self.current
-        return self.candidates.get(number)
-
-
 class Wire:
     """Seals this node's beats and opens its peers'. One per heart; no I/O, no clock."""
 
     def __init__(self, spec: ClusterSpec, ring: KeyRing, incarnation: int) -> None:
         self._refused = tuple(dict.fromkeys(Outcome, 0) for _ in range(spec.links))
         self.heard = tuple(tuple(Heard() for _ in spec.nodes) for _ in range(spec.links))
+        self.version = VERSIONS[0]  # that is sealed
+        self.overheard = (0, 0)  # revision and hash of a later set that cannot be read here
+        self._kin: dict[int, Numbering] = {}
         self._spec = spec
         self._nodes, self._services = len(spec.nodes), len(spec.services)
         name = spec.name.encode()
@@ -183,11 +143,19 @@ class Wire:
         self._tag = self._cluster_id[:4]
         others = [(index, node) for index, node in enumerate(spec.nodes) if index != spec.me]
         self._senders = tuple({n.links[x]: i for i, n in others} for x in range(spec.links))
-        self._peers = tuple(_Peer() for _ in spec.nodes)
+        self._peers = tuple(PeerWindows() for _ in spec.nodes)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Beat).decode
         self.set_keys(ring)
         self.set_incarnation(incarnation)
+
+    def know(self, neighbour: ClusterSpec) -> None:
+        """Read those, too, that count by the set before or after one's own."""
+        if neighbour.config_hash == self._spec.config_hash:
+            return
+        if len(self._kin) >= KIN_MAX and neighbour.config_hash not in self._kin:
+            del self._kin[next(iter(self._kin))]
+        self._kin[neighbour.config_hash] = numbering(neighbour, self._spec)
 
     def set_keys(self, ring: KeyRing) -> None:
         """Use another ring from now on (key rotation). Windows stay: they are about seqs."""
@@ -218,9 +186,9 @@ class Wire:
             return
         found = peer.candidates.pop(incarnation, None)
         if peer.current is not None:
-            self._remember(peer, peer.current_number, peer.current)
+            peer.remember(peer.current_number, peer.current)
         peer.current_number = incarnation
-        peer.current = found or _Incarnation(self._spec.links)
+        peer.current = found or Incarnation(self._spec.links)
 
     def seal(self, beat: Beat) -> bytes:
         """The datagram for `beat`, the same for every peer on its link.
@@ -234,9 +202,10 @@ class Wire:
         if beat.incarnation != self._incarnation or beat.sender != self._spec.me:
             raise ValueError(f"not a beat of node {self._spec.me} as it runs now: {beat}")
         header = _HEADER.pack(
-            _MAGIC, _VERSION, self._seal_key.id, self._tag, beat.sender, link, beat.incarnation, seq
-        )
-        body = self._encode(beat)
+            _MAGIC, self.version, self._seal_key.id, self._tag, beat.sender, link,
+            beat.incarnation, seq,
+        )  # fmt: skip
+        body = self._encode(beat if self.version > 1 else _as_version_1(beat))
         size = _HEADER.size + len(body) + _TAG_BYTES
         if size > BEAT_BYTES_MAX:
             raise ValueError(f"a beat of {size} bytes is larger than {BEAT_BYTES_MAX}")
@@ -278,72 +247,66 @@ class Wire:
         magic, version, key_id, tag, sender, its_link, number, seq = _HEADER.unpack(header)
         if magic != _MAGIC:
             return Outcome.MALFORMED
-        if version != _VERSION:
+        if version not in VERSIONS:
             return Outcome.VERSION
-        if tag != self._tag or its_link != link or self._senders[link].get(source) != sender:
+        node = self._senders[link].get(source)
+        if tag != self._tag or its_link != link or node is None:
+            return Outcome.FOREIGN
+        if sender != node and version == 1:
             return Outcome.FOREIGN
         key = self._ring.get(key_id)
         if key is None:
             return Outcome.UNKNOWN_KEY
-        peer = self._peers[sender]
+        peer = self._peers[node]
         incarnation = peer.find(number)
         if incarnation is None:
-            cipher = self._derive(key, sender, number)
+            cipher = self._derive(key, node, number)
         else:
             if incarnation.windows[link].has(seq):
                 return Outcome.REPLAY
-            cipher = incarnation.ciphers.get(key_id) or self._derive(key, sender, number)
+            cipher = incarnation.ciphers.get(key_id) or self._derive(key, node, number)
         nonce = b"\0\0\0" + header[9:10] + header[18:]
         try:
             body = cipher.decrypt(nonce, datagram[_HEADER.size :], self._cluster_id + header)
         except InvalidTag:
-            return Outcome.BAD_MAC
+            return Outcome.BAD_MAC if sender == node else Outcome.FOREIGN
         # From here on the bytes are a key holder's.
         if incarnation is None:
-            incarnation = self._add_candidate(peer, number)
+            incarnation = peer.add_candidate(number, self._spec.links)
         elif number != peer.current_number:
             peer.candidates.move_to_end(number)
         incarnation.ciphers[key_id] = cipher
         incarnation.windows[link].add(seq)
-        return self._read_body(body, (sender, link, number, seq))
-
-    def _read_body(self, body: bytes, header: tuple[int, int, int, int]) -> Beat | Outcome:
         try:
             beat = self._decode(body)
         except msgspec.DecodeError:
             return Outcome.MALFORMED
-        if (beat.sender, beat.link, beat.incarnation, beat.seq) != header:
+        if (beat.sender, beat.link, beat.incarnation, beat.seq) != (sender, link, number, seq):
             return Outcome.MALFORMED
-        if self._is_numbered_alike(beat):
-            return beat
-        return Outcome.OTHER_CONFIG
+        if version == 1 and (beat.revision != 1 or beat.staged):
+            return Outcome.MALFORMED
+        return self._in_my_numbers(beat, node)
 
-    def _is_numbered_alike(self, beat: Beat) -> bool:
-        """Whether every index in `beat` exists here. Plain loops: this is the hot path."""
-        nodes, services = self._nodes, self._services
-        if len(beat.echoes) != nodes or len(beat.services) != services:
-            return False
-        for entry in beat.services:
-            if not NOBODY_NODE <= entry.promise.node < nodes:
-                return False
-        if not beat.releases:
-            return True
-        return len(beat.releases) <= services and all(
-            0 <= release.service < services
-            and NOBODY_NODE <= release.identity.node < nodes
-            and NOBODY_NODE <= release.to < nodes
-            for release in beat.releases
-        )
+    def _in_my_numbers(self, beat: Beat, node: int) -> Beat | Outcome:
+        """The beat of `node`, by its address, as it is to be read here.
 
-    def _add_candidate(self, peer: _Peer, number: int) -> _Incarnation:
-        found = _Incarnation(self._spec.links)
-        self._remember(peer, number, found)
-        return found
-
-    def _remember(self, peer: _Peer, number: int, incarnation: _Incarnation) -> None:
-        if len(peer.candidates) >= CANDIDATES_MAX:
-            peer.candidates.popitem(last=False)
-        peer.candidates[number] = incarnation
+        A neighbour in a change of the voters may count otherwise, and is read by what is known of
+        its configuration. Another configuration of the same revision is read if it counts alike;
+        of another revision it is not, because the same number may be another node.
+        """
+        if beat.config_hash != self._spec.config_hash:
+            by = self._kin.get(beat.config_hash)
+            if by is not None:
+                sound = is_sound(beat, len(by.nodes), len(by.services))
+                mine = renumbered(beat, by) if sound and beat.sender < len(by.nodes) else None
+                return mine if mine is not None and mine.sender == node else Outcome.OTHER_CONFIG
+            if beat.revision > self._spec.revision:
+                self.overheard = max(self.overheard, (beat.revision, beat.config_hash))
+            if beat.revision not in (self._spec.revision, 0):
+                return Outcome.OTHER_CONFIG
+        if beat.sender != node:
+            return Outcome.FOREIGN
+        return beat if is_sound(beat, self._nodes, self._services) else Outcome.OTHER_CONFIG
 
     def _derive(self, key: ClusterKey, sender: int, incarnation: int) -> AESGCM:
         """The cipher of one boot of one node."""
@@ -370,10 +333,19 @@ class Wire:
         self._sealed = list(state.sealed)
         for node, handed in enumerate(state.peers):
             if handed is not None:
-                current = _Incarnation(self._spec.links)
+                current = Incarnation(self._spec.links)
                 current.windows = handed[1]
                 peer = self._peers[node]
                 peer.current_number, peer.current = handed[0], current
+
+
+def _as_version_1(beat: Beat) -> tuple[object, ...]:
+    return msgspec.structs.astuple(beat)[:_VERSION_1_FIELDS]
+
+
+def wire_state_in(state: WireState, by: Numbering) -> WireState:
+    """What was handed over, in the numbers of the set of voters that is taken up."""
+    return WireState(state.sealed, tuple(state.peers[n] if n >= 0 else None for n in by.my_nodes))
 
 
 def beat_bytes_bound(nodes: int, services: int) -> int:
@@ -389,12 +361,15 @@ def beat_bytes_bound(nodes: int, services: int) -> int:
         reply=True,
         config_hash=long,
         rank_hash=long,
-        flags=255,
+        flags=2**16 - 1,
         health=100,
         load=10,
         calls=long,
         echoes=(Echo(long, wide, long),) * nodes,
         services=(ServiceEntry(identity, wide, 6, True, long, long),) * services,
         releases=tuple(Release(service, identity, nodes) for service in range(services)),
+        revision=long,
+        staged=long,
+        staged_hash=long,
     )
     return _HEADER.size + len(msgspec.msgpack.encode(beat)) + _TAG_BYTES

@@ -42,16 +42,17 @@ ALLOWED: dict[str, set[str]] = {
         "whatif",
         "files",
     },
-    "config": {"core", "wire"},
+    "config": {"core", "files", "wire"},
     "core": set(),
     "files": set(),
     "freeswitch": {"core", "config"},
-    "heart": {"core", "wire", "config", "keys", "trace"},
+    "heart": {"core", "wire", "replay", "config", "keys", "trace"},
     "keys": {"config", "core", "wire", "certificates"},
+    "replay": set(),
     "sync": {"core", "config", "keys"},
     "trace": {"core", "files"},
     "whatif": {"core"},
-    "wire": {"core"},
+    "wire": {"core", "replay"},
 }
 
 # Reasons to know the time, the network, the disk or chance. `core` has none of them.

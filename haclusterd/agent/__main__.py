@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haclusterd.agent import logs
-from haclusterd.config import Config, ConfigError, load
+from haclusterd.config import ConfigError, revisions
 
 GC_THRESHOLD = 50_000  # call records are plain values: collecting them often only costs time
 SWITCH_S = 0.0005  # the threads that read and write core.db hold nobody up for Python's 5 ms
@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when heart ended it, 1 when it could not run, 2 usage."""
     arguments = _parser().parse_args(argv)
     try:
-        config = load(arguments.config, node=arguments.node, run_dir=arguments.run_dir)
+        begun = revisions.begin(
+            arguments.config, node=arguments.node, run_dir=arguments.run_dir,
+            revision=arguments.revision,
+        )  # fmt: skip
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     try:
-        reason = asyncio.run(_run(config, arguments.heart_fd))
+        reason = asyncio.run(_run(begun, arguments.heart_fd))
         logging.getLogger(__name__).info("the agent ends: %s", reason)
     finally:
         listener.stop()
@@ -45,14 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     parser.add_argument("--node", metavar="ID")
     parser.add_argument("--run-dir", type=Path, metavar="DIR")
+    parser.add_argument("--revision", type=int, default=0, metavar="N")
     parser.add_argument("--heart-fd", type=int, required=True, metavar="N")
     return parser
 
 
-async def _run(config: Config, heart_fd: int) -> str:
+async def _run(begun: revisions.Start, heart_fd: int) -> str:
     from haclusterd.agent.daemon import Agent
 
-    agent = Agent(config, heart_fd)
+    agent = Agent(begun.config, heart_fd, begun)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

@@ -115,6 +115,7 @@ class Commands:
             "mark_dead": self._mark_dead,
             "unmark": self._unmark,
             "upgrade": self._upgrade,
+            "reload": self._reload,
             "trace": self._trace,
             "trace_save": self._trace_save,
             "trace_list": self._trace_list,
@@ -246,6 +247,9 @@ class Commands:
 
     async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
         return schema.Done(await self._source.operators.upgrade())
+
+    async def _reload(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.operators.reload())
 
     async def _trace(self, params: dict[str, Any]) -> schema.TraceContent:
         """The recording as it is now, or only the present state (`whole` false)."""

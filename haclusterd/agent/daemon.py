@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -28,6 +27,7 @@ from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
+from haclusterd.agent.promised import Promised
 from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
@@ -35,12 +35,14 @@ from haclusterd.agent.services import Services
 from haclusterd.agent.shared import shared_with
 from haclusterd.agent.standing import Facts, judge
 from haclusterd.agent.traces import Traces
+from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec
-from haclusterd.core import promises
+from haclusterd.config.revisions import Start
 from haclusterd.core.actions import (
     Answered,
     Decided,
     EndCalls,
+    InForce,
     Persist,
     Published,
     Recover,
@@ -50,7 +52,6 @@ from haclusterd.core.actions import (
 )
 from haclusterd.core.inputs import LocalReport
 from haclusterd.core.view import View
-from haclusterd.files import boot_id, write_atomically
 from haclusterd.sync.transport import SyncError
 from haclusterd.trace.folder import NAME as TRACES_NAME
 
@@ -68,7 +69,7 @@ _view_decoder = msgspec.msgpack.Decoder(View)
 class Agent:
     """One agent process. `run` returns when heart is gone or `stop` was called."""
 
-    def __init__(self, config: Config, heart_fd: int) -> None:
+    def __init__(self, config: Config, heart_fd: int, begun: Start | None = None) -> None:
         self.config = config
         self.spec = cluster_spec(config)
         self.history = History()
@@ -79,6 +80,9 @@ class Agent:
             self.spec, config.state_dir, lambda: self._view, self.operators.ask, self.link.send
         )
         self.operators.keep_maintenance = self.orders.keep_maintenance
+        self.problems: dict[str, str] = {}  # what does not run, by part
+        self.voters = Voters(begun or Start(config), self.view, self.operators.ask, self.problems)
+        self.operators.voters = self.voters
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
         self.recoveries = Recoveries(
@@ -93,7 +97,6 @@ class Agent:
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
         self.peers: Peers | None = None
-        self.problems: dict[str, str] = {}  # what does not run, by part
         self._view: View | None = None
         self._packed_view = b""
         self._view_taken: asyncio.Handle | None = None
@@ -102,8 +105,7 @@ class Agent:
         self._reported_us = 0
         self._reported = 0.0  # loop time of the last one sent
         self._news = asyncio.Event()
-        self._promises: Persist | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._promised = Promised(self.spec, config.state_dir, self.problems)
         self._tasks: list[asyncio.Task[None]] = []
         self._stops: list[Callable[[], Awaitable[None]]] = []
         self._api: Api | None = None
@@ -118,6 +120,7 @@ class Agent:
         self.orders.load()  # before heart may count on this node for anything
         self._send_report()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
+        self.voters.aside(self.voters.started())
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
@@ -148,8 +151,8 @@ class Agent:
         for stop in reversed(self._stops):
             await stop()
         await self.services.stop()
-        if self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        await self._promised.stop()
+        await self.voters.stop()
         self.link.close()
 
     def _keep_trying(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
@@ -262,11 +265,13 @@ class Agent:
                 self._take_view()
                 self.services.end_calls(message)
             case Persist():
-                self._persist(message)
+                self._promised.keep(message)
             case Relinquish():
                 self.operators.relinquish(message)
             case Answered():
                 self.operators.answered(message)
+            case InForce():
+                self.voters.aside(self.voters.in_force(message.revision))
             case TracePart():
                 self.traces.take(message)
 
@@ -301,27 +306,6 @@ class Agent:
         name = services[message.service].name if 0 <= message.service < len(services) else None
         self.history.add(message.row, message.text, message.at_us, name, message.epoch)
         self.traces.decided(message)
-
-    def _persist(self, message: Persist) -> None:
-        """Only the newest counts; one write at a time, in a thread."""
-        self._promises = message
-        if self._writing is None or self._writing.done():
-            work = self._write_promises()
-            self._writing = asyncio.get_running_loop().create_task(work, name="promises")
-
-    async def _write_promises(self) -> None:
-        while (message := self._promises) is not None:
-            self._promises = None
-            path = self.config.state_dir / promises.FILE_NAME
-            content = promises.encode(self.spec, boot_id(), message)
-            try:
-                await asyncio.to_thread(_write, path, content)
-                self.problems.pop("state", None)
-            except OSError as error:
-                self.problems["state"] = (
-                    f"{path}: {error.strerror}: promises cannot be kept; make the folder writable"
-                )
-                log.error("%s", self.problems["state"])
 
     # -- what this node says --
 
@@ -391,8 +375,3 @@ class Agent:
         if self._view is None:
             raise OperatorError("heart has not told its view yet: try again in a second")
         return self._view
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)

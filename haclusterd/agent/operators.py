@@ -63,6 +63,12 @@ class Mesh(Protocol):
     def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None: ...
 
 
+class Reloading(Protocol):
+    """What is needed of `agent.voters` here."""
+
+    async def reload(self) -> str: ...
+
+
 class Operators:
     """Carries orders out. `view()` is heart's newest word; `send` goes to heart."""
 
@@ -80,6 +86,7 @@ class Operators:
         self._mesh: Mesh | None = None
         self.switch: Switch | None = None
         self.keep_maintenance: Callable[[bool, int], Awaitable[None]] = _keep_nothing
+        self.voters: Reloading | None = None
         self._lock = asyncio.Lock()
         self._doing = ""
         self._relinquishing: set[asyncio.Task[None]] = set()
@@ -143,6 +150,12 @@ class Operators:
     async def upgrade(self) -> str:
         """Replace the running heart and agent by the installed version. Raises OperatorError."""
         return await self._alone("an upgrade", self._upgrade())
+
+    async def reload(self) -> str:
+        """Agree to the set of nodes that the file names now. Raises OperatorError."""
+        if self.voters is None:
+            raise OperatorError("this agent is starting: try again in a second")
+        return await self._alone("a reload", self.voters.reload())
 
     # -- carried out here --
 

@@ -136,6 +136,15 @@ class Marked(msgspec.Struct, frozen=True):
     by: str
 
 
+class Revision(msgspec.Struct, frozen=True):
+    """The set of nodes in force here, and the one that is staged (null: none); `lacking`: nodes on
+    which `haclusterctl reload` is still to be run."""
+
+    active: int
+    staged: int | None
+    lacking: list[str]
+
+
 class Status(msgspec.Struct, frozen=True):
     """`status --json`. `quorum.voters` are those that count: nodes marked dead do not.
 
@@ -152,6 +161,7 @@ class Status(msgspec.Struct, frozen=True):
     paused: Paused | None = None
     marked_dead: list[Marked] = []
     registrations: Registered | None = None
+    revision: Revision = Revision(1, None, [])
     orphans: int = 0  # recovered legs here that no phone has answered for yet
 
 

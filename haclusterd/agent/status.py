@@ -47,6 +47,9 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         paused=_paused(view),
         marked_dead=[schema.Marked(m.node, m.by) for m in view.marks if not m.cleared],
         registrations=registrations,
+        revision=schema.Revision(
+            view.revision.active, view.revision.staged or None, list(view.revision.lacking)
+        ),
         orphans=orphans,
     )
 

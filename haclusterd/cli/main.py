@@ -35,6 +35,7 @@ _REMOTE = frozenset(
         "resume",
         "node",
         "upgrade",
+        "reload",
         "events",
         "watch",
         "capacity",
@@ -229,6 +230,7 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     node.add_argument("--verified-by", metavar="NAME", help="mark-dead: who has looked")
     node.add_argument("--yes", action="store_true", help="mark-dead: do not ask for confirmation")
     add("upgrade", "replace the running daemon by the installed version; nothing moves")
+    add("reload", "agree to the set of nodes in the file: one more or one less; nothing moves")
 
 
 def _add_recorded(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -18,6 +18,8 @@ def ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """(method, parameters) of an order. Raises Refused where it is not confirmed."""
     if arguments.command == "switchover":
         return "switchover", {"service": arguments.service, "to": arguments.to or ""}
+    if arguments.command == "reload":
+        return "reload", {}
     if arguments.command == "pause":
         return "pause", {"for_s": arguments.for_s, "by": user()}
     if arguments.command == "resume":

@@ -23,6 +23,12 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         f"{quorum['reachable']} of {quorum['voters']} voters ({quorum['policy']})"
     )
     order = {"unserved": 0, "moving": 1}
+    revision = found.get("revision") or {}
+    if revision.get("staged"):
+        late = ", ".join(revision["lacking"]) or "no node"
+        head += f"; revision {revision['active']}, {revision['staged']} staged, missing on {late}"
+    elif revision.get("active", 1) > 1:
+        head += f"; revision {revision['active']}"
     services = [
         [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), _bare(s["addresses"]),
          _first(s["successors"])]

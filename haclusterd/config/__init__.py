@@ -10,6 +10,7 @@ the cluster as a whole. Both raise `ConfigError`, which names file, key and fix 
     rules     what must hold between sections
     reference docs/configuration.md: every key with type, default and meaning
     recovering section [recovery]
+    revisions what a node keeps of the set in force and of the next one
     identity  which of the configured nodes this host is
 """
 
@@ -23,6 +24,7 @@ from haclusterd.config.model import (
     cluster_spec,
     config_hash,
     effective,
+    seen_by,
 )
 from haclusterd.config.presets import PRESETS
 from haclusterd.config.recovering import RecoverySection
@@ -40,4 +42,5 @@ __all__ = [
     "effective",
     "load",
     "load_cluster",
+    "seen_by",
 ]

@@ -26,6 +26,7 @@ from haclusterd.config.reading import Problems, Section, shown, suggestion
 from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 
 FILE_BYTES_MAX = 1 << 20
+REVISION_MAX = 1_000_000_000
 
 SECTIONS = [
     "cluster", "timing", "freeswitch", "recovery", "sync", "heartbeat", "api", "node", "service",
@@ -39,13 +40,14 @@ def load(
     node: str | None = None,
     run_dir: Path | None = None,
     local_addresses: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> Config:
     """The configuration as this node uses it (`--node`, `--run-dir`). Raises ConfigError.
 
     Without `node` the host finds itself by its link addresses; `local_addresses` replaces the
-    question to the kernel.
+    question to the kernel. `text` stands for the content of `path`.
     """
-    config = load_cluster(path)
+    config = load_cluster(path, text)
     problems = Problems(str(path))
     if node is not None:
         me = identity.named_node(config.nodes, node, problems)
@@ -58,10 +60,14 @@ def load(
     return config.bound_to(me, run_dir)
 
 
-def load_cluster(path: Path | str) -> Config:
-    """The configuration as a whole, bound to no node. Raises ConfigError."""
+def load_cluster(path: Path | str, text: str | None = None) -> Config:
+    """The configuration as a whole, bound to no node. Raises ConfigError.
+
+    `text` stands for the content of `path`: it was kept from another time.
+    """
     path = Path(path)
-    document = _parse(path)
+    content = _content(path) if text is None else text.encode()
+    document = _parse(path, content)
     problems = Problems(str(path))
     for name in document:
         if name not in SECTIONS:
@@ -69,7 +75,7 @@ def load_cluster(path: Path | str) -> Config:
             problems.note(name, f"unknown section{near}", f"known: {', '.join(SECTIONS)}")
     config = read_document(path, document, problems)
     problems.raise_if_any()
-    return config
+    return dataclasses.replace(config, text=content.decode())
 
 
 def read_document(path: Path, document: Mapping[str, Any], problems: Problems) -> Config:
@@ -77,32 +83,38 @@ def read_document(path: Path, document: Mapping[str, Any], problems: Problems) -
     return _Reader(path, document, problems).read()
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    def refused(message: str, fix: str) -> ConfigError:
-        return ConfigError((Problem(str(path), "", message, fix),))
+def _refused(path: Path, message: str, fix: str) -> ConfigError:
+    return ConfigError((Problem(str(path), "", message, fix),))
 
+
+def _content(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
-            raise refused("is no regular file", "name the right file")
+            raise _refused(path, "is no regular file", "name the right file")
         if status.st_size > FILE_BYTES_MAX:
-            raise refused(f"is larger than {FILE_BYTES_MAX} bytes", "name the right file")
-        content = path.read_bytes()
+            raise _refused(path, f"is larger than {FILE_BYTES_MAX} bytes", "name the right file")
+        return path.read_bytes()
     except OSError as error:
         fix = "name the file with --config, and make it readable for this user"
-        raise refused(f"cannot be read: {error.strerror}", fix) from None
+        raise _refused(path, f"cannot be read: {error.strerror}", fix) from None
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise refused(f"is not UTF-8 in line {line}", "save it as UTF-8") from None
+        raise _refused(path, f"is not UTF-8 in line {line}", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise refused(f"is not TOML: {error}", "correct that line") from None
+        raise _refused(path, f"is not TOML: {error}", "correct that line") from None
     except (ValueError, RecursionError):
         # tomllib lets these through: a number of thousands of digits, brackets nested without end.
-        raise refused("is not TOML that can be read", "write plain keys and values") from None
+        raise _refused(
+            path, "is not TOML that can be read", "write plain keys and values"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,7 @@ class _Cluster:
     quorum: str
     last_resort: str
     relinquish: bool
+    revision: int
 
 
 class _Reader:
@@ -140,13 +153,11 @@ class _Reader:
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
         rules.check_socket("api.socket", api.socket, nodes, problems)
+        esl_port = freeswitch.esl_port if freeswitch is not None else 0
         rules.check_ports(
-            heartbeat=heartbeat_port,
-            sync=sync_port,
-            http=api.http_port,
-            esl=freeswitch.esl_port if freeswitch is not None else 0,
+            heartbeat=heartbeat_port, sync=sync_port, http=api.http_port, esl=esl_port,
             problems=problems,
-        )
+        )  # fmt: skip
         rules.check_beat_size(len(nodes), len(texts), problems)
         quorum = rules.resolve_quorum(cluster.quorum, nodes, problems)
         config = Config(
@@ -157,6 +168,7 @@ class _Reader:
             quorum=quorum,
             last_resort=LastResort(cluster.last_resort),
             relinquish=cluster.relinquish,
+            revision=cluster.revision,
             timing=to_timing(times),
             freeswitch=freeswitch,
             sync_port=sync_port,
@@ -222,6 +234,7 @@ class _Reader:
             quorum=section.choice("quorum", [policy.value for policy in Quorum], ""),
             last_resort=section.choice("last_resort", ["masters", "none"], "masters"),
             relinquish=section.flag("relinquish", False),
+            revision=section.integer("revision", 1, 1, REVISION_MAX),
         )
         if found.relinquish and found.last_resort == "none":
             message = "needs masters that may own more than one service"
@@ -266,7 +279,7 @@ class _Reader:
 
 
 def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
-    return {
+    document: sections.Document = {
         "name": cluster.name,
         "key_file": cluster.key_written,
         "preset": cluster.preset,
@@ -274,6 +287,9 @@ def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
         "last_resort": cluster.last_resort,
         "relinquish": cluster.relinquish,
     }
+    # The first revision means what a file without the key always meant, to older versions as well:
+    # with another hash nodes of two versions would refuse each other's claims in a rolling upgrade.
+    return document if cluster.revision == 1 else {**document, "revision": cluster.revision}
 
 
 def _services(

@@ -143,6 +143,8 @@ class Config:
     dns: tuple[Dns, ...] = ()
     state_dir: Path = STATE_DIR
     me: int = -1
+    revision: int = 1  # of the set of nodes
+    text: str = field(default="", repr=False, compare=False)  # the file as it was read
     warnings: tuple[str, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -218,6 +220,7 @@ def effective(config: Config) -> dict[str, Any]:
     """
     shown: dict[str, Any] = json.loads(json.dumps(config.document))
     shown["cluster"]["key_file"] = str(config.key_file)
+    shown["cluster"]["revision"] = config.revision
     shown["api"]["socket"] = str(config.api.socket)
     if config.freeswitch is not None:
         used = dataclasses.asdict(config.freeswitch)
@@ -233,9 +236,15 @@ def effective(config: Config) -> dict[str, Any]:
 
 def cluster_spec(config: Config) -> ClusterSpec:
     """What the core needs to know. ValueError if `config` is bound to no node."""
+    return seen_by(config, config.node.id)
+
+
+def seen_by(config: Config, node: str) -> ClusterSpec:
+    """The same for a configuration that need not name this node: `me` is -1 then."""
+    ids = [n.id for n in config.nodes]
     return ClusterSpec(
         name=config.name,
-        me=config.nodes.index(config.node),
+        me=ids.index(node) if node in ids else -1,
         nodes=config.nodes,
         services=config.services,
         timing=config.timing,
@@ -244,4 +253,5 @@ def cluster_spec(config: Config) -> ClusterSpec:
         config_hash=config_hash(config),
         freeswitch=config.freeswitch is not None,
         relinquish_us=RELINQUISH_DEADS * config.timing.dead_us if config.relinquish else 0,
+        revision=config.revision,
     )

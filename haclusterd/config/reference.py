@@ -26,9 +26,11 @@ Relative paths are relative to the folder of the file. `{node}` in a path or com
 node's id. A *name* has 1 to 63 letters, digits, `.`, `_` or `-`, the first one a letter or digit.
 No value may hold a line break or another unprintable character.
 
-A changed file takes a restart of haclusterd, node by node (`haclusterctl upgrade` refuses it). In
-between, nodes whose files differ in meaning raise the alarm `config_mismatch`, and those that
-differ from most claim nothing. Where the number of nodes or services differs, they cannot read each
+To add or to remove a node, raise `cluster.revision` by one and run `haclusterctl reload` on every
+node (the new one is simply started): nothing is restarted and nothing moves. Any other change takes
+a restart of haclusterd, node by node (`haclusterctl upgrade` refuses it). In between, nodes whose
+files differ in meaning raise the alarm `config_mismatch`, and those that differ from most claim
+nothing. Where the number of nodes or services differs, they cannot read each
 other's beats at all (`unreadable_peer`).
 """
 SECTION_TEXTS = {
@@ -62,6 +64,9 @@ MEANINGS = {
     "cluster.relinquish": "When no slave is left for 400 times `dead_ms` (`lan`: a minute) and the "
     "other masters have room: a master hands its services over and becomes a slave. Nothing moves "
     "back.",
+    "cluster.revision": "Of the set of nodes: one more with every change of it, which then takes "
+    "`haclusterctl reload` on each node instead of a restart. One node may be added or removed at "
+    "a time.",
     "timing.heartbeat_ms": "From one beat to the next, on every link.",
     "timing.lease_ms": "How long an owner may serve after its last beat that a majority echoed.",
     "timing.stop_ms": "How long an owner may take to stop sending once its lease is over; the rule "

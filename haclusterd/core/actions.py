@@ -70,6 +70,21 @@ class PeerCurrent(msgspec.Struct, frozen=True, tag=True):
     incarnation: int
 
 
+class Speak(msgspec.Struct, frozen=True, tag=True):
+    """Seal this version of the wire from now on (core.dialect)."""
+
+    version: int
+
+
+class Flip(msgspec.Struct, frozen=True, tag=True):
+    """Go on under the staged configuration, by an upgrade of heart (core.reconfigure); or leave,
+    where this node is not in it. Asked again while nothing comes of it."""
+
+    revision: int
+    config_hash: int
+    stays: bool
+
+
 class KillFreeswitch(msgspec.Struct, frozen=True, tag=True):
     """SIGKILL through the pidfd: never a graceful stop, which would say BYE (DESIGN 2.4)."""
 
@@ -138,6 +153,13 @@ class Published(msgspec.Struct, frozen=True, tag=True):
     view: bytes
 
 
+class InForce(msgspec.Struct, frozen=True, tag=True):
+    """This revision is known to be in force: to be kept on disk. It is the one that this node
+    counts by, or a staged one without this node in it."""
+
+    revision: int
+
+
 class TracePart(msgspec.Struct, frozen=True, tag=True):
     """The next piece of what `TraceRequested` asked for; `refusal` says why there is none."""
 
@@ -147,7 +169,9 @@ class TracePart(msgspec.Struct, frozen=True, tag=True):
     refusal: str = ""
 
 
-ToAgent = EndCalls | Recover | Relinquish | Persist | Decided | Answered | Published | TracePart
+ToAgent = (
+    EndCalls | Recover | Relinquish | Persist | Decided | Answered | Published | InForce | TracePart
+)
 
 Action = (
     SendBeat
@@ -159,6 +183,9 @@ Action = (
     | KeepAddresses
     | FlushSockets
     | PeerCurrent
+    | Speak
+    | Flip
+    | InForce
     | KillFreeswitch
     | EndCalls
     | Recover

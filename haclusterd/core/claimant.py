@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, Identity, State
-from haclusterd.core.moves import happen
+from haclusterd.core.moves import happen, name_of
 from haclusterd.core.orders import waits_for_resume
 from haclusterd.core.quorum import needed
+from haclusterd.core.reconfigure import may_claim
 from haclusterd.core.standing import odd_config, refresh
-from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down
+from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down, is_departing
 from haclusterd.core.takeover import Event
 
 
@@ -147,7 +148,7 @@ def _may_claim(node: Node, service: Service) -> bool:
     """Two-way contact to a majority, the cluster's own configuration, and one's own fence shut."""
     if not node.majority or (service.state is State.LAPSED and not service.fence_closed):
         return False
-    return not odd_config(node)
+    return may_claim(node) and not odd_config(node)
 
 
 def _due(node: Node, k: int, service: Service, now_us: int) -> int:
@@ -158,7 +159,7 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
             return FAR
         return max(service.lost_us, service.paced_until_us, _listened_us(node, service))
     line = node.successors[k] if node.successors else ()
-    if node.spec.me not in line or node.leaving or node.maintenance:
+    if node.spec.me not in line or node.leaving or node.maintenance or is_departing(node):
         return FAR
     place = _place(node, k, service, line, now_us)
     silent = service.release is None and service.promise.node not in (node.spec.me, NOBODY_NODE)
@@ -222,7 +223,7 @@ def _cause(node: Node, service: Service, now_us: int) -> str:
         return "its lease had lapsed and no higher epoch is known"
     if held == NOBODY:
         return "nobody has owned it since the cluster started"
-    who = node.spec.nodes[held.node].id
+    who = name_of(node, held.node)
     if service.release is not None and service.release.identity == held:
         return f"{who} released it"
     if held.node == node.spec.me:

@@ -141,6 +141,9 @@ def _take(node: Node, peer: Peer, beat: Beat) -> None:
     peer.flags, peer.health, peer.load, peer.calls = beat.flags, beat.health, beat.load, beat.calls
     peer.config_hash, peer.rank_hash = beat.config_hash, beat.rank_hash
     peer.services, peer.releases = beat.services, beat.releases
+    if peer.staged_hash != beat.staged_hash or peer.revision != beat.revision:
+        node.wake_us = node.next_beat_us  # it may have been the one that was lacking
+        peer.revision, peer.staged, peer.staged_hash = beat.revision, beat.staged, beat.staged_hash
 
 
 def survey(node: Node, now_us: int, out: list[Action]) -> None:

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import msgspec
 
-from haclusterd.core.model import FOR_GOOD_US, Beat, Identity, LinkIndex, NodeIndex, ServiceIndex
+from haclusterd.core.model import (
+    FOR_GOOD_US,
+    Beat,
+    ClusterSpec,
+    Identity,
+    LinkIndex,
+    NodeIndex,
+    ServiceIndex,
+)
 
 
 class Received(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -158,6 +166,27 @@ class MarksOrdered(msgspec.Struct, frozen=True, tag=True):
     marks: tuple[Marked, ...]
 
 
+class StageRequested(msgspec.Struct, frozen=True, tag=True):
+    """Agree to `spec` as the next set of voters; it is on disk already. Answered by `Answered`.
+
+    `spec.me` is -1 where this node is not in it. `kept`: it was staged before a restart, and what
+    was said then is not judged again. Without `voted` it is only known here, and is taken up when
+    others have it in force (a node that was away finds the newer file at its start).
+    """
+
+    request: int
+    spec: ClusterSpec
+    voted: bool = True
+    kept: bool = False
+
+
+class Overheard(msgspec.Struct, frozen=True, tag=True):
+    """An authentic beat that cannot be read here says that this revision is in force."""
+
+    revision: int
+    config_hash: int
+
+
 class RecoveryEnded(msgspec.Struct, frozen=True, tag=True):
     """The agent has a verdict for every call, or (not ok) cannot recover here at all."""
 
@@ -190,6 +219,7 @@ FromAgent = (
     | MaintenanceRequested
     | PauseOrdered
     | MarksOrdered
+    | StageRequested
     | RecoveryEnded
     | UpgradeRequested
     | StopRequested
@@ -215,5 +245,7 @@ Input = (
     | MaintenanceRequested
     | PauseOrdered
     | MarksOrdered
+    | StageRequested
+    | Overheard
     | RecoveryEnded
 )

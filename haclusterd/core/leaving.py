@@ -10,7 +10,7 @@ from haclusterd.core.actions import Action, Decided, KillFreeswitch
 from haclusterd.core.inputs import FreeswitchExited, FreeswitchHung
 from haclusterd.core.model import State
 from haclusterd.core.moves import BACK_OFF_US, happen
-from haclusterd.core.state import Node, is_paused, owns
+from haclusterd.core.state import Node, is_departing, is_paused, owns
 from haclusterd.core.takeover import Event
 
 
@@ -55,6 +55,8 @@ def leave_broken(node: Node, now_us: int, out: list[Action]) -> None:
             continue
         if node.freeswitch_gone:
             give_up(node, k, "its FreeSWITCH is gone", now_us, out)
+        elif is_departing(node):
+            give_up(node, k, "it leaves the cluster", now_us, out, ordered=True)
         elif not service.carrier:
             give_up(node, k, "its NIC has no carrier", now_us, out)
         elif service.unrecovered:

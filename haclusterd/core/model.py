@@ -124,6 +124,7 @@ class ClusterSpec(msgspec.Struct, frozen=True):
     config_hash: int = 0
     freeswitch: bool = True  # False: the cluster moves addresses only
     relinquish_us: int = 0  # how long without a slave until a master may step down; 0: never
+    revision: int = 1  # of the set of voters: +1 with every change (core.reconfigure)
 
     @property
     def links(self) -> int:
@@ -172,6 +173,7 @@ class Flag(enum.IntFlag):
     SYNCING = 32
     PAUSED = 64  # knows of a pause that is in force
     MARKED = 128  # knows that an operator marked it dead
+    READS_2 = 256  # opens wire version 2, whatever it seals
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -232,3 +234,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True, gc=False):
     echoes: tuple[Echo | None, ...]  # by node
     services: tuple[ServiceEntry, ...]  # by service
     releases: tuple[Release, ...]
+    # Version 2 of the wire. Of version 1 the set of voters is the first one.
+    revision: int = 1  # by whose set the sender counts; 0: it does not know that set in force
+    staged: int = 0  # the next revision, to which the sender has agreed; 0 for none
+    staged_hash: int = 0

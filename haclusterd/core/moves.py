@@ -83,6 +83,11 @@ def _id(node: Node, n: int) -> str:
     return node.spec.nodes[n].id
 
 
+def name_of(node: Node, n: int) -> str:
+    """The id of a node in an identity, which may name one that is no voter any more."""
+    return _id(node, n) if n >= 0 else "a node that was removed"
+
+
 def promise(node: Node, service: Service, identity: Identity, now_us: int) -> None:
     """Stand by `identity`; the silence timer starts anew (DESIGN 6, Grant)."""
     node.rank_dirty = True

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from haclusterd.core import (
+    aliens,
     claimant,
     detector,
+    dialect,
     leaving,
     marks,
     orders,
     owner,
     quorum,
+    reconfigure,
     relinquish,
     speech,
     standing,
@@ -41,23 +44,21 @@ from haclusterd.core.inputs import (
     LocalReport,
     MaintenanceRequested,
     MarksOrdered,
+    Overheard,
     PauseOrdered,
     Received,
     RecoveryEnded,
     Restored,
+    StageRequested,
     StopRequested,
     SwitchoverRequested,
     Tick,
 )
 from haclusterd.core.model import State
 from haclusterd.core.moves import happen, recover_again
-from haclusterd.core.state import NEVER, Alien, Node, flags, owns
+from haclusterd.core.state import NEVER, Node, flags, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
-
-RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
-ALIENS_KEPT = 64
-ALIEN_SAID_EVERY_US = 10_000_000
 
 
 def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
@@ -101,8 +102,13 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
         return
     if len(beat.echoes) != len(node.peers):
         return
+    if beat.revision > node.roll.known:
+        reconfigure.overhear(node, beat.revision, beat.config_hash, now_us, out)
+    dialect.hear(node, beat, now_us, out)
     silent = now_us - node.peers[beat.sender].two_way_us > node.spec.timing.two_way_us
     news, two_way_news = detector.hear(node, event.link, beat, now_us, out)
+    if two_way_news and not node.roll.proven:
+        reconfigure.join(node, beat, now_us, out)
     if news or two_way_news:
         wanted = voter.hear_entries(node, beat, news, two_way_news, now_us, out)
         if news:
@@ -125,16 +131,18 @@ def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
     orders.expire(node, now_us, out)
     marks.review(node, now_us, out)
     detector.survey(node, now_us, out)
+    dialect.settle(node, now_us, out)
     voter.judge_deferred(node, now_us, out)
     claimant.mark_lost(node, now_us)
     _refresh_ready(node, now_us)
     if node.rank_dirty:
         standing.refresh(node, now_us)
-    _watch_rank(node, now_us)
+    standing.watch_rank(node, now_us)
     leaving.leave_broken(node, now_us, out)
     relinquish.consider(node, now_us, out)
     _end_endless_acquiring(node, now_us, out)
     node.wake_us = claimant.pursue(node, now_us, out)
+    reconfigure.judge(node, now_us, out)
 
 
 def _refresh_ready(node: Node, now_us: int) -> None:
@@ -146,18 +154,6 @@ def _refresh_ready(node: Node, now_us: int) -> None:
         node.rank_dirty = True  # the hold-down ended: the others rank this node from now on
     if node.ranked_doomed and node.ranked_doomed != standing.doomed_services(node, now_us):
         node.rank_dirty = True
-
-
-def _watch_rank(node: Node, now_us: int) -> None:
-    same = all(
-        p.rank_hash == node.rank_hash
-        for n, p in enumerate(node.peers)
-        if n != node.spec.me and p.alive
-    )
-    if same:
-        node.rank_differs_us = NEVER
-    elif node.rank_differs_us == NEVER:
-        node.rank_differs_us = now_us
 
 
 def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
@@ -269,20 +265,6 @@ def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Act
         leaving.leave_unrecovered(node, event.service, now_us, out)
 
 
-def _alien(node: Node, event: AlienAnswered, now_us: int, out: list[Action]) -> None:
-    """Said at most every ten seconds for an address, however many MACs take turns."""
-    alien = node.aliens.get(event.address)
-    if alien is None:
-        if len(node.aliens) >= ALIENS_KEPT:
-            return
-        alien = node.aliens[event.address] = Alien(event.mac, now_us, NEVER)
-    alien.mac, alien.heard_us = event.mac, now_us
-    if now_us - alien.said_us >= ALIEN_SAID_EVERY_US:
-        alien.said_us = now_us
-        text = f"{event.mac} answers for {event.address}, which {_me(node)} owns"
-        out.append(Decided(now_us, "M13", text, event.service))
-
-
 def _me(node: Node) -> str:
     return node.spec.nodes[node.spec.me].id
 
@@ -305,6 +287,8 @@ _TAKE: dict[type, Callable[[Node, Any, int, list[Action]], None]] = {
     PauseOrdered: orders.pause,
     MarksOrdered: marks.order,
     StopRequested: orders.stop,
+    StageRequested: reconfigure.stage,
+    Overheard: reconfigure.heard_beyond,
     RecoveryEnded: _recovery_ended,
-    AlienAnswered: _alien,
+    AlienAnswered: aliens.answered,
 }

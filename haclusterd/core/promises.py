@@ -11,7 +11,7 @@ import msgspec
 
 from haclusterd.core.actions import Persist
 from haclusterd.core.inputs import Restored
-from haclusterd.core.model import NOBODY, ClusterSpec, Identity
+from haclusterd.core.model import NOBODY, NOBODY_NODE, ClusterSpec, Identity
 
 FILE_NAME = "state.json"
 FILE_BYTES_MAX = 1 << 20
@@ -44,12 +44,17 @@ def encode(spec: ClusterSpec, boot_id: str, known: Persist) -> bytes:
     """The file for what heart wants to be kept."""
     owned = known.owned or (0,) * len(known.promises)
     kept = [
-        _Promise(service.name, promise.epoch, spec.nodes[promise.node].id, promise.nonce, epoch)
+        _Promise(service.name, promise.epoch, _id(spec, promise.node), promise.nonce, epoch)
         for service, promise, epoch in zip(spec.services, known.promises, owned, strict=False)
-        if promise.epoch > 0 and 0 <= promise.node < len(spec.nodes)
+        if promise.epoch > 0 and promise.node < len(spec.nodes)
     ]
     content = _File(FORMAT, spec.name, kept, spec.nodes[spec.me].id, boot_id)
     return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+
+
+def _id(spec: ClusterSpec, n: int) -> str:
+    """Empty for a node that is no voter any more: epoch and nonce stay what they are."""
+    return spec.nodes[n].id if n >= 0 else ""
 
 
 def decode(content: bytes, spec: ClusterSpec) -> Restored:
@@ -64,9 +69,10 @@ def decode(content: bytes, spec: ClusterSpec) -> Restored:
         raise PromisesError(f"belongs to cluster {found.cluster!r}, format {found.format}")
     nodes = {node.id: number for number, node in enumerate(spec.nodes)}
     known = {
-        promise.service: Identity(promise.epoch, nodes[promise.node], promise.nonce)
+        promise.service: Identity(
+            promise.epoch, nodes.get(promise.node, NOBODY_NODE), promise.nonce
+        )
         for promise in found.promises
-        if promise.node in nodes
     }
     owned = {promise.service: promise.owned for promise in found.promises}
     names = [service.name for service in spec.services]

@@ -113,6 +113,9 @@ def _compose(
             _echoes(node, link, now_us),
             services,
             releases,
+            node.spec.revision if node.roll.proven else 0,
+            node.roll.staged if node.roll.voted else 0,
+            node.roll.staged_hash if node.roll.voted else 0,
         )
         for link in links
     )

@@ -9,6 +9,7 @@ from haclusterd.core.model import NOBODY_NODE, ServiceEntry, State
 from haclusterd.core.ranking import Facts, rank
 from haclusterd.core.state import NEVER, Node, Service, flags
 
+RANK_DIFFERS_US = 3_000_000  # a rank hash that differs for longer is an alarm (EG16)
 _OWNED = State.OWNED  # looked up once: see core.state
 _UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
 
@@ -16,7 +17,8 @@ _UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
 def odd_config(node: Node) -> bool:
     """Most of the others run another configuration: then this node claims nothing."""
     others = [p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive]
-    differing = sum(1 for h in others if h != node.spec.config_hash)
+    known = (node.spec.config_hash, *node.roll.kin)
+    differing = sum(1 for h in others if h not in known)
     return differing * 2 > len(others)
 
 
@@ -100,3 +102,16 @@ def refresh(node: Node, now_us: int) -> None:
     ranking = rank(node.spec, facts(node, now_us), node.ranked_doomed)
     node.slaves, node.successors = ranking.slaves, ranking.successors
     node.rank_hash = ranking.hash
+
+
+def watch_rank(node: Node, now_us: int) -> None:
+    """Since when another node ranks the slaves otherwise; who counts by another set does."""
+    same = all(
+        p.rank_hash == node.rank_hash
+        for n, p in enumerate(node.peers)
+        if n != node.spec.me and p.alive and p.revision == node.spec.revision
+    )
+    if same:
+        node.rank_differs_us = NEVER
+    elif node.rank_differs_us == NEVER:
+        node.rank_differs_us = now_us

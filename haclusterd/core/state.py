@@ -56,6 +56,9 @@ class Peer(msgspec.Struct):
     replied_us: int = NEVER
     answer_on: int = -1  # the link on which a gathered answer is due to it, -1 for none
     config_hash: int = 0
+    revision: int = 1
+    staged: int = 0
+    staged_hash: int = 0
     rank_hash: int = 0
     flags: int = 0
     health: int = 0
@@ -146,6 +149,22 @@ class Mark(msgspec.Struct):
     cleared: bool = False
 
 
+class Roll(msgspec.Struct):
+    """Where this node stands in a change of the voters (core.reconfigure)."""
+
+    proven: bool = True  # False: the first start in a set that others may not have in force yet
+    floor: int = 0  # nodes that count by an older revision get neither echo nor grant
+    known: int = 1  # the newest revision known to be in force
+    known_hash: int = 0
+    kin: tuple[int, ...] = ()  # hashes of the configurations beside one's own that are read here
+    staged: int = 0
+    staged_hash: int = 0
+    staged_us: int = NEVER
+    voted: bool = False  # agreed to, and on disk
+    stays: bool = True  # this node is in the staged set
+    due_us: int = FAR  # when the staged set is taken up
+
+
 class Node(msgspec.Struct):
     """The state of `core.node.step`."""
 
@@ -194,6 +213,9 @@ class Node(msgspec.Struct):
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
     relinquished_us: int = NEVER
+    roll: Roll = msgspec.field(default_factory=Roll)
+    dialect: int = 1  # the version of the wire that is sealed (core.dialect)
+    plain_us: int = NEVER  # when somebody was last heard who opens nothing newer than version 1
 
 
 def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
@@ -217,8 +239,14 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
 
 
 def holding_down(node: Node, now_us: int) -> bool:
-    """In the hold-down after a start a node neither echoes, grants nor claims (DESIGN 6)."""
-    return now_us < node.start_us + node.spec.timing.hold_down_us
+    """In the hold-down after a start a node neither echoes, grants nor claims (DESIGN 6); nor
+    while it does not know that the set it counts by is in force."""
+    return now_us < node.start_us + node.spec.timing.hold_down_us or not node.roll.proven
+
+
+def is_departing(node: Node) -> bool:
+    """This node has agreed to a set of voters that it is not in."""
+    return node.roll.voted and not node.roll.stays
 
 
 def is_paused(node: Node, now_us: int) -> bool:
@@ -234,6 +262,7 @@ def draw(node: Node) -> int:
 
 # Plain names, because the operators and class lookups of enum are slow and this is asked often.
 _STARTING, _MAINTENANCE, _LEAVING = int(Flag.STARTING), int(Flag.MAINTENANCE), int(Flag.LEAVING)
+_READS_2 = int(Flag.READS_2)
 _FREESWITCH_UP, _AGENT_UP, _SYNCING = int(Flag.FREESWITCH_UP), int(Flag.AGENT_UP), int(Flag.SYNCING)
 _PAUSED, _MARKED = int(Flag.PAUSED), int(Flag.MARKED)
 _OWNED, _ACQUIRING = State.OWNED, State.ACQUIRING
@@ -244,12 +273,13 @@ def flags(node: Node, now_us: int) -> int:
     return (
         (_STARTING if holding_down(node, now_us) else 0)
         | (_MAINTENANCE if node.maintenance else 0)
-        | (_LEAVING if node.leaving else 0)
+        | (_LEAVING if node.leaving or is_departing(node) else 0)
         | (_FREESWITCH_UP if node.freeswitch_up else 0)
         | (_AGENT_UP if node.agent_up else 0)
         | (_SYNCING if node.syncing else 0)
         | (_PAUSED if now_us < node.paused_until_us else 0)
         | (_MARKED if node.spec.me in node.marked else 0)
+        | _READS_2
     )
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import msgspec
 
 from haclusterd.core.model import NOBODY_NODE, Flag, State
-from haclusterd.core.node import RANK_DIFFERS_US
 from haclusterd.core.orders import span
 from haclusterd.core.quorum import voters, votes
 from haclusterd.core.ranking import why
-from haclusterd.core.standing import facts, lost_services, odd_config
+from haclusterd.core.reconfigure import complaint, is_akin, lacking
+from haclusterd.core.standing import RANK_DIFFERS_US, facts, lost_services, odd_config
 from haclusterd.core.state import FAR, NEVER, Node, holding_down, is_paused, owns
 
 ALIEN_ALARM_US = 60_000_000  # an alien that was not heard for so long is no alarm any more
@@ -102,6 +102,33 @@ class PeerTally(msgspec.Struct, frozen=True):
     unreadable_now: str
 
 
+class StagedView(msgspec.Struct, frozen=True):
+    """What another node says: the revision it counts by, and the one it has staged (0: none)."""
+
+    node: str
+    alive: bool
+    active: int
+    staged: int
+    staged_hash: int
+
+
+class RevisionView(msgspec.Struct, frozen=True):
+    """The set of voters in force here, and the one that is staged (0: none).
+
+    `known`: the newest in force anywhere, as far as this node heard. `lacking`: who has not staged
+    what is staged here. `plain`: version 1 of the wire is sealed, as a node reads no newer one.
+    """
+
+    active: int
+    staged: int = 0
+    staged_hash: int = 0
+    known: int = 0
+    known_hash: int = 0
+    lacking: tuple[str, ...] = ()
+    others: tuple[StagedView, ...] = ()
+    plain: bool = False
+
+
 class View(msgspec.Struct, frozen=True):
     """A node's whole word on the cluster at `at_us`."""
 
@@ -122,6 +149,7 @@ class View(msgspec.Struct, frozen=True):
     marks: tuple[MarkView, ...] = ()
     link_tallies: tuple[LinkTally, ...] = ()  # heart's, not the core's: added when published
     peer_tallies: tuple[PeerTally, ...] = ()
+    revision: RevisionView = RevisionView(1)
 
 
 def view(node: Node, now_us: int) -> View:
@@ -152,6 +180,25 @@ def view(node: Node, now_us: int) -> View:
         tuple(why(spec, facts(node, now_us))),
         _pause_view(node, now_us),
         tuple(MarkView(spec.nodes[m.node].id, m.version, m.by, m.cleared) for m in node.marks),
+        revision=_revision(node),
+    )
+
+
+def _revision(node: Node) -> RevisionView:
+    roll, spec = node.roll, node.spec
+    return RevisionView(
+        active=spec.revision,
+        staged=roll.staged if roll.voted else 0,
+        staged_hash=roll.staged_hash if roll.voted else 0,
+        known=roll.known,
+        known_hash=roll.known_hash,
+        lacking=tuple(lacking(node)),
+        others=tuple(
+            StagedView(spec.nodes[n].id, p.alive, p.revision, p.staged, p.staged_hash)
+            for n, p in enumerate(node.peers)
+            if n != spec.me
+        ),
+        plain=node.dialect == 1,
     )
 
 
@@ -274,11 +321,13 @@ def _alarms(
     for n, peer in enumerate(node.peers):
         if n == spec.me or not peer.alive:
             continue
-        if peer.config_hash != spec.config_hash:
+        if not is_akin(node, peer.config_hash):
             text = f"{spec.nodes[n].id} runs another configuration than {_id(node)}"
             alarms.append(AlarmView("config_mismatch", text))
         if len(peer.links) > 1 and sum(line.up for line in peer.links) == 1:
             alarms.append(AlarmView("single_link", f"one link left to {spec.nodes[n].id}"))
+    if late := complaint(node, now_us):
+        alarms.append(AlarmView("revision", late))
     if odd_config(node):
         text = f"most nodes run another configuration: {_id(node)} claims nothing"
         alarms.append(AlarmView("config_odd", text))

@@ -11,8 +11,9 @@ import enum
 
 from haclusterd.core.actions import Action, Decided
 from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
-from haclusterd.core.moves import happen, persist, promise
+from haclusterd.core.moves import happen, name_of, persist, promise
 from haclusterd.core.orders import withholds
+from haclusterd.core.reconfigure import is_akin
 from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
 from haclusterd.core.takeover import Event
 
@@ -34,7 +35,8 @@ def hear_entries(
     node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
 ) -> Answer:
     """Take in what a peer says of every service; how soon it wants an answer."""
-    hold_down = holding_down(node, now_us)
+    # Neither echo nor grant for who counts by a set that has been left behind (core.reconfigure).
+    hold_down = holding_down(node, now_us) or beat.revision < node.roll.floor
     if news:
         for release in beat.releases:
             if two_way and not hold_down:
@@ -186,7 +188,7 @@ def hear_release(node: Node, release: Release, now_us: int, out: list[Action]) -
     node.rank_dirty = True
     node.wake_us = now_us
     name = node.spec.services[release.service].name
-    who = node.spec.nodes[release.identity.node].id
+    who = name_of(node, release.identity.node)
     text = f"{who} released {name} of epoch {release.identity.epoch}"
     out.append(Decided(now_us, "V7", text, release.service, release.identity.epoch))
 
@@ -222,7 +224,8 @@ def _judge(
 ) -> None:
     if identity.epoch <= service.promise.epoch:
         return
-    if node.peers[identity.node].config_hash != node.spec.config_hash:
+    claimant = node.peers[identity.node]
+    if not is_akin(node, claimant.config_hash) or claimant.revision < node.roll.floor:
         return
     if identity.node in node.marked or withholds(node, service, identity.node, now_us):
         return

@@ -17,7 +17,9 @@ from haclusterd.core.actions import (
     CloseFence,
     Decided,
     EndCalls,
+    Flip,
     FlushSockets,
+    InForce,
     KeepAddresses,
     KillFreeswitch,
     PeerCurrent,
@@ -27,6 +29,7 @@ from haclusterd.core.actions import (
     RemoveAddresses,
     RenewFence,
     SendBeat,
+    Speak,
     ToAgent,
 )
 from haclusterd.core.inputs import AddressesAdded, AddressesRemoved, FenceClosed, Input
@@ -76,6 +79,7 @@ class Executor:
         self._reloaded_us = -_RELOAD_EVERY_US
         self._loading = False
         self.fence_fault = ""
+        self.flip: Flip | None = None  # for `process`: no upgrade begins in the middle of a turn
         self.renewals_late = 0
         self.flushed = 0
         self._results: list[Input] = []
@@ -89,6 +93,9 @@ class Executor:
             Announce: self._announce,
             FlushSockets: self._flush,
             PeerCurrent: self._peer_current,
+            Speak: self._speak,
+            Flip: self._flip,
+            InForce: agent.send,
             KillFreeswitch: self._kill_freeswitch,
             Decided: self._decided,
             EndCalls: agent.send,
@@ -115,6 +122,12 @@ class Executor:
                 self._journal.say(f"a beat was not sent: {error}", ERROR)
                 continue
             self.links.send(beat.link, datagram, action.to)
+
+    def _speak(self, action: Speak) -> None:
+        self.wire.version = action.version
+
+    def _flip(self, action: Flip) -> None:
+        self.flip = action
 
     def _renew_fence(self, action: RenewFence) -> None:
         """Arm, read the clock, renew. Twice at most: the armed time is a few jiffies."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from haclusterd.core.actions import Action, Decided
-from haclusterd.core.inputs import Froze, Input, Received, Tick
+from haclusterd.core.inputs import Froze, Input, Overheard, Received, Tick
 from haclusterd.core.model import Beat
 from haclusterd.core.node import is_calm, next_deadline_us, step
 from haclusterd.core.state import Node
@@ -170,6 +170,8 @@ class Loop:
             if isinstance(beat, Beat):
                 self._round = self._round or not beat.reply
                 self.feed(Received(position, beat), now)
+            elif executor.wire.overheard[0] > self.node.roll.known:
+                self.feed(Overheard(*executor.wire.overheard), now)
         return len(datagrams) < DATAGRAMS_PER_TURN
 
     def now(self) -> int:

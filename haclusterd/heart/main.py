@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from haclusterd import __version__
-from haclusterd.config import Config, ConfigError, cluster_spec, load
+from haclusterd.config import Config, ConfigError, revisions
+from haclusterd.config.revisions import Start
 from haclusterd.core.inputs import Tick
 from haclusterd.core.node import step
 from haclusterd.core.state import Node, start
@@ -40,7 +41,8 @@ from haclusterd.heart.promised import read_promises
 from haclusterd.heart.realtime import become_realtime
 from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
-from haclusterd.heart.upgrade import HandOver, Predecessor, unpack_wire
+from haclusterd.heart.upgrade import HandOver, Predecessor
+from haclusterd.heart.voters import Voters
 from haclusterd.keys import KeysError, load_cluster_key
 from haclusterd.trace import folder
 from haclusterd.trace.recorder import Recorder
@@ -88,6 +90,7 @@ def command_line() -> argparse.ArgumentParser:
         "--run-dir", type=Path, metavar="DIR", help="socket, state and trace go here"
     )
     parser.add_argument("--version", action="version", version=f"haclusterd {__version__}")
+    parser.add_argument("--revision", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--takeover-fd", type=int, default=-1, help=argparse.SUPPRESS)
     return parser
 
@@ -97,10 +100,15 @@ def _run(
 ) -> int:
     predecessor = Predecessor(arguments.takeover_fd) if arguments.takeover_fd >= 0 else None
     try:
-        config = load(arguments.config, node=arguments.node, run_dir=arguments.run_dir)
+        begun = revisions.begin(
+            arguments.config, node=arguments.node, run_dir=arguments.run_dir,
+            revision=arguments.revision,
+        )  # fmt: skip
+        config = begun.config
         ring = load_cluster_key(config.key_file)
         options = _options(arguments, config)
-        opening = _Opening(config, ring, journal, AgentLink([*agent, *options], journal.say))
+        agent_command = [*agent, *options, "--revision", str(config.revision)]
+        opening = _Opening(begun, ring, journal, AgentLink(agent_command, journal.say))
         successor = [*heart_command, *options]
         if predecessor is None:
             heart = opening.fresh(successor)
@@ -138,16 +146,18 @@ def _options(arguments: argparse.Namespace, config: Config) -> list[str]:
 class _Opening:
     """Opens what a heart needs; plain messages where the host refuses something."""
 
-    def __init__(self, config: Config, ring: KeyRing, journal: Journal, agent: AgentLink) -> None:
-        self._config, self._ring = config, ring
+    def __init__(self, begun: Start, ring: KeyRing, journal: Journal, agent: AgentLink) -> None:
+        self._config, self._ring = begun.config, ring
+        self._voters = Voters(begun)
         self._journal, self._agent = journal, agent
-        self._spec = cluster_spec(config)
+        self._spec = self._voters.spec
         self._complaints: list[str] = []
         self._lock: NodeLock | None = None
         self._fence: Fence | None = None
         self._addresses: ServiceAddresses | None = None
-        for warning in config.warnings:
-            self._complain(warning)
+        for warning in (*begun.config.warnings, begun.complaint):
+            if warning:
+                self._complain(warning)
 
     def _complain(self, text: str) -> None:
         self._complaints.append(text)
@@ -181,16 +191,14 @@ class _Opening:
         if removed:
             self._journal.say(f"removed left-over service addresses: {', '.join(removed)}")
         incarnation = new_incarnation()
-        wire = Wire(self._spec, self._ring, incarnation)
-        heart = self._heart(
-            start(self._spec, now_us(), incarnation), wire, fence, addresses, lock,
-            successor_command,
-        )  # fmt: skip
+        node = self._voters.node(now_us(), incarnation)
+        wire = self._voters.wire(self._ring, incarnation, node.dialect)
+        heart = self._heart(node, wire, fence, addresses, lock, successor_command)
         folders = (self._config.state_dir, self._config.run_dir)
         restored, complaint = read_promises(folders, self._spec)
         if complaint:
             self._complain(complaint)
-        heart.begin(restored)
+        heart.begin([*self._voters.staged(), *([restored] if restored else [])])
         return heart
 
     def take_over(self, predecessor: Predecessor, successor_command: Sequence[str]) -> Heart:
@@ -203,10 +211,7 @@ class _Opening:
         self._realtime()
         predecessor.ready(self._spec.config_hash)
         state, descriptors = predecessor.receive()
-        node = state.node
-        node.spec = self._spec
-        wire = Wire(self._spec, self._ring, node.incarnation)
-        wire.import_state(unpack_wire(state.wire))
+        node, wire = self._voters.taken_over(state, self._ring, now_us())
         self._lock = lock = NodeLock(self._config, descriptors[-1])
         heart = self._heart(
             node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from haclusterd.core.actions import Answered, Published
+from haclusterd.core.actions import Answered, Flip, Published
 from haclusterd.core.inputs import (
     AddressesAdded,
     AgentChanged,
     FreeswitchExited,
     LocalReport,
     Restored,
+    StageRequested,
     StopRequested,
     TraceRequested,
     UpgradeRequested,
@@ -94,11 +95,11 @@ class Heart(Chores):
 
     # -- before the first turn -------------------------------------------------------------------
 
-    def begin(self, restored: Restored | None) -> None:
-        """A fresh start: look at the NICs, open the links, tell the core what it promised."""
+    def begin(self, known: Sequence[StageRequested | Restored]) -> None:
+        """A fresh start: tell the core what it said before, look at the NICs, open the links."""
         now = self.loop.now()
-        if restored is not None:
-            self.loop.feed(restored, now)
+        for event in known:
+            self.loop.feed(event, now)
         self._watch_everything()
 
     def go_on(self, agent_gone: Callable[[], bool], freeswitch: tuple[int, int]) -> None:
@@ -149,6 +150,8 @@ class Heart(Chores):
         self._parts.notifier.notify("READY=1", "STATUS=running")
         while self._running and not self._upgrade.handed_over:
             self.loop.turn()
+            if self._executor.flip is not None:
+                self._take_up(self._executor.flip)
             self._upgrade.advance()
         if self._upgrade.handed_over:
             self._leave_to_successor()
@@ -273,6 +276,9 @@ class Heart(Chores):
                 self._trace_out.begin(message, now)
             elif isinstance(message, StopRequested):
                 self._request_stop()
+            elif isinstance(message, StageRequested):
+                self._parts.wire.know(message.spec)
+                self.loop.feed(message, now)
             else:
                 self.loop.feed(message, now)
 
@@ -292,6 +298,16 @@ class Heart(Chores):
             self._agent.send(Answered(request, False, "this node is being stopped"))
         else:
             self._upgrade.begin(request)
+
+    def _take_up(self, flip: Flip) -> None:
+        """The next set of voters is decided: a new heart counts by it, or this one leaves."""
+        self._executor.flip = None
+        if flip.stays:
+            self._upgrade.begin(-1, flip)
+            return
+        text = f"revision {flip.revision} is in force, and this node is not in it"
+        self._journal.say(f"{text}: it leaves the cluster", WARNING)
+        self._request_stop()
 
     # -- the end -----------------------------------------------------------------------------------
 

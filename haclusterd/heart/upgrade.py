@@ -23,7 +23,8 @@ from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.state import Node
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.sdnotify import successors_environment
-from haclusterd.wire import REPLAY_WINDOW, Window, WireState
+from haclusterd.replay import REPLAY_WINDOW, Window
+from haclusterd.wire import WireState
 
 FORMAT = 2
 _PACKET_BYTES_MAX = 192 * 1024

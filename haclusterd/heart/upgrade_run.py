@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from haclusterd.core.actions import Answered
+from haclusterd.core.actions import Answered, Flip
 from haclusterd.heart.clock import now_us
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.journal import ERROR
@@ -24,6 +24,7 @@ class Upgrade:
         self._command, self._lock = list(command), lock
         self._successor: Successor | None = None
         self._request = -1
+        self._config_hash = 0  # that the new heart has to have
         self._ready = False
         self.handed_over = False
 
@@ -32,14 +33,20 @@ class Upgrade:
         """The new heart's process, 0 while there is none."""
         return self._successor.pid if self._successor else 0
 
-    def begin(self, request: int) -> None:
-        """Start a new heart; `request` is the operator's, -1 for a signal."""
+    def begin(self, request: int, flip: Flip | None = None) -> None:
+        """Start a new heart; `request` is the operator's, -1 for a signal or for `flip`, with
+        which the new heart counts by the next set of voters."""
         if self._successor is not None:
             self._answer(request, False, "an upgrade is under way already")
             return
         self._request = request
+        spec = self._loop.node.spec
+        self._config_hash = flip.config_hash if flip else spec.config_hash
+        revision = flip.revision if flip else spec.revision
+        # A version of before the word is asked without it, so that one can go back to it.
+        which = ["--revision", str(revision)] if revision > 1 else []
         try:
-            self._successor = Successor(self._command)
+            self._successor = Successor([*self._command, *which])
         except HeartError as error:
             self._failed(str(error))
             return
@@ -51,7 +58,7 @@ class Upgrade:
         if successor is None:
             return
         self._loop.unwatch(successor.fileno())
-        refusal = successor.await_ready(self._loop.node.spec.config_hash)
+        refusal = successor.await_ready(self._config_hash)
         if refusal:
             successor.abandon()
             self._failed(refusal)

@@ -26,10 +26,12 @@ from haclusterd.core.inputs import (
     LocalReport,
     MaintenanceRequested,
     MarksOrdered,
+    Overheard,
     PauseOrdered,
     Received,
     RecoveryEnded,
     Restored,
+    StageRequested,
     StopRequested,
     SwitchoverRequested,
     Tick,
@@ -61,6 +63,10 @@ _RULES = {row.number: f"{row.state.name} -> {row.next.name}: {row.event.value}" 
     "M21": "marked dead: no echo and no grant at once, no vote after dead + lease, epochs leap",
     "M23": "mark cleared: the node stands by and supports the owners, or the mark was taken back",
     "M27": "relinquish: no slave is left, another master has room, and it was so for long enough",
+    "M37": "wire version: the newest that everybody who was heard lately can open",
+    "M31": "staged: an operator had this node reload its file; said only once it is on disk",
+    "M33": "joined: a node was heard that has this node's set of voters in force",
+    "M35": "decided: a majority of the present voters has staged it, or somebody has it in force",
     "M15": "freeze: this process stood still longer than a lease; nothing heard before counts",
 }
 
@@ -183,6 +189,10 @@ def told(node: Node, event: Input, k: int = -1) -> str:
         case MarksOrdered():
             names = ", ".join(_id(node, m.node) for m in event.marks if m.node < len(node.peers))
             return f"the nodes marked dead are now: {names or 'none'}"
+        case StageRequested():
+            return f"revision {event.spec.revision} of the configuration was staged on the disk"
+        case Overheard():
+            return f"a beat that cannot be read here says revision {event.revision} is in force"
     return _of_a_service(node, event)
 
 

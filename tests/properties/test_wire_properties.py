@@ -16,13 +16,12 @@ from haclusterd.core.model import (
     ServiceSpec,
     Timing,
 )
+from haclusterd.replay import REPLAY_WINDOW, Window
 from haclusterd.wire import (
     BEAT_BYTES_MAX,
-    REPLAY_WINDOW,
     ClusterKey,
     KeyRing,
     Outcome,
-    Window,
     Wire,
     beat_bytes_bound,
 )

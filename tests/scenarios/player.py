@@ -41,7 +41,7 @@ from tests.sim.host import Host
 from tests.sim.world import World
 
 RULE = "----"
-QUIET = ("M1", "M2", "M3")  # links and peers that come and go say more than a reader wants
+QUIET = ("M1", "M2", "M3", "M37")  # links and peers that come and go say more than a reader wants
 
 
 class TranscriptError(Exception):
@@ -118,7 +118,7 @@ class Player:
         world.tell = self._hear
         for host in world.hosts:
             host.rng = random.Random(host.me)
-            host.spec = spec_with(host.spec, options)
+            host.configure(spec_with(host.spec, options))
 
     def _hear(self, host: int, what: act.Decided | act.KillFreeswitch) -> None:
         if isinstance(what, act.KillFreeswitch):

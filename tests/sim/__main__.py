@@ -11,14 +11,17 @@ import sys
 import time
 
 from tests.sim.shrink import commit, shrink, story
+from tests.sim.swarm import swarm_of_changes, swarm_of_versions
 from tests.sim.world import World
 
+WORLDS = {"changes": swarm_of_changes, "versions": swarm_of_versions}
 
-def play(job: tuple[int, float, bool]) -> tuple[int, str, str, int, float]:
+
+def play(job: tuple[int, float, bool, str]) -> tuple[int, str, str, int, float]:
     """One seed: (seed, what broke first, the story, changes of owner, cpu s)."""
-    seed, minutes, small = job
+    seed, minutes, small, worlds = job
     began = time.process_time()
-    world = World(seed)
+    world = World(seed, WORLDS[worlds](seed) if worlds else None)
     violations = world.run(minutes)
     cpu_s = time.process_time() - began
     told = ""
@@ -34,11 +37,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--trace", action="store_true", help="print every event (one seed)")
     parser.add_argument("--no-shrink", action="store_true", help="tell failures as they are")
+    parser.add_argument("--worlds", choices=sorted(WORLDS), default="",
+                        help="voters change; or half of the nodes are older")  # fmt: skip
     options = parser.parse_args()
     first, _, last = options.seeds.partition(":")
     seeds = range(int(first), int(last)) if last else [int(first)]
     if options.trace:
-        world = World(seeds[0])
+        drawn = WORLDS[options.worlds](seeds[0]) if options.worlds else None
+        world = World(seeds[0], drawn)
         print(world.swarm)
         violations = world.run(options.minutes)
         print("\n".join([*world.history, *(f"VIOLATION {v}" for v in violations)]))
@@ -47,7 +53,7 @@ def main() -> int:
     cpu_s = 0.0
     began = time.monotonic()
     with multiprocessing.Pool(options.jobs) as pool:
-        jobs = [(seed, options.minutes, not options.no_shrink) for seed in seeds]
+        jobs = [(seed, options.minutes, not options.no_shrink, options.worlds) for seed in seeds]
         for seed, violation, told, moved, spent_s in pool.imap_unordered(play, jobs):
             cpu_s += spent_s
             changes += moved

@@ -11,8 +11,8 @@ import dataclasses
 from collections import deque
 from typing import TYPE_CHECKING
 
+from haclusterd.core.aliens import ALIENS_KEPT
 from haclusterd.core.model import Identity
-from haclusterd.core.node import ALIENS_KEPT
 from haclusterd.core.state import SENT_TIMES_KEPT, Node, owns
 
 if TYPE_CHECKING:

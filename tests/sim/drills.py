@@ -20,7 +20,9 @@ from typing import Any
 
 import msgspec
 
+from tests.sim import dramas_changes
 from tests.sim import mutations as m
+from tests.sim import mutations_changes as c
 from tests.sim import mutations_time as t
 from tests.sim.dramas import DRAMAS, stage
 from tests.sim.shrink import commit, shrink, story
@@ -28,7 +30,7 @@ from tests.sim.swarm import LAN, Swarm, draw_swarm
 from tests.sim.windows import WINDOWS
 from tests.sim.world import World
 
-ALL_DRAMAS = {**DRAMAS, **WINDOWS}
+ALL_DRAMAS = {**DRAMAS, **WINDOWS, **dramas_changes.DRAMAS}
 NET_SEEDS = 60
 
 
@@ -117,6 +119,13 @@ DRILLS: dict[str, Drill] = {
     # restarts, freezes, freshness
     "hold-down": Drill(m.no_hold_down, **worlds("triangle", "restart_forget")),
     "promises restored": Drill(t.promises_not_restored, **worlds("crash", "freeze")),
+    # the set of voters
+    "nothing for an older set": Drill(c.no_floor, drama="left_behind"),
+    "one node at a time": Drill(c.many_at_once, drama="two_at_once"),
+    "written before it is said": Drill(c.said_before_written, drama="unwritten"),
+    "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
+    "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
+    "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
     "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
     "a freeze is noticed": Drill(t.freeze_not_noticed, drama="claim_at_the_thaw"),

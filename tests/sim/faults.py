@@ -275,7 +275,7 @@ def switchover(blow: Blow, host: Host) -> None:
     if host.node is None or not host.alive:
         return
     held = [k for k, s in enumerate(host.node.services) if owns(s)] or [0]
-    to = -1 if blow.rng.random() < 0.7 else blow.rng.randrange(blow.swarm.nodes)
+    to = -1 if blow.rng.random() < 0.7 else host.number_of(blow.rng.randrange(blow.swarm.nodes))
     request = inp.SwitchoverRequested(blow.rng.randrange(1, 1 << 30), blow.rng.choice(held), to)
     host.give(blow.t, request)
 
@@ -375,7 +375,7 @@ def torn_release(blow: Blow, host: Host) -> None:
     held = [k for k, s in enumerate(host.node.services) if owns(s)] if host.node else []
     if not host.alive or not held:
         return
-    request = inp.SwitchoverRequested(1, blow.rng.choice(held), target.me)
+    request = inp.SwitchoverRequested(1, blow.rng.choice(held), host.number_of(target.me))
     host.give(blow.t, request)
     rest = [h.me for h in others if h is not target]
     soon = blow.t + blow.rng.randrange(2_000) * blow.nemesis.scale

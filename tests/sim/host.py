@@ -18,11 +18,12 @@ import msgspec
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import NOBODY, Beat, ClusterSpec, Identity
+from haclusterd.core import reconfigure
+from haclusterd.core.model import Beat, ClusterSpec
 from haclusterd.core.node import next_deadline_us, step, stopped
-from haclusterd.core.state import Node, start
-from tests.sim.clock import Clock
+from haclusterd.core.state import Node
 from tests.sim.kernel import Kernel
+from tests.sim.member import Member
 from tests.sim.telephony import Telephony
 
 if TYPE_CHECKING:
@@ -43,14 +44,17 @@ class Open(msgspec.Struct, frozen=True):
 _SWIFT = (act.SendBeat, act.Decided)  # no stop just before these: it would tell nothing new
 
 
-class Host(Clock):
+class Host(Member):
     """A node's process and kernel; `world` gives time, network, faults and checks."""
 
-    def __init__(self, world: World, spec: ClusterSpec, rng: random.Random, ppm: int) -> None:
+    def __init__(
+        self, world: World, me: int, spec: ClusterSpec, rng: random.Random, ppm: int
+    ) -> None:
         super().__init__(rng.randrange(10**9, 10**12), ppm)
         self.world = world
         self.spec = spec
-        self.me = spec.me
+        self.me = me
+        self._belong(spec)
         self.rng = rng
         self.kernel = Kernel(len(spec.services), ppm)
         self.telephony = Telephony(self)
@@ -58,9 +62,6 @@ class Host(Clock):
         self.node: Node | None = None
         self.queue: deque[tuple[int, Beat]] = deque()
         self.todo: deque[inp.Input] = deque()
-        self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
-        self.owned: tuple[int, ...] = ()
-        self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.life = 0
         self.turns = 0
         self.asked: set[int] = set()  # operator requests without an answer yet
@@ -86,6 +87,9 @@ class Host(Clock):
 
     def boot(self, t: int, remember: bool) -> None:
         """Start the process: left-over addresses and fence go first, as heart does."""
+        if not remember and self.file.me < 0:
+            self.world.retired.add(self.me)  # refused: its file does not name it
+            return
         self.life += 1
         self.alive = True
         self.stopping = False
@@ -94,19 +98,17 @@ class Host(Clock):
             self.kernel.remove(t, k)
             self.tell_emission(t, k)
         now = self.local(t)
-        self.node = start(self.spec, now, self.rng.getrandbits(64) | 1)
+        self._begin(now, remember)
         self.queue.clear()
         self.todo.clear()
         self._leave_turn()
         self.thaw_at = 0
         self.last_turn = now
         self.asked.clear()
+        self.world.network.start_wire(self)
         self.world.checkers.restart(self.me, self.persisted)
-        if remember:
-            self.todo.append(inp.Restored(self.persisted, self.owned))
-        elif any(p != NOBODY for p in self.persisted):
-            self.persisted, self.owned = (NOBODY,) * len(self.spec.services), ()
-            self.world.checkers.forget(self.me)
+        self.todo.extend(self._staged_before())
+        self.todo.extend(self._remembered(remember))
         self.telephony.boot()
         self.world.operators.boot(self, t, remember)
         self.schedule(t)
@@ -132,10 +134,11 @@ class Host(Clock):
             self.wake_at = -1
             self.world.at(self.thaw_at, self.run, self.life)
 
-    def upgrade(self, t: int, pause_us: int) -> bool:
+    def upgrade(self, t: int, pause_us: int, spec: ClusterSpec | None = None) -> bool:
         """Another process goes on with this one's state, as `haclusterd.heart.upgrade` passes it.
 
-        The sockets, and what waits in them, stay; the agent is restarted.
+        The sockets, and what waits in them, stay; the agent is restarted. With `spec` it goes on
+        under the next set of voters.
         """
         node = self.node
         if node is None or not self.alive or self.busy or self.thaw_at > t or self.stopping:
@@ -144,7 +147,13 @@ class Host(Clock):
         self.node = msgspec.msgpack.decode(packed, type=Node)
         if msgspec.msgpack.encode(self.node) != packed:
             self.world.checkers.report(t, f"upgrade: n{self.me} is not what it was")
-        self.world.network.upgrade_wire(self.me)
+        before = self.spec
+        if spec is not None:
+            reconfigure.adopt(self.node, spec, self.local(t))
+            self._count_by(spec)
+            self.queue.clear()  # it is in the former numbers; in a socket it would be as sealed
+            self.kin = {before.config_hash: before}
+        self.world.network.upgrade_wire(self.me, before)
         self.telephony.stall(self.rng.randrange(200_000, 800_000))
         self.freeze(t, pause_us)
         return True
@@ -297,8 +306,9 @@ class Host(Clock):
         self.world.checkers.may_emit(t, k, self.me, self.kernel.emits_until(k))
 
     def _send(self, action: act.SendBeat) -> None:
+        to = tuple(self.numbers[n] for n in action.to or range(len(self.numbers)))
         for beat in action.beats:
-            self.world.network.send(self.me, action.to, beat)
+            self.world.network.send(self.me, to, beat)
         self.kernel.keep_alive(self.world.now)
 
     def _close(self, action: act.CloseFence) -> None:
@@ -335,17 +345,6 @@ class Host(Clock):
 
     def _current(self, action: act.PeerCurrent) -> None:
         self.world.network.current(self.me, action.node, action.incarnation)
-
-    def _persist(self, action: act.Persist) -> None:
-        for k, identity in enumerate(action.promises):
-            if identity != NOBODY:
-                self.world.checkers.promise(self.world.now, self.me, k, identity)
-        self.written_at = max(self.written_at, self.world.now + self.rng.randrange(PERSIST_US_MAX))
-        self.world.at(self.written_at, self._persisted, (self.life, action))
-
-    def _persisted(self, t: int, what: tuple[int, act.Persist]) -> None:
-        if what[0] == self.life and self.alive:
-            self.persisted, self.owned = what[1].promises, what[1].owned
 
     def _decided(self, action: act.Decided) -> None:
         self.world.decided(self, action)
@@ -386,6 +385,9 @@ _DO: dict[type, Callable[[Host, Any], None]] = {
     act.KillFreeswitch: Host._kill_freeswitch,
     act.Recover: Host._recover,
     act.Announce: Host._nothing,
+    act.Speak: Host._speak,
+    act.Flip: Host._flip,
+    act.InForce: Host._in_force,
     act.EndCalls: Host._end_calls,
     act.Answered: Host._answered,
 }

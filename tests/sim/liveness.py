@@ -15,6 +15,7 @@ from haclusterd.core.inputs import AgentChanged, CarrierChanged, MaintenanceRequ
 from haclusterd.core.model import State
 from haclusterd.core.state import owns
 from haclusterd.core.view import view
+from tests.sim import changes
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 # A network that loses every third beat ends a lease now and then: whole within C of some moment.
 CONVERGED_WITHIN_US = 3_000_000
 LOOK_EVERY_US = 50_000
+LAN_DEAD_US = 150_000
 FOR_EVER_US = 10**12
 _AT_REST = (State.STANDBY, State.OWNED)
 
 
 def prepare(world: World, rng: random.Random) -> None:
     """End the faults: heal whom `ending` leaves, and let the others fail for good."""
-    nodes = list(range(world.swarm.nodes))
-    majority = world.swarm.nodes // 2 + 1
+    nodes = list(world.sets[-1])
+    majority = len(nodes) // 2 + 1
     rng.shuffle(nodes)
     left = {
         "whole": set(nodes),
@@ -45,8 +47,11 @@ def prepare(world: World, rng: random.Random) -> None:
     world.network.heal()
     world.operators.resume_all(world.now)
     world.outside = set(nodes) - left
+    changes.see_through(world)
     for host in world.hosts:
-        if host.me in left:
+        if host.me in world.retired:
+            continue
+        if host.me in left or host.me not in nodes:
             _mend(world, host)
         else:
             _fail(world, host, rng.choice(("dead", "frozen", "cut off")))
@@ -71,7 +76,6 @@ def _mend(world: World, host: Host) -> None:
 def _start(t: int, host: Host) -> None:
     if host.alive:
         host.kill(t, power=False)
-    host.world.network.reset_wire(host.me)
     host.telephony.up = True
     host.boot(t, remember=True)
     host.run(t, host.life)
@@ -88,8 +92,15 @@ def _fail(world: World, host: Host, how: str) -> None:
         world.network.cut_off({host.me})
 
 
+def converged_within_us(world: World) -> int:
+    """After the end; a change of voters takes upgrades, of which some are tried again."""
+    changing = len(world.sets) > 1 or world.swarm.old
+    scale = world.swarm.timing.dead_us // LAN_DEAD_US + 1
+    return CONVERGED_WITHIN_US * (10 * scale if changing else 1)
+
+
 def insiders(world: World) -> list[Host]:
-    return [h for h in world.hosts if h.me not in world.outside]
+    return [h for h in world.hosts if h.me in world.sets[-1] and h.me not in world.outside]
 
 
 def silent_are_dead(world: World) -> list[str]:
@@ -98,7 +109,8 @@ def silent_are_dead(world: World) -> list[str]:
     for host in insiders(world):
         node = host.node
         for n in world.outside:
-            if node is not None and host.alive and node.peers[n].alive:
+            known = node is not None and host.number_of(n) >= 0
+            if node is not None and known and host.alive and node.peers[host.number_of(n)].alive:
                 found.append(f"V1: n{n} is silent for good, n{host.me} takes it for alive")
     return found
 
@@ -107,6 +119,7 @@ def what_is_not_whole(world: World) -> list[str]:
     """V3, V4, V6, V7: everything that is not yet as it has to become."""
     left = insiders(world)
     found = [f"V4: n{h.me} does not run" for h in left if not h.alive or h.node is None]
+    found += changes.what_is_missing(world, left)
     if found:
         return found
     for host in left:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from haclusterd.core.state import owns
-from tests.sim import faults
+from tests.sim import changes, faults
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -113,7 +113,7 @@ class Nemesis:
     def strike(self, t: int, kind: str, rng: random.Random) -> None:
         host = self._victim(rng)
         self.world.note(f"n{host.me} FAULT {kind}")
-        faults.KINDS[kind](faults.Blow(self, rng, t), host)
+        changes.ALL[kind](faults.Blow(self, rng, t), host)
         self.world.hot_until = t + 4 * self.swarm.timing.dead_us
 
     def _victim(self, rng: random.Random) -> Host:
@@ -165,6 +165,7 @@ class Nemesis:
     def up(self, t: int, what: tuple[Host, bool]) -> None:
         host, remember = what
         if not host.alive and not self.world.is_outside(host):
-            self.world.network.reset_wire(host.me)
+            if not remember:
+                changes.reinstall(host)
             host.boot(t, remember)
             host.run(t, host.life)

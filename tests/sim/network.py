@@ -7,12 +7,17 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING
 
-from haclusterd.core.model import Beat
+import msgspec
+
+from haclusterd.core.inputs import Overheard
+from haclusterd.core.model import Beat, ClusterSpec, Flag
+from haclusterd.core.numbering import numbering, renumbered
 from haclusterd.heart.upgrade import pack_wire, unpack_wire
-from haclusterd.wire import BEAT_BYTES_MAX, ClusterKey, KeyRing, Outcome, Wire
+from haclusterd.wire import BEAT_BYTES_MAX, ClusterKey, KeyRing, Outcome, Wire, wire_state_in
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
+    from tests.sim.member import Member
     from tests.sim.swarm import Swarm
     from tests.sim.world import World
 
@@ -40,8 +45,11 @@ class Network:
 
     def attach(self, hosts: list[Host]) -> None:
         self.hosts = hosts
+        self.version = [1] * len(hosts)  # of the wire that is sealed
+        for host in hosts:
+            host.old = host.me in self.swarm.old
         if self.swarm.through_wire:
-            self.wires = [Wire(h.spec, RING, 0) for h in hosts]
+            self.wires = [self._new_wire(h, 0) for h in hosts]
 
     # the wire's memory ----------------------------------------------------------------------
 
@@ -49,22 +57,47 @@ class Network:
         if self.wires:
             self.wires[host].peer_current(node, incarnation)
 
-    def reset_wire(self, host: int) -> None:
-        """A restarted process remembers no window."""
-        if self.wires:
-            self.wires[host] = Wire(self.hosts[host].spec, RING, 0)
+    def _new_wire(self, host: Host, incarnation: int) -> Wire:
+        wire = Wire(host.spec, RING, incarnation)
+        wire.version = self.version[host.me]
+        for kin in host.kin.values():
+            wire.know(kin)
+        return wire
 
-    def upgrade_wire(self, host: int) -> None:
+    def start_wire(self, host: Host) -> None:
+        """A restarted process remembers no window; it speaks as the core begins."""
+        self.version[host.me] = host.node.dialect if host.node else 1
+        if self.wires:
+            self.wires[host.me] = self._new_wire(host, 0)
+
+    def know(self, host: Member, spec: ClusterSpec) -> None:
+        if self.wires:
+            self.wires[host.me].know(spec)
+
+    def speak(self, host: int, version: int) -> None:
+        self.version[host] = version
+        if self.wires:
+            self.wires[host].version = version
+
+    def upgrade_wire(self, host: int, before: ClusterSpec) -> None:
         """What the old process knew of incarnations and windows, as it is handed over."""
-        node = self.hosts[host].node
-        if self.wires and node is not None:
-            state = pack_wire(self.wires[host].export_state())
-            self.wires[host] = Wire(self.hosts[host].spec, RING, node.incarnation)
-            self.wires[host].import_state(unpack_wire(state))
+        here = self.hosts[host]
+        if here.node is not None:
+            self.version[host] = here.node.dialect
+        if self.wires and here.node is not None:
+            packed = pack_wire(self.wires[host].export_state())
+            state = wire_state_in(unpack_wire(packed), numbering(before, here.spec))
+            self.wires[host] = self._new_wire(here, here.node.incarnation)
+            self.wires[host].know(before)
+            self.wires[host].import_state(state)
 
     # beats ----------------------------------------------------------------------------------
 
     def send(self, source: int, to: tuple[int, ...], beat: Beat) -> None:
+        if self.hosts[source].old:
+            beat = msgspec.structs.replace(beat, flags=beat.flags & ~Flag.READS_2)
+        if self.version[source] == 1 and beat.staged:
+            beat = msgspec.structs.replace(beat, staged=0, staged_hash=0)
         data: Beat | bytes = beat
         if self.wires:
             wire = self.wires[source]
@@ -72,7 +105,7 @@ class Network:
                 wire.set_incarnation(beat.incarnation)
             data = wire.seal(beat)
         link = beat.link
-        for destination in to or range(self.swarm.nodes):
+        for destination in to:
             if destination != source:
                 self._one(source, destination, link, data)
 
@@ -80,6 +113,8 @@ class Network:
         swarm, rng = self.swarm, self.rng
         if self.records:
             self.recorded.append((source, to, link, data))
+        if self.hosts[to].old and self.version[source] > 1:
+            return  # it cannot open that
         if self.cut and (source, to, link) in self.cut:
             return
         if swarm.loss and rng.random() < swarm.loss:
@@ -112,13 +147,27 @@ class Network:
         if isinstance(data, bytes):
             if self.swarm.damage and self.rng.random() < self.swarm.damage:
                 data = self._damaged(data)
-            address = self.hosts[source].spec.nodes[source].links[link]
-            opened = self.wires[to].open(data, link, address)
+            wire = self.wires[to]
+            opened = wire.open(data, link, f"10.{link}.0.{source + 1}")
+            if host.node is not None and wire.overheard[0] > host.node.roll.known:
+                host.give(t, Overheard(*wire.overheard))
             if isinstance(opened, Outcome):
                 self.opened[opened] = self.opened.get(opened, 0) + 1
                 return
-            data = opened
-        host.deliver(t, link, data)
+            host.deliver(t, link, opened)
+        elif (read := self._read(host, source, data)) is not None:
+            host.deliver(t, link, read)
+
+    def _read(self, host: Host, source: int, beat: Beat) -> Beat | None:
+        """What the wire makes of a beat of another set of voters, or of another version."""
+        if beat.config_hash == host.spec.config_hash:
+            return beat
+        kin = host.kin.get(beat.config_hash)
+        if kin is not None:
+            return renumbered(beat, numbering(kin, host.spec))
+        if host.node is not None and beat.revision > host.node.roll.known:
+            host.give(self.world.now, Overheard(beat.revision, beat.config_hash))
+        return None
 
     def _damaged(self, data: bytes) -> bytes:
         """A bit flipped, cut short, drawn out, or nothing but noise."""

@@ -127,7 +127,7 @@ class Operators:
         if node is None or not is_paused(node, host.local(t)):
             return
         service = node.services[k]
-        free = service.release is not None or service.from_node in (host.me, *node.unvoting)
+        free = service.release is not None or service.from_node in (node.spec.me, *node.unvoting)
         if not free:
             text = f"P1: n{host.me} claims s{k} from n{service.from_node} in a pause"
             self.world.checkers.report(t, text)

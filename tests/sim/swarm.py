@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import zlib
 
 import msgspec
 
@@ -60,6 +61,8 @@ class Swarm:
     quorum: Quorum = Quorum.MAJORITY  # WITNESS: the last node only votes
     last_resort: LastResort = LastResort.MASTERS
     relinquish_us: int = 0
+    members: int = 0  # voters at first, the other nodes being spare; 0 for all
+    old: tuple[int, ...] = ()  # nodes that know version 1 of the wire only
 
 
 def draw_swarm(rng: random.Random) -> Swarm:
@@ -115,34 +118,72 @@ def with_policies(swarm: Swarm, rng: random.Random) -> Swarm:
     return dataclasses.replace(swarm, ending="whole", loss=min(swarm.loss, 0.1))
 
 
+def swarm_of_changes(seed: int) -> Swarm:
+    """An ordinary seed's world, in which operators change the voters all the while."""
+    rng = random.Random(seed)
+    plain = draw_swarm(rng)
+    nodes = rng.choice((5, 6))
+    ppm = 4_500 if plain.timing is TIGHT else 9_000
+    return dataclasses.replace(
+        plain,
+        nodes=nodes,
+        members=rng.choice((3, 3, 4, 5)),
+        services=min(plain.services, 2),
+        kinds=tuple(k for k in plain.kinds if k != "mark_dead")
+        + ("reconfigure",) * max(1, len(plain.kinds) // 2),
+        quorum=Quorum.MAJORITY,
+        ending="whole",
+        rates_ppm=tuple(rng.choice((-ppm, ppm, rng.randrange(-ppm, ppm))) for _ in range(nodes)),
+    )
+
+
+def swarm_of_versions(seed: int) -> Swarm:
+    """Half of the nodes know version 1 of the wire only, and are upgraded one by one."""
+    rng = random.Random(seed)
+    plain = draw_swarm(rng)
+    return dataclasses.replace(
+        plain,
+        kinds=(*plain.kinds, *("swap",) * max(1, len(plain.kinds) // 3)),
+        old=tuple(rng.sample(range(plain.nodes), (plain.nodes + 1) // 2)),
+    )
+
+
 def spec_for(swarm: Swarm, me: int) -> ClusterSpec:
-    """The configuration of node `me` in this world."""
+    """The configuration of node `me` in this world, at first."""
+    return spec_of(swarm, tuple(range(swarm.members or swarm.nodes)), 1, me)
+
+
+def spec_of(swarm: Swarm, members: tuple[int, ...], revision: int, me: int) -> ClusterSpec:
+    """The configuration of one set of voters, as node `me` (-1 in it, if it is not) reads it."""
     nodes = tuple(
         NodeSpec(
             f"n{i}",
             tuple(f"10.{x}.0.{i + 1}" for x in range(swarm.links)),
             witness=swarm.quorum is Quorum.WITNESS and i == swarm.nodes - 1,
         )
-        for i in range(swarm.nodes)
+        for i in members
     )
     services = tuple(
         ServiceSpec(
             f"s{k}",
             (AddressSpec(f"203.0.113.{k + 1}", 24, "eth0"),),
             profiles=(f"p{k}",) if swarm.freeswitch else (),
-            preferred=k,
+            preferred=members.index(k) if k in members else -1,
             priority=10 * k,
         )
         for k in range(swarm.services)
     )
+    changed = revision > 1
     return ClusterSpec(
         "sim",
-        me,
+        members.index(me) if me in members else -1,
         nodes,
         services,
         swarm.timing,
+        config_hash=zlib.crc32(repr((members, revision)).encode()) if changed else 0,
         quorum=swarm.quorum,
         last_resort=swarm.last_resort,
         freeswitch=swarm.freeswitch,
         relinquish_us=swarm.relinquish_us,
+        revision=revision,
     )

@@ -56,6 +56,8 @@ class World:
         self.failpoint: Failpoint | None = None
         self.healed_us = 0  # when the safety phase ended
         self.outside: set[int] = set()  # nodes that failed for good
+        self.retired: set[int] = set()  # nodes that were removed, or not added yet
+        self.sets: list[tuple[int, ...]] = []  # the sets of voters that operators wrote down
         self.tell: Callable[[int, Decided | KillFreeswitch], None] = _nothing
         self.recoveries: list[tuple[int, int, Recover]] = []
         swarm = self.swarm
@@ -64,12 +66,15 @@ class World:
             self.checkers.muted = NOT_WITHOUT_A_MAJORITY
         self.network = Network(self, swarm, random.Random(rng.random()))
         self.hosts = [
-            Host(self, spec_for(swarm, i), random.Random(rng.random()), ppm)
+            Host(self, i, spec_for(swarm, i), random.Random(rng.random()), ppm)
             for i, ppm in enumerate(swarm.rates_ppm)
         ]
         self.network.attach(self.hosts)
         self.operators = Operators(self)
         self.operators.attach(self.hosts)
+        members = tuple(range(swarm.members or swarm.nodes))
+        self.sets.append(members)
+        self.retired.update(set(range(swarm.nodes)) - set(members))
         self.nemesis = Nemesis(self, swarm, random.Random(rng.random()), plan)
 
     def at(self, t: int, what: Callable[[int, Any], None], arg: Any) -> None:
@@ -94,7 +99,7 @@ class World:
             self.checkers.violations += liveness.silent_are_dead(self)
         if not self.checkers.violations:
             self.play_until(end)
-        late = end + liveness.CONVERGED_WITHIN_US
+        late = end + liveness.converged_within_us(self)
         wrong = liveness.what_is_not_whole(self)
         while not self.checkers.violations and wrong and self.now < late:
             self.play_until(self.now + liveness.LOOK_EVERY_US)
@@ -111,7 +116,8 @@ class World:
 
     def is_outside(self, host: Host) -> bool:
         """It is not to be started (again)."""
-        return host.me in self.outside or host.me in self.operators.burnt
+        gone = self.outside | self.operators.burnt | self.retired
+        return host.me in gone
 
     def play_until(self, end: int) -> None:
         """Let the world go on up to true time `end` (us), or to the first violation."""
@@ -161,15 +167,17 @@ class World:
         late_us = host.local(self.now) - what.at_us
         if what.row in _WON:
             hosts = [] if late_us > LATE_US else self.hosts
-            self.checkers.won(self.now, what.service, service.identity, hosts)
+            self.checkers.won(self.now, what.service, host.globally(service.identity), hosts)
         elif what.row in _CLAIMS:
             self.checkers.claim(host.true(what.at_us), host.me, host.life, what.service)
             if what.row == "T101" and late_us <= LATE_US:
                 self.operators.check_claim(host, what.service, self.now)
         elif what.row == "T301" and late_us <= LATE_US:
             here = host.telephony.has(what.service)
-            self.checkers.serves(self.now, host.me, what.service, service.identity, here)
+            whose = host.globally(service.identity)
+            self.checkers.serves(self.now, host.me, what.service, whose, here)
 
     def recovered(self, host: int, what: Recover, again: bool) -> None:
         self.recoveries.append((self.now, host, what))
-        self.checkers.recovered(self.now, host, what.service, what.identity, again)
+        whose = self.hosts[host].globally(what.identity)
+        self.checkers.recovered(self.now, host, what.service, whose, again)

@@ -16,8 +16,9 @@ from haclusterd.core.actions import (
     Recover,
     SendBeat,
 )
+from haclusterd.core.aliens import ALIENS_KEPT
 from haclusterd.core.model import NOBODY, Flag, Identity, Release, State
-from haclusterd.core.node import ALIENS_KEPT, next_deadline_us, step, stopped
+from haclusterd.core.node import next_deadline_us, step, stopped
 from haclusterd.core.state import Node
 from haclusterd.core.view import ALIEN_ALARM_US, view
 from tests.scenarios.player import Player

@@ -15,7 +15,15 @@ import pytest
 from haclusterd.config.presets import PRESETS, to_timing
 from haclusterd.core.actions import Decided, EndCalls, Persist, Published, Recover, ToAgent
 from haclusterd.core.inputs import LocalReport, RecoveryEnded, Restored
-from haclusterd.core.model import NOBODY, AddressSpec, ClusterSpec, Identity, NodeSpec, ServiceSpec
+from haclusterd.core.model import (
+    NOBODY,
+    NOBODY_NODE,
+    AddressSpec,
+    ClusterSpec,
+    Identity,
+    NodeSpec,
+    ServiceSpec,
+)
 from haclusterd.heart.agent_link import SILENT_US, AgentLink
 from haclusterd.heart.freeswitch_process import FreeswitchProcess
 from haclusterd.heart.journal import LINES_MAX, Journal
@@ -178,7 +186,8 @@ def test_promises_are_read_by_name(tmp_path: Path) -> None:
     ]
     path.write_bytes(msgspec.json.encode({"format": 1, "cluster": "c", "promises": kept}))
     assert read_promises([tmp_path / "none", tmp_path], spec) == (
-        Restored((NOBODY, Identity(4, 1, 7)), (0, 0)),
+        # Who is no voter any more is not nobody: the epoch is still one that was promised.
+        Restored((Identity(5, NOBODY_NODE, 1), Identity(4, 1, 7)), (0, 0)),
         "",
     )
     path.write_bytes(b"{")

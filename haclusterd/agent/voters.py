@@ -1,0 +1,188 @@
+"""Changing the set of nodes: `haclusterctl reload`, and what is kept of it on the disk.
+
+A reload is judged here as far as the file and heart's view tell, written down, and only then told
+to heart, which judges it once more and says it aloud. What is refused is refused with all reasons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+
+import msgspec
+
+from haclusterd.agent.operators import OperatorError
+from haclusterd.config import (
+    Config,
+    ConfigError,
+    cluster_spec,
+    config_hash,
+    load_cluster,
+    revisions,
+    seen_by,
+)
+from haclusterd.config.revisions import Content, RevisionsError, Start
+from haclusterd.core.actions import Answered
+from haclusterd.core.inputs import FromAgent, StageRequested
+from haclusterd.core.reconfigure import objections
+from haclusterd.core.view import RevisionView, View
+
+log = logging.getLogger(__name__)
+
+_PART = "revision"
+Ask = Callable[[Callable[[int], FromAgent]], Awaitable[Answered]]
+
+
+class Voters:
+    """`view()` is heart's newest word, `ask` puts a request to heart and waits for its answer."""
+
+    def __init__(
+        self, begun: Start, view: Callable[[], View], ask: Ask, problems: dict[str, str]
+    ) -> None:
+        """`problems`: where a failure is told to people, by part."""
+        self._begun, self._view, self._ask = begun, view, ask
+        self._config = begun.config
+        self._lock = asyncio.Lock()
+        self._problems = problems
+        self._asides: set[asyncio.Task[None]] = set()
+
+    def aside(self, work: Coroutine[None, None, None]) -> None:
+        """Beside everything else, to its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    async def stop(self) -> None:
+        """What is being written is written."""
+        await asyncio.gather(*self._asides, return_exceptions=True)
+
+    async def started(self) -> None:
+        """Write down what this process counts by, if it is not written yet."""
+        if self._config.text:
+            await self._update(lambda kept: revisions.after_start(kept, self._begun))
+
+    async def in_force(self, revision: int) -> None:
+        """Heart knows it: of the set that it counts by, or of one without this node."""
+
+        def change(kept: Content | None) -> Content | None:
+            if kept is None:
+                return None
+            if kept.staged is not None and kept.staged.revision == revision:
+                return Content(kept.staged, previous=kept.active)
+            return msgspec.structs.replace(kept, proven=True)
+
+        await self._update(change)
+
+    async def _update(self, change: Callable[[Content | None], Content | None]) -> None:
+        """Read, change and write, one at a time. A failure is told and tried by the next one."""
+        async with self._lock:
+            try:
+                await asyncio.to_thread(self._rewrite, change)
+                self._problems.pop(_PART, None)
+            except (OSError, RevisionsError) as error:
+                self._problems[_PART] = (
+                    f"{self._folder / revisions.FILE_NAME}: {error}: the set of nodes cannot be "
+                    "kept; make the folder writable, then run `haclusterctl upgrade`"
+                )
+                log.error("%s", self._problems[_PART])
+
+    def _rewrite(self, change: Callable[[Content | None], Content | None]) -> None:
+        try:
+            kept = revisions.read(self._folder)
+        except RevisionsError:
+            kept = None  # it is replaced; this process started without it
+        wanted = change(kept)
+        if wanted is not None and wanted != kept:
+            revisions.write(self._folder, wanted)
+
+    @property
+    def _folder(self) -> Path:
+        return self._config.state_dir
+
+    # -- reload --------------------------------------------------------------------------------
+
+    async def reload(self) -> str:
+        """Stage the file as it lies on this host now; a sentence. Raises OperatorError."""
+        wanted = await asyncio.to_thread(self._read)
+        said = self._view().revision
+        hashed = config_hash(wanted)
+        if (wanted.revision, hashed) == (self._config.revision, config_hash(self._config)):
+            return f"revision {wanted.revision} is in force here already"
+        reasons = self._reasons(wanted, hashed)
+        if reasons:
+            raise OperatorError("\n".join(reasons))
+        if (said.staged, said.staged_hash) != (wanted.revision, hashed):
+            await self._write_staged(wanted)
+        spec = seen_by(wanted, self._config.node.id)
+        answer = await self._ask(lambda number: StageRequested(number, spec))
+        if not answer.ok:
+            raise OperatorError("\n".join(answer.text.split("; ")))
+        return f"{answer.text}{self._still_lacking(wanted.revision, hashed)}"
+
+    def _read(self) -> Config:
+        try:
+            return load_cluster(self._config.path)
+        except ConfigError as error:
+            raise OperatorError(str(error)) from None
+
+    async def _write_staged(self, wanted: Config) -> None:
+        def change(kept: Content | None) -> Content:
+            base = revisions.after_start(kept, self._begun)
+            if base.active.revision != self._config.revision:
+                raise RevisionsError(f"revision {base.active.revision} has been taken up meanwhile")
+            return msgspec.structs.replace(base, staged=revisions.keep(wanted))
+
+        await self._update(change)
+        if problem := self._problems.get(_PART):
+            raise OperatorError(problem)
+
+    def _reasons(self, wanted: Config, hashed: int) -> list[str]:
+        """Why not: from the file, and from what the other nodes say."""
+        view = self._view()
+        said = view.revision
+        if (said.known, said.known_hash) == (wanted.revision, hashed):
+            return []  # it is in force: this node has to follow, whatever lies between
+        found = objections(cluster_spec(self._config), seen_by(wanted, self._config.node.id))
+        found += revisions.differences(self._config, wanted)
+        if not view.quorate:
+            found.append(
+                f"{view.node} reaches no majority of the nodes: the others would not hear of it"
+            )
+        if said.plain:
+            found.append(
+                "a node was heard in the last seconds that does not know `reload`: upgrade it"
+            )
+        kept = {node.id for node in wanted.nodes}
+        found += [
+            f"{s.owner}, which would go, serves {s.name}: `haclusterctl switchover {s.name}` first"
+            for s in view.services
+            if s.owner and s.owner not in kept
+        ]
+        return found + _staged_otherwise(said, wanted.revision, hashed)
+
+    def _still_lacking(self, revision: int, hashed: int) -> str:
+        others = self._view().revision.others
+        late = [
+            o.node
+            for o in others
+            if o.active < revision and (o.staged, o.staged_hash) != (revision, hashed)
+        ]
+        if not late:
+            return "; all nodes have it"
+        return f"; still to be reloaded: {', '.join(late)}"
+
+
+def _staged_otherwise(said: RevisionView, revision: int, hashed: int) -> list[str]:
+    found = [
+        f"{o.node} has staged another file as revision {o.staged}: compare the files"
+        for o in said.others
+        if o.alive and o.staged == revision and o.staged_hash != hashed
+    ]
+    if said.staged and (said.staged, said.staged_hash) != (revision, hashed):
+        found.append(
+            f"this node has staged another file as revision {said.staged}: bring that one to the "
+            "other nodes first, then change it by one more revision"
+        )
+    return found

@@ -1,0 +1,196 @@
+"""What a node keeps of its sets of voters: the file in force, the one staged, the one before.
+
+`configuration.json` in the state folder is written by the agent alone, atomically, and read at
+every start. A file on the host that names other voters than the one in force does not count by
+itself: it has to be staged (`haclusterctl reload`) and decided by a majority, or be in force on
+other nodes. Without `configuration.json` the host's file counts: revision 1 at once, a later one as
+soon as a node is heard that has it in force.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from haclusterd.config.load import FILE_BYTES_MAX, load, load_cluster
+from haclusterd.config.model import STATE_DIR, Config, ConfigError, Problem, config_hash
+from haclusterd.files import write_atomically
+
+FILE_NAME = "configuration.json"
+FORMAT = 1
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One configuration file as it was read."""
+
+    revision: int
+    toml: str
+
+
+class Content(msgspec.Struct, frozen=True):
+    """`configuration.json`. `proven`: the active set is known to be in force."""
+
+    active: Kept
+    format: int = FORMAT
+    staged: Kept | None = None
+    previous: Kept | None = None
+    proven: bool = True
+
+
+class RevisionsError(Exception):
+    """`configuration.json` cannot be used; the message names the file and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a process starts with. `newer`: the host's file, to be taken up once it is in force."""
+
+    config: Config
+    staged: Config | None = None
+    newer: Config | None = None
+    previous: Config | None = None
+    proven: bool = True
+    complaint: str = ""
+
+
+def keep(config: Config) -> Kept:
+    """To be written down."""
+    return Kept(config.revision, config.text)
+
+
+def read(folder: Path) -> Content | None:
+    """What is kept, None if nothing is. Raises RevisionsError."""
+    path = folder / FILE_NAME
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RevisionsError(f"{path}: {error.strerror}: make it readable") from None
+    try:
+        found = msgspec.json.decode(content, type=Content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RevisionsError(f"{path}: is damaged ({error}): move it away") from None
+    if found.format != FORMAT:
+        raise RevisionsError(f"{path}: has format {found.format}: use the version that wrote it")
+    return found
+
+
+def write(folder: Path, content: Content) -> None:
+    """Raises OSError; then the old content is still there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+    write_atomically(folder / FILE_NAME, packed)
+
+
+def begin(
+    path: Path, *, node: str | None = None, run_dir: Path | None = None, revision: int = 0
+) -> Start:
+    """The configuration a process starts with. Raises ConfigError.
+
+    `revision` is what heart counts by, where it starts an agent or its successor; 0 at a start.
+    """
+    file = load(path, node=node, run_dir=run_dir)
+    try:
+        kept = read(run_dir or STATE_DIR)
+    except RevisionsError as error:
+        # As with promises that are lost: whoever cannot know what it said does not vote until
+        # others tell what is in force.
+        return Start(file, proven=False, complaint=str(error))
+    if kept is None:
+        return Start(file, proven=file.revision == 1)
+    return _chosen(file, kept, run_dir, revision)
+
+
+def _chosen(file: Config, kept: Content, run_dir: Path | None, revision: int) -> Start:
+    def bound(one: Kept) -> Config:
+        return load(file.path, node=file.node.id, run_dir=run_dir, text=one.toml)
+
+    _refuse_removed(file, kept, run_dir)
+    # A staged set that this version cannot read is no reason to forget that it was agreed to.
+    staged = load_cluster(file.path, kept.staged.toml) if kept.staged else None
+    if staged is not None and revision == staged.revision != kept.active.revision:
+        assumed = bound(kept.staged) if kept.staged else file
+        return Start(assumed, previous=_other(file.path, kept.active))
+    if revision and revision == file.revision > kept.active.revision:
+        return Start(file, previous=_other(file.path, kept.active))
+    active = bound(kept.active)
+    previous = _other(file.path, kept.previous)
+    complaint, newer = "", None
+    if file.revision == active.revision and _voters(file) == _voters(active):
+        active = file  # anything but the voters changes by a restart
+    elif file.revision == active.revision:
+        complaint = (
+            f"{file.path} names other nodes than revision {active.revision}, which is in force: "
+            f"set cluster.revision to {active.revision + 1} in it and run `haclusterctl reload`"
+        )
+    elif file.revision < active.revision:
+        complaint = (
+            f"{file.path} is of revision {file.revision}, revision {active.revision} is in force: "
+            "install the newest file"
+        )
+    elif staged is None or file.revision > staged.revision:
+        newer = file
+        complaint = (
+            f"{file.path} is of revision {file.revision}, revision {active.revision} is in force: "
+            "run `haclusterctl reload` on every node"
+        )
+    return Start(active, staged, newer, previous, kept.proven, complaint)
+
+
+def _refuse_removed(file: Config, kept: Content, run_dir: Path | None) -> None:
+    active = _other(file.path, kept.active)
+    if active is None or file.node.id in {node.id for node in active.nodes}:
+        return
+    where = str((run_dir or STATE_DIR) / FILE_NAME)
+    message = f"{file.node.id} was removed from the cluster by revision {active.revision}"
+    fix = f"to make it a node again, add it by a new revision and delete {where} here"
+    raise ConfigError((Problem(where, "", message, fix),))
+
+
+def _other(path: Path, kept: Kept | None) -> Config | None:
+    """A kept file that need not name this node; None if this version cannot read it any more."""
+    if kept is None:
+        return None
+    try:
+        return load_cluster(path, kept.toml)
+    except ConfigError:
+        return None
+
+
+def _voters(config: Config) -> set[str]:
+    return {node.id for node in config.nodes}
+
+
+def after_start(kept: Content | None, start: Start) -> Content:
+    """What is to be kept by a process that has started so. It never goes back: what another
+    process has taken up since stays."""
+    active = keep(start.config)
+    if kept is None:
+        return Content(active, proven=start.proven)
+    if kept.active.revision > active.revision:
+        return kept
+    if kept.active.revision == active.revision:
+        return Content(active, FORMAT, kept.staged, kept.previous, kept.proven and start.proven)
+    staged = kept.staged if kept.staged and kept.staged.revision > active.revision else None
+    return Content(active, FORMAT, staged, kept.active)
+
+
+def differences(present: Config, wanted: Config) -> list[str]:
+    """What a reload may not change, beside what `core.reconfigure.objections` says."""
+    found = []
+    for section in ("freeswitch", "sync", "heartbeat", "api"):
+        if present.document[section] != wanted.document[section]:
+            found.append(f"[{section}] has changed: change it by a restart, and apart")
+    for key in ("key_file", "last_resort"):
+        if present.document["cluster"][key] != wanted.document["cluster"][key]:
+            found.append(f"cluster.{key} has changed: change it by a restart, and apart")
+    return found
+
+
+def is_same(one: Config, other: Config) -> bool:
+    """They mean the same."""
+    return config_hash(one) == config_hash(other)

@@ -1,0 +1,344 @@
+"""Changing the voters: one node at a time, by a majority of the present set (docs/adr/0009).
+
+Every set has a revision. A node *stages* the next one when an operator has it reload the file: from
+then on, and only once that is on disk, it says so in its beats. When a majority of the present
+voters has staged the same configuration it is *decided* for good; `dead_us` later each node takes
+it up by itself, which is an upgrade of its heart (`Flip`) whose state is put into the new numbers
+(`adopt`).
+
+Safety rests on two things. Neighbouring sets differ by one node, so a majority of one and a
+majority of the next share a voter, and the rules of promises hold between them as within one set.
+And who counts by an older set than the neighbour's gets neither echo nor grant from a node that has
+gone on (`floor`): to decide n+2 a majority of set n+1 has staged it, each of them refuses set n
+from then on, and every majority of set n shares a voter with them. What a node of set n had until
+then has run out when set n+2 is taken up.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from haclusterd.core.actions import Action, Answered, Decided, Flip, InForce
+from haclusterd.core.inputs import Overheard, StageRequested
+from haclusterd.core.model import Beat, ClusterSpec
+from haclusterd.core.numbering import Numbering, numbering
+from haclusterd.core.ranking import service_order
+from haclusterd.core.state import FAR, NEVER, Node, Peer, PeerLink, Roll, Service, is_departing
+
+FLIP_AGAIN_US = 5_000_000  # an upgrade that did not come about is tried again
+STAGED_LONG_US = 60_000_000
+KIN_MAX = 3
+
+
+def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
+    """At a start: what is known from the disk, before the first step."""
+    revision = node.spec.revision
+    node.roll = Roll(proven=proven, known=revision if proven else revision - 1, kin=kin)
+    node.dialect = 2 if revision > 1 else 1
+    _set_floor(node)
+
+
+def objections(present: ClusterSpec, wanted: ClusterSpec) -> list[str]:
+    """Why `wanted` cannot be the set after `present`; empty if it can. Each names its fix."""
+    found = []
+    if wanted.revision != present.revision + 1:
+        found.append(
+            f"cluster.revision is {wanted.revision}, revision {present.revision} is in force here: "
+            f"set it to {present.revision + 1}"
+        )
+    if wanted.name != present.name:
+        found.append(f'cluster.name is "{wanted.name}", not "{present.name}": keep the name')
+    if wanted.timing != present.timing:
+        found.append("preset or [timing] have changed: change them by a restart, and apart")
+    if (wanted.quorum, wanted.freeswitch) != (present.quorum, present.freeswitch):
+        found.append("quorum or [freeswitch] have changed: change them by a restart, and apart")
+    found += _node_objections(present, wanted)
+    if _named(present) != _named(wanted):
+        found.append("services have changed: change them by a restart of all nodes, and apart")
+    return found
+
+
+def _named(spec: ClusterSpec) -> list[tuple[object, ...]]:
+    """Services but for `preferred`, which counts at a cold start only and may name who goes."""
+    return [(s.name, s.addresses, s.profiles, s.priority) for s in spec.services]
+
+
+def _node_objections(present: ClusterSpec, wanted: ClusterSpec) -> list[str]:
+    found = []
+    before, after = {n.id: n for n in present.nodes}, {n.id: n for n in wanted.nodes}
+    added = [i for i in after if i not in before]
+    removed = [i for i in before if i not in after]
+    if len(added) + len(removed) > 1:
+        what = [f"{i} is new" for i in added] + [f"{i} is gone" for i in removed]
+        found.append(f"more than one node has changed ({', '.join(what)}): one revision for each")
+    for i in before:
+        if i not in after:
+            continue
+        if (before[i].links, before[i].witness) != (after[i].links, after[i].witness):
+            found.append(f"node {i}: links or witness have changed: remove it, then add it anew")
+    return found
+
+
+def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> None:
+    """An operator's reload, once it is on disk; or what a start found there."""
+    reasons = refusals(node, event)
+    if reasons:
+        out.append(Answered(event.request, False, "; ".join(reasons)))
+        return
+    roll, wanted = node.roll, event.spec
+    text = f"{_me(node)} has staged revision {wanted.revision}"
+    before = (roll.staged, roll.staged_hash, roll.voted)
+    if before == (wanted.revision, wanted.config_hash, event.voted):
+        out.append(Answered(event.request, True, text))
+        return
+    if roll.staged_hash != wanted.config_hash:
+        roll.staged_us = now_us
+    roll.staged, roll.staged_hash = wanted.revision, wanted.config_hash
+    roll.voted, roll.stays = event.voted, wanted.me >= 0
+    roll.kin = tuple(dict.fromkeys((wanted.config_hash, *roll.kin)))[:KIN_MAX]
+    roll.due_us = FAR
+    _set_floor(node)
+    node.rank_dirty = True
+    node.next_beat_us = node.wake_us = now_us
+    if event.voted:
+        out.append(Decided(now_us, "M31", text))
+    out.append(Answered(event.request, True, text))
+
+
+def refusals(node: Node, event: StageRequested) -> list[str]:
+    """Why this node does not stage it; all reasons at once."""
+    roll, wanted = node.roll, event.spec
+    in_force = (roll.known, roll.known_hash) == (wanted.revision, wanted.config_hash)
+    if event.kept or not event.voted or in_force:
+        if wanted.revision > node.spec.revision:
+            return []  # it is decided, or only to be known: nothing depends on this node's word
+        return [f"revision {node.spec.revision} is in force here, not {wanted.revision - 1}"]
+    found = objections(node.spec, wanted)
+    if roll.voted and (roll.staged, roll.staged_hash) != (wanted.revision, wanted.config_hash):
+        found.append(
+            f"{_me(node)} has staged another file as revision {roll.staged}: install that one on "
+            "the other nodes and reload there, then change it by one more revision"
+        )
+    if roll.known > node.spec.revision:
+        found.append(f"revision {roll.known} is in force elsewhere: install the file of a node "
+                     "that has it")  # fmt: skip
+    if not roll.proven:
+        found.append(f"{_me(node)} does not know yet whether its own revision is in force")
+    if node.dialect == 1:
+        found.append("a node that was heard lately does not know this feature: upgrade it first")
+    return found
+
+
+def overhear(node: Node, revision: int, config_hash: int, now_us: int, out: list[Action]) -> None:
+    """A node of the cluster has this revision in force: that is for good, however old the word."""
+    roll = node.roll
+    if revision <= roll.known:
+        return
+    roll.known, roll.known_hash = revision, config_hash
+    _set_floor(node)
+    node.wake_us = now_us
+
+
+def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
+    """A two-way beat, heard by a node that does not know its own set to be in force.
+
+    Here the word has to be fresh: one that was recorded may be of a set long left behind.
+    """
+    spec = node.spec
+    if (beat.revision, beat.config_hash) != (spec.revision, spec.config_hash):
+        return
+    node.roll.proven = True
+    node.rank_dirty = True
+    node.wake_us = now_us
+    out.append(InForce(spec.revision))
+    text = f"{_me(node)} joins: revision {spec.revision} is in force"
+    out.append(Decided(now_us, "M33", text))
+
+
+def heard_beyond(node: Node, event: Overheard, now_us: int, out: list[Action]) -> None:
+    """`overhear` from a beat whose numbers mean nothing here."""
+    overhear(node, event.revision, event.config_hash, now_us, out)
+
+
+def _set_floor(node: Node) -> None:
+    roll = node.roll
+    staged = roll.staged if roll.voted else 0
+    # Never lower again: what was refused because of a staged set stays refused.
+    roll.floor = max(roll.floor, max(node.spec.revision, staged, roll.known) - 1)
+
+
+def is_akin(node: Node, config_hash: int) -> bool:
+    """One's own configuration, or its neighbour in a change of voters."""
+    return config_hash == node.spec.config_hash or config_hash in node.roll.kin
+
+
+def may_claim(node: Node) -> bool:
+    """Not while others have gone on to a set that this node is not about to take up itself."""
+    roll = node.roll
+    return roll.known <= node.spec.revision or (
+        roll.known == node.spec.revision + 1 == roll.staged and roll.known_hash == roll.staged_hash
+    )
+
+
+def judge(node: Node, now_us: int, out: list[Action]) -> None:
+    """With every Tick: is the staged set decided, and is it time to take it up?"""
+    roll = node.roll
+    if not roll.staged:
+        return
+    if roll.due_us == FAR:
+        if not is_decided(node):
+            return
+        roll.due_us = now_us + wait_us(node)
+        text = f"revision {roll.staged} is decided: {_me(node)} takes it up"
+        out.append(Decided(now_us, "M35", text))
+    if now_us >= roll.due_us:
+        roll.due_us = now_us + FLIP_AGAIN_US
+        if not roll.stays:
+            out.append(InForce(roll.staged))  # it does not come back by a restart
+        out.append(Flip(roll.staged, roll.staged_hash, roll.stays))
+    node.wake_us = min(node.wake_us, roll.due_us)
+
+
+def wait_us(node: Node) -> int:
+    """From the decision to the new set: what older sets gave has run out by then."""
+    return node.spec.timing.dead_us
+
+
+def is_decided(node: Node) -> bool:
+    """By somebody's word that has it in force; or by a majority of the present voters."""
+    roll = node.roll
+    wanted = (roll.staged, roll.staged_hash)
+    if (roll.known, roll.known_hash) == wanted:
+        return True
+    if not roll.voted or not roll.proven or roll.staged != node.spec.revision + 1:
+        return False
+    votes = 1 + sum(
+        1
+        for n, peer in enumerate(node.peers)
+        if n != node.spec.me and peer.alive and (peer.staged, peer.staged_hash) == wanted
+    )
+    return votes > len(node.spec.nodes) // 2
+
+
+def lacking(node: Node) -> list[str]:
+    """Who has not staged what this node has, as far as it hears; empty while nothing is staged."""
+    roll = node.roll
+    if not roll.voted:
+        return []
+    return [
+        node.spec.nodes[n].id
+        for n, peer in enumerate(node.peers)
+        if n != node.spec.me
+        and peer.revision < roll.staged
+        and (peer.staged, peer.staged_hash) != (roll.staged, roll.staged_hash)
+    ]
+
+
+def complaint(node: Node, now_us: int) -> str:
+    """What an operator has to do for this node or for the others; empty if nothing."""
+    roll, me = node.roll, _me(node)
+    if not roll.proven:
+        return (
+            f"{me} knows revision {node.spec.revision} from its file only and waits for a node "
+            "that has it in force; if all of the cluster is new, set cluster.revision to 1"
+        )
+    if not may_claim(node):
+        return (
+            f"revision {roll.known} is in force elsewhere, {me} has {node.spec.revision} and takes "
+            f"nothing over: install the new file on {me} and run `haclusterctl reload` there"
+        )
+    late = lacking(node)
+    if late and roll.due_us == FAR and now_us - roll.staged_us > STAGED_LONG_US:
+        return (
+            f"revision {roll.staged} is staged on {me} for more than a minute; "
+            f"`haclusterctl reload` is missing on {', '.join(late)}"
+        )
+    return ""
+
+
+# taking it up -------------------------------------------------------------------------------------
+
+
+def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
+    """Go on as `spec` says: the same memory in its numbers. Its services are those of before."""
+    by = numbering(node.spec, spec)
+    before, old = node.peers, node.spec
+    node.peers = [before[n] if n >= 0 else _stranger(spec) for n in by.my_nodes]
+    for peer in node.peers:
+        if peer.services:
+            peer.services = by.entries(peer.services)
+        peer.releases = by.releases(peer.releases)
+    node.services = [_renumbered(node.services[k], by) for k in by.my_services]
+    node.marks = [
+        msgspec.structs.replace(mark, node=by.node(mark.node))
+        for mark in node.marks
+        if by.node(mark.node) >= 0
+    ]
+    node.marked = frozenset(by.node(n) for n in node.marked) - {-1}
+    node.unvoting = frozenset(by.node(n) for n in node.unvoting) - {-1}
+    node.spare_node, node.spare_since_us = -1, NEVER
+    node.spec = spec
+    node.order = service_order(spec)
+    node.slaves, node.successors, node.ranked_doomed = (), (), frozenset()
+    node.rank_dirty = True
+    node.wake_us = now_us
+    roll = node.roll
+    known = max(roll.known, spec.revision)
+    node.roll = Roll(known=known, kin=(old.config_hash,), floor=roll.floor)
+    node.dialect = max(node.dialect, 2 if spec.revision > 1 else 1)
+    if roll.known > spec.revision:
+        node.roll.known_hash = roll.known_hash
+    _set_floor(node)
+
+
+def _stranger(spec: ClusterSpec) -> Peer:
+    return Peer(links=[PeerLink() for _ in range(spec.links)])
+
+
+def _renumbered(service: Service, by: Numbering) -> Service:
+    """Promises, lease and claim of one service in the new numbers; all its clocks as they were."""
+    heard = service.voter_sent_us
+    service.voter_sent_us = [heard[n] if n >= 0 else NEVER for n in by.my_nodes]
+    service.promise = by.identity(service.promise)
+    service.identity = by.identity(service.identity)
+    service.recovering = by.identity(service.recovering)
+    service.moving_to, service.from_node = by.node(service.moving_to), by.node(service.from_node)
+    if service.release is not None:
+        service.release = next(iter(by.releases((service.release,))), None)
+    claim = service.claim
+    if claim is not None:
+        claim.identity = by.identity(claim.identity)
+        claim.granted = sum(
+            1 << mine for mine, n in enumerate(by.my_nodes) if n >= 0 and claim.granted >> n & 1
+        )
+    deferred = service.deferred
+    if deferred is not None:
+        identity = by.identity(deferred.identity)
+        service.deferred = (
+            msgspec.structs.replace(deferred, identity=identity) if identity.node >= 0 else None
+        )
+    return service
+
+
+def _me(node: Node) -> str:
+    return node.spec.nodes[node.spec.me].id
+
+
+__all__ = [
+    "adopt",
+    "begin",
+    "complaint",
+    "heard_beyond",
+    "is_akin",
+    "is_decided",
+    "is_departing",
+    "join",
+    "judge",
+    "lacking",
+    "may_claim",
+    "objections",
+    "overhear",
+    "refusals",
+    "stage",
+    "wait_us",
+]

@@ -1,0 +1,169 @@
+"""Voters change while the cluster serves: real hearts and agents, an address asked all the time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haclusterd.config import load_cluster
+from haclusterd.config.revisions import FILE_NAME
+from haclusterd.keys import create
+from tests.lab.heart_cluster import ROOT, SERVICE_IPS, HeartCluster, HeartNode, Prober
+from tests.lab.heart_net import needs_root
+
+pytestmark = [pytest.mark.lab, needs_root]
+
+A = SERVICE_IPS[0]
+_WITH_AGENT = "import sys\nfrom haclusterd.heart.main import main\nsys.exit(main(sys.argv[3:]))\n"
+_CLI = "import sys; from haclusterd.cli.main import main; sys.exit(main())"
+GAP_MS_MAX = 90.0  # an upgrade of the heart under load of the whole machine; a takeover takes 150
+
+
+class Growing(HeartCluster):
+    """Four hosts; which of them are nodes the file says."""
+
+    def __init__(self, tag: str, folder: Path) -> None:
+        super().__init__(tag, 4, folder)
+        self.heart_script.write_text(_WITH_AGENT)
+        self.write(1, 1, 2, 3)
+
+    def write(self, revision: int, *members: int) -> None:
+        """The next file, on every host at once: they share the folder."""
+        nodes = "".join(
+            f'[[node]]\nid = "n{n}"\nlinks = ["10.10.0.{n}", "10.20.0.{n}"]\n' for n in members
+        )
+        services = '[[service]]\nname = "s0"\n'
+        services += f'addresses = ["{A}/24 dev svc0"]\npreferred = "n{members[0]}"\n'
+        head = f'[cluster]\nname = "hearts"\nrevision = {revision}\n'
+        self.config.write_text(head + nodes + services)
+        create(load_cluster(self.config))
+
+    def ask(self, node: HeartNode, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["ip", "netns", "exec", node.namespace, sys.executable, "-c", _CLI,
+                   "--socket", str(node.run_dir / "haclusterd.sock"), *words]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=30
+        )
+
+    def status(self, node: HeartNode) -> dict[str, Any]:
+        found = self.ask(node, "status", "--json")
+        return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
+
+    def await_revision(self, revision: int, *members: int, seconds: float = 40) -> None:
+        """Each of them has it in force and sees all the others."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            seen = [self.status(self.nodes[n - 1]) for n in members]
+            if all(
+                s
+                and s["revision"]["active"] == revision
+                and s["quorum"]["voters"] == s["quorum"]["reachable"] == len(members)
+                for s in seen
+            ):
+                return
+            time.sleep(0.3)
+        logs = "\n".join(f"== {n.id}\n{n.said()[-2500:]}" for n in self.nodes)
+        raise AssertionError(f"not at revision {revision}: {seen}\n{logs}")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Growing]:
+    running = Growing(f"vote{os.getpid() % 10000}", tmp_path)
+    try:
+        running.up()
+        for node in running.nodes[:3]:
+            node.start()
+        running.await_owner(A, "n1")
+        running.await_revision(1, 1, 2, 3)
+        yield running
+    finally:
+        running.down()
+
+
+def gap_during(cluster: Growing, work: Callable[[], None]) -> float:
+    """The longest silence of the address in ms while `work` is done."""
+    prober, found, done = Prober(cluster, A), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            gap_ms = prober.longest_gap_ms(1.0)
+            print(f"(gap {gap_ms:.0f} ms, the prober itself stalled {prober.stalled_ms:.0f} ms)")
+            found.append(max(0.0, gap_ms - prober.stalled_ms))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        work()
+    finally:
+        done.set()
+        thread.join()
+    return max(found)
+
+
+def reload_everywhere(cluster: Growing, *numbers: int) -> None:
+    for n in numbers:
+        answer = cluster.ask(cluster.nodes[n - 1], "reload")
+        assert answer.returncode == 0, answer.stderr
+
+
+def test_a_node_is_added_and_another_removed_while_the_address_answers(cluster: Growing) -> None:
+    """ML10: the voters change one at a time, and nobody restarts for it."""
+    pids = [node.pid for node in cluster.nodes[:3]]
+    time.sleep(4)  # until everybody has long been heard to read version 2 of the wire
+
+    def add() -> None:
+        cluster.write(2, 1, 2, 3, 4)
+        cluster.nodes[3].start()
+        reload_everywhere(cluster, 1, 2, 3)
+        cluster.await_revision(2, 1, 2, 3, 4)
+
+    added_ms = gap_during(cluster, add)
+    assert cluster.holders(A) == ["n1"]
+    assert all(node.pid != pid for node, pid in zip(cluster.nodes, pids, strict=False))
+
+    def remove() -> None:
+        cluster.write(3, 1, 3, 4)
+        reload_everywhere(cluster, 1, 3, 4, 2)
+        cluster.await_revision(3, 1, 3, 4)
+
+    removed_ms = gap_during(cluster, remove)
+    print(f"longest silence: adding {added_ms:.0f} ms, removing {removed_ms:.0f} ms")
+    assert cluster.holders(A) == ["n1"]
+    assert max(added_ms, removed_ms) < GAP_MS_MAX
+    leaver = cluster.nodes[1]
+    assert leaver.process is not None
+    assert "leaves the cluster" in leaver.said()
+    kept = json.loads((leaver.run_dir / FILE_NAME).read_text())
+    assert kept["active"]["revision"] == 3
+    assert leaver.start().wait(20) == 1
+    assert "no node" in leaver.said() or "was removed" in leaver.said()
+    # The new set is one that takes over: its owner dies, and of the three the others are two.
+    cluster.nodes[0].stop()
+    end = time.monotonic() + 20
+    while cluster.holders(A) not in (["n3"], ["n4"]):
+        assert time.monotonic() < end, cluster.holders(A)
+        time.sleep(0.05)
+
+
+def test_what_a_reload_refuses_it_refuses_with_all_reasons(cluster: Growing) -> None:
+    time.sleep(4)
+    cluster.write(3, 2, 3, 4)
+    answer = cluster.ask(cluster.nodes[0], "reload")
+    assert answer.returncode == 1
+    for reason in ("set it to 2", "more than one node has changed", "haclusterctl switchover s0"):
+        assert reason in answer.stderr, answer.stderr
+    cluster.write(1, 1, 2, 3)
+    assert "in force here already" in cluster.ask(cluster.nodes[0], "reload").stdout
+    assert cluster.status(cluster.nodes[0])["revision"] == {
+        "active": 1, "staged": None, "lacking": [],
+    }  # fmt: skip

@@ -1,0 +1,142 @@
+"""Directed worlds about the set of voters: an owner that was left behind, and those who go on.
+
+Sets: 1 is n0 n1 n2, with n0 as the owner of s0; 2 has n3 beside them; 3 is without n0. n0 hears n1
+only, whose word decides whether it may go on serving while n2 and n3, who hear nothing of it, take
+set 3 up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterable
+
+from tests.sim import changes
+from tests.sim.dramas import calm, owners_of, stage
+from tests.sim.swarm import spec_of
+from tests.sim.world import World
+
+SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
+TWO_AT_ONCE = ((0, 1, 2), (2, 3, 4))
+
+
+def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int) -> World:
+    """Set 1 at rest, everybody speaking version 2, n0 out of reach of all but n1."""
+    rng = random.Random(seed)
+    world = World(seed, dataclasses.replace(calm(nodes, 1, 1), delay_mean_us=100, members=3))
+    stage.append(world)
+    for host in world.hosts:
+        world.at(rng.randrange(40_000), world.boot, host)
+    world.play_until(6_500_000 + rng.randrange(50_000))
+    world.sets[:] = sets
+    return world
+
+
+def _cut(world: World, left: Iterable[int], right: Iterable[int]) -> None:
+    ways = [(a, b, 0) for a in left for b in right]
+    world.network.add_cut(ways + [(b, a, 0) for a, b, _ in ways], world.now, 60_000_000)
+
+
+def _reload(world: World, revision: int, *nodes: int) -> None:
+    for n in nodes:
+        changes.bring(world.now, world.hosts[n], revision)
+
+
+def _at_set_2(seed: int) -> World:
+    """n1, n2 and n3 count by set 2; n0 has staged it and cannot take it up."""
+    world = _begin(seed, SETS, 4)
+    world.hosts[0].stubborn = True
+    _cut(world, [0], [2, 3])
+    _reload(world, 2, 0, 1, 2, 3)
+    world.play_until(world.now + 4_000_000)
+    return world
+
+
+def _outcome(world: World, for_us: int = 3_000_000) -> list[str]:
+    world.play_until(world.now + for_us)
+    found = list(world.checkers.violations)
+    if not found and not set(owners_of(world)) & {1, 2, 3}:
+        found.append(f"V3: nobody of the newest set serves s0, but {owners_of(world)}")
+    return found
+
+
+def left_behind(seed: int) -> list[str]:
+    """n1 has staged set 3 and does not get to take it up: may it still serve n0's lease?"""
+    world = _at_set_2(seed)
+    world.hosts[1].stubborn = True
+    _reload(world, 3, 1, 2, 3)
+    return _outcome(world)
+
+
+def lease_left_over(seed: int) -> list[str]:
+    """n0 has an echo from just before n1 staged set 3, and n2 has long been waiting to claim."""
+    world = _at_set_2(seed)
+    world.hosts[1].stubborn = True
+    _reload(world, 3, 2, 3)
+    world.play_until(world.now + 500_000)
+    for host in world.hosts:
+        host.swift = True
+    _reload(world, 3, 1)
+    return _outcome(world)
+
+
+def unwritten(seed: int) -> list[str]:
+    """n1 has staged set 3, crashes, and comes back in reach of n0 alone."""
+    world = _at_set_2(seed)
+    world.hosts[1].stubborn = True
+    _reload(world, 3, 1, 2, 3)
+    world.play_until(world.now + 400_000)
+    world.hosts[1].kill(world.now, power=False)
+    _cut(world, [1], [2, 3])
+    world.play_until(world.now + 100_000)
+    world.boot(world.now, world.hosts[1])
+    return _outcome(world)
+
+
+def two_at_once(seed: int) -> list[str]:
+    """Set 2 would share one node with set 1, and a majority of each none at all."""
+    world = _begin(seed, TWO_AT_ONCE, 5)
+    world.hosts[0].stubborn = world.hosts[1].stubborn = True
+    _cut(world, [0, 1], [3, 4])
+    _cut(world, [0], [2])
+    _reload(world, 2, 1, 2, 3, 4)
+    world.play_until(world.now + 3_000_000)
+    return list(world.checkers.violations)
+
+
+def without_a_majority(seed: int) -> list[str]:
+    """n2 alone has staged set 2, and then set 3 together with n3."""
+    world = _begin(seed, SETS, 4)
+    _cut(world, [0, 1], [2, 3])
+    _reload(world, 2, 2, 3)
+    world.play_until(world.now + 4_000_000)
+    _reload(world, 3, 2, 3)
+    world.play_until(world.now + 3_000_000)
+    return list(world.checkers.violations)
+
+
+def late_file(seed: int) -> list[str]:
+    """n2 lost its disk and n3 is new; both start with the file of set 3, which nobody agreed to."""
+    world = _begin(seed, SETS, 4)
+    _cut(world, [0, 1], [2, 3])
+    lost, new = world.hosts[2], world.hosts[3]
+    lost.kill(world.now, power=True)
+    lost.file = spec_of(world.swarm, SETS[2], 3, 2)
+    lost.boot(world.now, remember=False)
+    lost.run(world.now, lost.life)
+    changes.bring(world.now, new, 3)
+    world.play_until(world.now + 3_000_000)
+    return list(world.checkers.violations)
+
+
+DRAMAS: dict[str, Callable[[int], list[str]]] = {
+    f.__name__: f
+    for f in (
+        left_behind,
+        lease_left_over,
+        unwritten,
+        two_at_once,
+        without_a_majority,
+        late_file,
+    )
+}

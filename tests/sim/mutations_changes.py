@@ -1,0 +1,81 @@
+"""Mutations of the rules about the set of voters (core.reconfigure): see `drills`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from haclusterd.core import reconfigure
+from haclusterd.core.inputs import StageRequested
+from haclusterd.core.model import ClusterSpec
+from haclusterd.core.state import Node
+from tests.sim.member import Member
+
+
+def no_floor() -> None:
+    """A voter serves nodes of every older set alike."""
+
+    def set_floor(node: Node) -> None:
+        node.roll.floor = -1
+
+    reconfigure._set_floor = set_floor
+
+
+def many_at_once() -> None:
+    """The next set may differ from the present one by any number of nodes."""
+    before = reconfigure._node_objections
+
+    def objections(present: ClusterSpec, wanted: ClusterSpec) -> list[str]:
+        return [text for text in before(present, wanted) if not text.startswith("more than one")]
+
+    reconfigure._node_objections = objections
+
+
+def said_before_written() -> None:
+    """A staged set is said aloud at once, and written to the disk some time later."""
+
+    def reload(self: Any, t: int, spec: ClusterSpec) -> None:
+        self.file = spec
+        if not self.alive or self.node is None or self.thaw_at > t:
+            return
+        event = StageRequested(-1, spec)
+        if reconfigure.refusals(self.node, event):
+            return
+        self.kin[spec.config_hash] = spec
+        self.world.network.know(self, spec)
+        self.give(t, event)
+
+        def write(at: int, life: int) -> None:
+            if life == self.life and self.alive and self.disk.active.revision < spec.revision:
+                self.disk.staged = spec
+
+        self.world.at(t + self.rng.randrange(2_000_000), write, self.life)
+
+    Member.reload = reload  # type: ignore[method-assign]
+
+
+def taken_up_at_once() -> None:
+    """A decided set is taken up without waiting until older leases have run out."""
+
+    def wait_us(node: Node) -> int:
+        return 0
+
+    reconfigure.wait_us = wait_us
+
+
+def decided_by_one() -> None:
+    """A staged set is taken up without a majority."""
+
+    def is_decided(node: Node) -> bool:
+        return node.roll.voted
+
+    reconfigure.is_decided = is_decided
+
+
+def file_is_enough() -> None:
+    """A node without its disk counts by the set in its file, whichever that is."""
+    before = reconfigure.begin
+
+    def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
+        before(node, proven=True, kin=kin)
+
+    reconfigure.begin = begin

@@ -1,0 +1,48 @@
+"""Voters and versions change while faults go on, and no invariant breaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.swarm import swarm_of_changes, swarm_of_versions
+from tests.sim.world import World
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_voters_change_and_no_invariant_breaks(seed: int) -> None:
+    """One node at a time is added or removed, nodes crash on the way, forget, and stay away."""
+    world = World(seed, swarm_of_changes(seed))
+    assert world.run(1.0) == [], "\n".join([str(world.swarm), *world.history[-40:]])
+
+
+def test_sets_are_taken_up_in_these_worlds() -> None:
+    worlds = [World(seed, swarm_of_changes(seed)) for seed in (0, 4, 8, 12, 14, 26)]
+    for world in worlds:
+        assert world.run(0.4) == []
+    assert max(len(world.sets) for world in worlds) >= 3
+    lines = [line for world in worlds for line in world.history]
+    for word in ("TAKES UP", "LEAVES", "JOINS", "has staged", "joins: revision"):
+        assert any(word in line for line in lines), word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(16))
+def test_two_versions_of_the_wire_live_beside_each_other(seed: int) -> None:
+    """ML: half of the nodes open version 1 only and are upgraded one by one, faults going on."""
+    world = World(seed, swarm_of_versions(seed))
+    assert world.run(1.0) == [], "\n".join([str(world.swarm), *world.history[-40:]])
+
+
+def test_version_2_is_spoken_once_all_read_it_and_version_1_before() -> None:
+    swapped = 0
+    for seed in range(12):
+        world = World(seed, swarm_of_versions(seed))
+        assert world.run(0.4) == []
+        lines = [line for line in world.history if "KNOWS V" in line or "seals version 2" in line]
+        if not lines or "KNOWS" not in lines[0]:
+            continue  # all were silent long enough, or nobody was upgraded before the end
+        swapped += 1
+        left = [h for h in world.hosts if h.me not in world.outside]
+        assert len({world.network.version[h.me] for h in left}) == 1
+    assert swapped > 2

@@ -1,0 +1,179 @@
+"""agent.voters: a reload is judged, written, and only then told to heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.voters import Voters
+from haclusterd.config import config_hash, load_cluster
+from haclusterd.config.revisions import FILE_NAME, begin, keep, read
+from haclusterd.core.actions import Answered
+from haclusterd.core.inputs import FromAgent, StageRequested
+from haclusterd.core.view import RevisionView, StagedView, View
+from tests.fixtures.agent_parts import view
+from tests.unit.test_config_revisions import toml
+
+
+class Bench:
+    """An agent's part beside a heart that agrees; `order` tells what came first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.state = folder / "haclusterd.toml", folder / "state"
+        self.file.write_text(toml(2))
+        self.order: list[str] = []
+        self.asked: list[StageRequested] = []
+        self.answer = Answered(0, True, "a has staged revision 3")
+        self.seen: View = msgspec.structs.replace(view({}), revision=RevisionView(2, known=2))
+        self.problems: dict[str, str] = {}
+        begun = begin(self.file, node="a", run_dir=self.state)
+        self.voters = Voters(begun, lambda: self.seen, self._ask, self.problems)
+
+    async def _ask(self, make: Callable[[int], FromAgent]) -> Answered:
+        request = make(1)
+        assert isinstance(request, StageRequested)
+        kept = read(self.state)
+        staged = kept.staged.revision if kept and kept.staged else 0
+        self.order.append(f"heart asked, {staged} on disk")
+        self.asked.append(request)
+        return self.answer
+
+    def sees(self, **changes: object) -> None:
+        said = msgspec.structs.replace(self.seen.revision, **changes)
+        self.seen = msgspec.structs.replace(self.seen, revision=said)
+
+    async def refused(self, text: str) -> str:
+        self.file.write_text(text)
+        with pytest.raises(OperatorError) as caught:
+            await self.voters.reload()
+        assert self.asked == []
+        return str(caught.value)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def test_ml10_it_is_on_disk_before_heart_says_it(bench: Bench) -> None:
+    await bench.voters.started()
+    bench.file.write_text(toml(3, "abcd"))
+    assert await bench.voters.reload() == "a has staged revision 3; all nodes have it"
+    assert bench.order == ["heart asked, 3 on disk"]
+    (asked,) = bench.asked
+    assert ([n.id for n in asked.spec.nodes], asked.spec.me) == (["a", "b", "c", "d"], 0)
+    kept = read(bench.state)
+    assert kept is not None
+    assert kept.active.revision == 2
+    assert kept.staged == keep(load_cluster(bench.file))
+
+
+async def test_who_still_lacks_it_is_named(bench: Bench) -> None:
+    bench.file.write_text(toml(3, "abcd"))
+    hashed = config_hash(load_cluster(bench.file))
+    others = (StagedView("b", True, 2, 3, hashed), StagedView("c", True, 2, 0, 0))
+    bench.sees(others=others)
+    assert (await bench.voters.reload()).endswith("; still to be reloaded: c")
+
+
+async def test_a_node_that_goes_agrees_as_well(bench: Bench) -> None:
+    bench.file.write_text(toml(3, "bc"))
+    await bench.voters.reload()
+    assert bench.asked[0].spec.me == -1
+
+
+async def test_all_reasons_come_at_once_and_nothing_is_written(bench: Bench) -> None:
+    bench.seen = msgspec.structs.replace(bench.seen, quorate=False)
+    bench.sees(plain=True)
+    text = await bench.refused(toml(4, "cde") + "[sync]\nport = 7999\n")
+    for reason in ("set it to 3", "more than one node", "[sync]", "no majority", "upgrade it"):
+        assert reason in text
+    assert not (bench.state / FILE_NAME).exists()
+
+
+async def test_a_file_with_errors_is_refused_with_all_of_them(bench: Bench) -> None:
+    text = await bench.refused(toml(3, "abcd") + "[sync]\nport = 0\n[heartbeat]\nport = 99999\n")
+    assert "sync.port" in text
+    assert "heartbeat.port" in text
+
+
+async def test_a_node_that_serves_is_not_removed(bench: Bench) -> None:
+    said = bench.seen.revision
+    bench.seen = msgspec.structs.replace(view({"east": ("fs-a", 3)}), revision=said)
+    assert "fs-a, which would go, serves east" in await bench.refused(toml(3, "abcd"))
+
+
+async def test_two_files_of_one_revision_are_noticed(bench: Bench) -> None:
+    bench.sees(others=(StagedView("b", True, 2, 3, 77), StagedView("c", False, 2, 3, 78)))
+    text = await bench.refused(toml(3, "abcd"))
+    assert "b has staged another file as revision 3" in text
+    assert "c has staged" not in text
+    bench.sees(others=(), staged=3, staged_hash=9)
+    assert "this node has staged another file" in await bench.refused(toml(3, "abcd"))
+
+
+async def test_what_is_in_force_elsewhere_is_followed_whatever_lies_between(bench: Bench) -> None:
+    bench.file.write_text(toml(6, "abcdef"))
+    bench.sees(known=6, known_hash=config_hash(load_cluster(bench.file)))
+    await bench.voters.reload()
+    assert bench.asked[0].spec.revision == 6
+
+
+async def test_hearts_refusal_is_the_answer(bench: Bench) -> None:
+    bench.answer = Answered(0, False, "one reason; another")
+    bench.file.write_text(toml(3, "abcd"))
+    with pytest.raises(OperatorError, match="one reason\nanother"):
+        await bench.voters.reload()
+
+
+async def test_the_same_file_again_changes_nothing(bench: Bench) -> None:
+    assert await bench.voters.reload() == "revision 2 is in force here already"
+    assert bench.asked == []
+
+
+async def test_what_cannot_be_written_is_not_staged(bench: Bench) -> None:
+    bench.state.write_text("a file where the folder should be")
+    assert "the set of nodes cannot be kept" in await bench.refused(toml(3, "abcd"))
+    assert "revision" in bench.problems
+    bench.state.unlink()
+    await bench.voters.started()
+    assert bench.problems == {}
+
+
+async def test_what_is_known_to_be_in_force_is_kept(bench: Bench) -> None:
+    await bench.voters.in_force(2)
+    assert not (bench.state / FILE_NAME).exists()
+    await bench.voters.started()
+    first = read(bench.state)
+    assert first is not None
+    assert not first.proven, "a first start at a later revision"
+    await bench.voters.in_force(2)
+    known = read(bench.state)
+    assert known is not None
+    assert known.proven
+    bench.file.write_text(toml(3, "bc"))
+    await bench.voters.reload()
+    await bench.voters.in_force(3)
+    left = read(bench.state)
+    assert left is not None
+    assert (left.active.revision, left.staged) == (3, None)
+
+
+async def test_a_damaged_file_is_replaced(bench: Bench) -> None:
+    bench.state.mkdir()
+    (bench.state / FILE_NAME).write_text("{")
+    await bench.voters.started()
+    assert read(bench.state) is not None
+
+
+async def test_an_agent_that_was_replaced_stages_nothing(bench: Bench) -> None:
+    await bench.voters.started()
+    other = Bench(bench.state.parent)
+    other.file.write_text(toml(3, "abcd"))
+    await other.voters.reload()
+    await other.voters.in_force(3)
+    assert "has been taken up meanwhile" in await bench.refused(toml(3, "abce"))

@@ -1,0 +1,105 @@
+"""core.reconfigure.adopt: the memory of a node in the numbers of the next set of voters."""
+
+from __future__ import annotations
+
+import msgspec
+
+from haclusterd.core import inputs as inp
+from haclusterd.core import reconfigure
+from haclusterd.core.model import Identity, Release, State
+from haclusterd.core.state import Claim, Deferred, Mark, Node
+from tests.unit.core_bench import STANDBY, Bench, entry
+from tests.unit.test_core_reconfigure import FOUR, TWO, at_revision_2, owner_of
+
+
+def in_full(bench: Bench) -> Node:
+    """Something in every place that holds a number of a node."""
+    bench.own()
+    bench.hear(1, revision=2, releases=(Release(0, Identity(3, 2, 4), 1),))
+    service = bench.service
+    service.claim = Claim(Identity(9, 0, 1), bench.now_us, 0b101)
+    service.deferred = Deferred(Identity(8, 2, 1), bench.now_us + 9)
+    service.release = Release(0, Identity(7, 2, 1), 2)
+    service.moving_to, service.from_node = 2, 1
+    return bench.node
+
+
+def test_the_memory_of_a_node_is_put_into_the_new_numbers() -> None:
+    bench = at_revision_2()
+    node = in_full(bench)
+    heard_us = node.services[0].voter_sent_us[1]
+    lease_us, silence_us = node.services[0].lease_until_us, node.services[0].silence_us
+    turned = msgspec.structs.replace(
+        FOUR, me=3, nodes=(FOUR.nodes[3], FOUR.nodes[2], FOUR.nodes[1], FOUR.nodes[0])
+    )
+    reconfigure.adopt(node, turned, bench.now_us)
+    service = node.services[0]
+    assert service.identity.node == service.promise.node == 3
+    assert service.voter_sent_us[2] == heard_us
+    assert (service.lease_until_us, service.silence_us) == (lease_us, silence_us)
+    assert service.claim is not None
+    assert (service.claim.identity.node, service.claim.granted) == (3, 0b1010)
+    assert service.deferred is not None
+    assert service.deferred.identity == Identity(8, 1, 1)
+    assert service.release == Release(0, Identity(7, 1, 1), 1)
+    assert (service.moving_to, service.from_node) == (1, 2)
+    assert node.peers[2].releases == (Release(0, Identity(3, 1, 4), 2),)
+    assert node.peers[2].alive
+    assert not node.peers[0].alive
+    assert node.roll.kin == (2,)
+    assert (node.roll.known, node.roll.staged, node.dialect) == (3, 0, 2)
+
+
+def test_what_a_removed_node_had_is_nobodys_and_still_not_free() -> None:
+    """Its lease may not have run out: the silence is waited for as for anybody's."""
+    bench = at_revision_2().after_hold_down()
+    gone = Identity(4, 2, 9)
+    bench.hear(2, entry(gone, State.OWNED), **owner_of(2))
+    bench.service.deferred = Deferred(Identity(5, 2, 1), bench.now_us)
+    reconfigure.adopt(bench.node, TWO, bench.now_us)
+    bench.spec = TWO
+    assert bench.service.promise == Identity(4, -1, 9)
+    deferred: Deferred | None = bench.node.services[0].deferred
+    assert deferred is None
+    claim = Identity(5, 1, 3)
+    bench.hear(1, entry(claim, State.CLAIMING), **owner_of(3))
+    assert bench.service.promise == Identity(4, -1, 9), "not yet"
+    bench.pass_ms(200)
+    bench.hear(1, entry(claim, State.CLAIMING), **owner_of(3))
+    assert bench.service.promise == claim
+
+
+def test_what_is_known_of_later_sets_stays_known() -> None:
+    bench = at_revision_2()
+    bench.give(inp.Overheard(6, 66))
+    reconfigure.adopt(bench.node, TWO, bench.now_us)
+    assert (bench.node.roll.known, bench.node.roll.known_hash) == (6, 66)
+    assert bench.node.roll.floor == 5
+
+
+def test_a_removed_nodes_release_counts_and_has_a_name() -> None:
+    bench = at_revision_2().after_hold_down()
+    gone = Identity(4, -1, 9)
+    bench.service.promise = gone
+    bench.hear(1, releases=(Release(0, gone, -1),), **owner_of(2))
+    assert any("a node that was removed released s0" in w.text for w in bench.said)
+
+
+def test_a_node_claims_after_the_silence_of_a_removed_one() -> None:
+    bench = at_revision_2(TWO).after_hold_down()
+    bench.service.promise = Identity(4, -1, 9)
+    bench.service.silence_us = bench.now_us
+    bench.keep_hearing(400, (1, STANDBY))
+    (said,) = [w.text for w in bench.said if w.row == "T101"][:1]
+    assert "a node that was removed silent" in said
+
+
+def test_marks_follow_their_nodes_and_go_with_them() -> None:
+    bench = at_revision_2()
+    node = bench.node
+    node.marks = [Mark(1, 5, "olga", 9), Mark(2, 5, "olga", 9)]
+    node.marked = node.unvoting = frozenset({1, 2})
+    turned = msgspec.structs.replace(TWO, me=1, nodes=(TWO.nodes[1], TWO.nodes[0]))
+    reconfigure.adopt(node, turned, bench.now_us)
+    assert node.marks == [Mark(0, 5, "olga", 9)]
+    assert node.marked == node.unvoting == frozenset({0})
