@@ -139,6 +139,12 @@ def read_password(section: FreeSwitch) -> str:
     return lines[0].strip()
 
 
+def esl_settings(section: FreeSwitch) -> EslSettings:
+    """How to log in. Raises SwitchError."""
+    password = read_password(section)
+    return EslSettings(section.esl_host, section.esl_port, password, backend=section.esl_backend)
+
+
 def _core_db_said(problem: str) -> None:
     if problem:
         log.warning("core.db: %s", problem)
@@ -157,19 +163,22 @@ class LocalSwitch:
         api_socket: Path,
         nodes: Sequence[str] = (),
     ) -> None:
-        self._settings = EslSettings(section.esl_host, section.esl_port, read_password(section))
+        self._settings = esl_settings(section)
         self._events = events
         self._api_socket = api_socket
         self._names = sorted(set(services.values())), list(nodes)
         self._console: asyncio.Task[None] | None = None
-        self._control = EslConnection(
-            self._settings,
-            name="control",
-            events=("SHUTDOWN",),
-            on_event=self._on_event,
-            on_up=self._connected,
-            on_down=events.disconnected,
-        )
+        try:
+            self._control = EslConnection(
+                self._settings,
+                name="control",
+                events=("SHUTDOWN",),
+                on_event=self._on_event,
+                on_up=self._connected,
+                on_down=events.disconnected,
+            )
+        except EslError as error:
+            raise SwitchError(str(error)) from error  # the library of esl_backend is not there
         cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
         self._probe = HealthProbe(self.connection, events.health, cpu_wait=cpu_wait)
         self._recovery = Recovery(self.connection, section.core_db)
