@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from haclusterd.agent.comparison import SENTENCE_CHARS_MAX, SENTENCES_MAX
 from haclusterd.agent.freeswitch import FreeswitchLife
+from haclusterd.agent.peers import Word
 from haclusterd.agent.schema import Alarm
 from haclusterd.agent.switch import Switch
 
@@ -25,6 +27,22 @@ def _down(life: FreeswitchLife, switch: Switch | None) -> str:
     else:
         text += "start it, or correct pid_file in [freeswitch]"
     return f"{text}; ESL: {switch.problem}" if switch is not None and switch.problem else text
+
+
+def differing(words: Mapping[str, Word]) -> list[Alarm]:
+    """What each node says of how its FreeSWITCH differs from those of the owners."""
+    found = []
+    for node, word in sorted(words.items()):
+        lacking = list(word.differences.lacking.items())[:SENTENCES_MAX]
+        found += [
+            Alarm("lacking", f"{node} is no candidate for {name}: {reason[:SENTENCE_CHARS_MAX]}")
+            for name, reason in lacking
+        ]
+        found += [
+            Alarm("drift", f"on {node}, {text[:SENTENCE_CHARS_MAX]}")
+            for text in word.differences.drift[:SENTENCES_MAX]
+        ]
+    return found
 
 
 def alarms(

@@ -20,6 +20,8 @@ from haclusterd.config import FreeSwitch
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch import console
 from haclusterd.freeswitch.calls import CallSource
+from haclusterd.freeswitch.capabilities import Capabilities
+from haclusterd.freeswitch.capability_watch import CapabilityWatch
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
@@ -66,6 +68,11 @@ class Switch(Protocol):
     def calls(self) -> int: ...
     @property
     def core_uuid(self) -> str: ...
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What it has, None while it has not told or is not asked."""
+        ...
+
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
@@ -119,6 +126,7 @@ class SwitchEvents:
     disconnected: Callable[[str], None]
     health: Callable[[Health], None]
     shut_down: Callable[[], None]
+    compared: Callable[[Capabilities], None]
 
 
 def read_password(section: FreeSwitch) -> str:
@@ -191,6 +199,12 @@ class LocalSwitch:
             on_problem=_core_db_said,
         )
 
+        self._watch = (
+            CapabilityWatch(self.connection, sorted(services), events.compared)
+            if section.compare
+            else None
+        )
+
     def connection(self, **wanted: object) -> Esl:
         """One more connection to this FreeSWITCH, not started: an `EslFactory`."""
         return EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
@@ -232,6 +246,10 @@ class LocalSwitch:
         return self._source.calls
 
     @property
+    def capabilities(self) -> Capabilities | None:
+        return self._watch.found if self._watch is not None else None
+
+    @property
     def core_uuid(self) -> str:
         return self._source.core_uuid
 
@@ -240,11 +258,15 @@ class LocalSwitch:
         await self._probe.start()
         await self._recovery.start()
         await self._source.start()
+        if self._watch is not None:
+            await self._watch.start()
 
     async def stop(self) -> None:
         if self._console is not None:
             self._console.cancel()
             await asyncio.gather(self._console, return_exceptions=True)
+        if self._watch is not None:
+            await self._watch.stop()
         await self._source.stop()
         await self._recovery.stop()
         await self._probe.stop()
