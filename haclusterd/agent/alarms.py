@@ -58,6 +58,8 @@ def alarms(
         found.append(Alarm("freeswitch_down", _down(life, switch)))
     elif switch is not None and switch.problem and "freeswitch" not in problems:
         found.append(Alarm("freeswitch", switch.problem))
+    if switch is not None and switch.unprotected:
+        found.append(Alarm("unprotected_calls", switch.unprotected))
     for service, reason in life.profiles.items():
         if reason:
             found.append(Alarm("profiles", f"{service}: {reason}"))

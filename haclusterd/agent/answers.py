@@ -153,12 +153,14 @@ class Answers:
 
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
-        replicator = self._agent.replicator
+        replicator, life = self._agent.replicator, self._agent.life
         counts = {
             "decisions": self.history.total,
             "heart_malformed": self._agent.link.malformed,
             "heart_dropped": self._agent.link.dropped,
         }
+        if life is not None and life.switch is not None:
+            counts |= life.switch.counters()
         if replicator is not None:
             counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
         if self._agent.shared is not None:

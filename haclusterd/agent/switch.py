@@ -69,6 +69,15 @@ class Switch(Protocol):
     @property
     def core_uuid(self) -> str: ...
     @property
+    def unprotected(self) -> str:
+        """A sentence while there are calls that no other node could recover; else empty."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """What only counts up: lost events, calls that cannot be recovered elsewhere."""
+        ...
+
+    @property
     def capabilities(self) -> Capabilities | None:
         """What it has, None while it has not told or is not asked."""
         ...
@@ -176,9 +185,9 @@ class LocalSwitch:
         self._api_socket = api_socket
         self._names = sorted(set(services.values())), list(nodes)
         self._console: asyncio.Task[None] | None = None
+        self._connections: list[EslConnection] = []
         try:
-            self._control = EslConnection(
-                self._settings,
+            self._control = self.connection(
                 name="control",
                 events=("SHUTDOWN",),
                 on_event=self._on_event,
@@ -207,7 +216,9 @@ class LocalSwitch:
 
     def connection(self, **wanted: object) -> Esl:
         """One more connection to this FreeSWITCH, not started: an `EslFactory`."""
-        return EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
+        made = EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
+        self._connections.append(made)
+        return made
 
     async def _on_event(self, item: EventItem) -> None:
         if not isinstance(item, EventsLost) and item.name == "SHUTDOWN":
@@ -244,6 +255,18 @@ class LocalSwitch:
     @property
     def calls(self) -> int:
         return self._source.calls
+
+    @property
+    def unprotected(self) -> str:
+        return self._source.unprotected
+
+    def counters(self) -> dict[str, int]:
+        made = self._connections
+        return {
+            "esl_events_dropped": sum(one.events_dropped for one in made),
+            "esl_logins": sum(one.logins for one in made),
+            "calls_refused": self._source.refused,
+        }
 
     @property
     def capabilities(self) -> Capabilities | None:

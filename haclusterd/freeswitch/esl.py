@@ -87,6 +87,7 @@ class EslConnection:
         self._item_ready = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self.events_dropped = 0
+        self.logins = 0
 
     @property
     def up(self) -> bool:
@@ -234,6 +235,7 @@ class EslConnection:
     def _came_up(self, link: Link) -> None:
         self._link = link
         self._problem = ""
+        self.logins += 1
         self._up.set()
         self._put(EventsLost("connected"), first=True)
         if self._on_up is not None:
