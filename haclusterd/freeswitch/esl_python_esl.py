@@ -60,7 +60,7 @@ class PythonEslLink(ThreadLink):
                 more = True  # events that came before an answer wait inside the library
                 if not self._ask(connection, self.orders.popleft()):
                     return
-            if not more:
+            if not more and connection.connected():
                 select.select([connection.socketDescriptor(), heard], [], [])
                 with contextlib.suppress(BlockingIOError):
                     os.read(heard, 4096)
