@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 EVENTS = ("MODULE_LOAD", "MODULE_UNLOAD", "RELOADXML")
 EVERY_S = 30.0
-PAUSE_S = 1.0  # one module makes many events; this is also the most often that is asked
+PAUSE_S = 1.0  # one module makes many events; nothing is asked more often
 
 
 class CapabilityWatch:
@@ -58,9 +58,12 @@ class CapabilityWatch:
         self._look.set()
 
     async def _watch(self) -> None:
+        wait_s = self._every_s
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._every_s)
+                await asyncio.wait_for(self._look.wait(), wait_s)
+            # FreeSWITCH's list of modules lags behind its events and its start by some 100 ms.
+            wait_s = self._pause_s if self._look.is_set() else min(wait_s * 2, self._every_s)
             self._look.clear()
             try:
                 found = await read(self._esl, self._profiles)

@@ -200,3 +200,28 @@ def test_only_field_values_reach_the_neighbour(site: Site, tmp_path: Path) -> No
     assert "UP " in site.b.api("status")
     site.b.api("hupall")
     assert phones.wait(10) == 0
+
+
+def test_ms26_two_of_one_configuration_differ_until_one_unloads_a_module(site: Site) -> None:
+    async def look() -> capabilities.Capabilities:
+        async with listening(site, "native") as it:
+            began = time.monotonic()
+            found = await capabilities.read(it.esl, ["east", "west"])
+            size = len(capabilities.encode(found))
+            print(f"read in {(time.monotonic() - began) * 1000:.0f} ms, {size} bytes")
+            return found
+
+    time.sleep(1)  # the list of modules lags behind the start
+    a = run(site, look)
+    site.a, site.b = site.b, site.a
+    b = run(site, look)
+    assert capabilities.lacking(a, b, ["east", "west"], "a") == ""
+    assert capabilities.drift(a, b, ["east", "west"], "a") == []
+    assert a.digest == b.digest
+    site.a.api("unload mod_hash")
+    time.sleep(1)
+    less = run(site, look)
+    assert "lacks module mod_hash, which a has" in capabilities.lacking(a, less, ["east"], "a")
+    site.a.api("load mod_hash")
+    time.sleep(1)
+    assert run(site, look) == b

@@ -17,12 +17,15 @@ from haclusterd.agent.history import History
 from haclusterd.agent.peers import CAPABILITIES, METHOD, Peers, Word
 from haclusterd.agent.schema import Sync
 from haclusterd.agent.standing import judge
+from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+from haclusterd.config import FreeSwitch
 from haclusterd.freeswitch import capabilities as caps
 from haclusterd.freeswitch.capabilities import Capabilities, ProfileFacts
 from haclusterd.freeswitch.capability_watch import CapabilityWatch
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import spec
+from tests.fixtures.freeswitch.fake_esl import FakeEsl
 from tests.unit.emulator_lab import Emulator
 from tests.unit.test_agent_standing import SLAVE
 
@@ -285,6 +288,29 @@ async def test_ms27_it_is_read_again_when_a_module_comes_or_goes(emulator: Emula
     await watch.stop()
 
 
+async def test_what_comes_late_into_the_list_of_modules_is_seen_soon() -> None:
+    """The list lags behind login and events, and nothing tells when it is whole."""
+    async with FakeEsl() as server:
+        answers = ['{"rows":[]}', '{"rows":[]}', MODULES]
+        server.api["show modules as json"] = lambda _: answers.pop(0) if answers[1:] else MODULES
+        settings = EslSettings("127.0.0.1", server.port, "ClueCon")
+        changes: list[int] = []
+        watch = CapabilityWatch(
+            lambda **options: EslConnection(settings, **options), [], lambda _: changes.append(1),
+            pause_s=0.05,
+        )  # fmt: skip
+        await watch.start()
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if watch.found is not None and watch.found.modules:
+                break
+        assert len(changes) == 2
+        asked = server.received.count("api show modules as json")
+        await asyncio.sleep(0.5)
+        assert server.received.count("api show modules as json") - asked <= 3, "ever more seldom"
+        await watch.stop()
+
+
 async def test_what_cannot_be_read_stays_as_it_was() -> None:
     class Broken:
         def __init__(self, **options: object) -> None:
@@ -306,3 +332,25 @@ async def test_what_cannot_be_read_stays_as_it_was() -> None:
     assert watch.found is None
     assert not watch._task.done()  # type: ignore[union-attr]
     await watch.stop()
+
+
+async def test_nothing_is_asked_where_it_is_turned_off(tmp_path: Path) -> None:
+    (tmp_path / "esl.password").write_text("ClueCon")
+
+    async def nothing(*_: object) -> None: ...
+
+    events = SwitchEvents(nothing, nothing, lambda: None, lambda _: None, lambda _: None,
+                          lambda: None, lambda _: None)  # fmt: skip
+    async with FakeEsl() as server:
+        for compare, wanted in ((True, True), (False, False)):
+            section = FreeSwitch(
+                "127.0.0.1", server.port, tmp_path / "esl.password", tmp_path / "core.db",
+                tmp_path / "pid", (), compare=compare,
+            )  # fmt: skip
+            server.received.clear()
+            switch = LocalSwitch(section, {"east": "east"}, events, tmp_path / "sock")
+            await switch.start()
+            await asyncio.sleep(0.4)
+            await switch.stop()
+            assert ("api show modules as json" in server.received) == wanted
+            assert (switch.capabilities is not None) == wanted
