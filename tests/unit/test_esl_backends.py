@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from haclusterd.config import ConfigError, load, load_cluster
-from haclusterd.freeswitch import esl_thread
-from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch import capabilities, esl_thread
+from haclusterd.freeswitch.esl import EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslDown
+from haclusterd.freeswitch.esl_protocol import Event
 from tests.fixtures.freeswitch import esl_backends
 from tests.unit.config_example import changed
+from tests.unit.emulator_lab import Emulator
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "esl-backends.md"
 SUITE = Path(__file__).with_name("test_esl_contract.py")
@@ -109,3 +114,45 @@ def test_greenswitch_is_warned_of(tmp_path: Path) -> None:
         write(tmp_path, changed("esl_port = 8021", 'esl_backend = "greenswitch"'))
     ).warnings
     assert "forge" in "".join(found)
+
+
+@pytest.mark.parametrize("backend", esl_backends.BACKENDS)
+async def test_each_backend_with_the_emulator(backend: str, tmp_path: Path) -> None:
+    """What the agent does with a connection, over the death and the return of FreeSWITCH."""
+    if reason := esl_backends.missing(backend):
+        pytest.skip(reason)
+    seen: list[EventItem] = []
+
+    async def sink(item: EventItem) -> None:
+        seen.append(item)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end, seen
+            await asyncio.sleep(0.01)
+
+    emulator = Emulator(tmp_path, lacks=["mod_hash"])
+    await asyncio.to_thread(emulator.start)
+    settings = EslSettings("127.0.0.1", emulator.port, "ClueCon", backend=backend)
+    esl = EslConnection(settings, events=["MODULE_LOAD"], on_event=sink)
+    await esl.start()
+    try:
+        await esl.wait_up(3000)
+        assert (await esl.api("status")).startswith("UP")
+        found = await capabilities.read(esl, ["pa"])
+        assert "mod_sofia" in found.modules
+        assert found.profiles["pa"].codecs == ("PCMA", "PCMU")
+        assert "+OK" in await esl.api("load mod_hash")
+        await until(lambda: len(seen) == 2)
+        event = seen[1]
+        assert isinstance(event, Event)
+        assert (event.name, event.get("key")) == ("MODULE_LOAD", "mod_hash")
+        await asyncio.to_thread(emulator.kill)
+        await until(lambda: not esl.up)
+        await asyncio.to_thread(emulator.start)
+        await esl.wait_up(5000)
+        await until(lambda: seen[2:] == [EventsLost("connected")])
+    finally:
+        await esl.stop()
+        emulator.kill()

@@ -139,7 +139,7 @@ async def test_queue_of_events_is_bounded(backend: str, server: FakeEsl) -> None
         assert EventsLost("event queue overflow") in [
             replace(item, dropped=0) for item in client.seen if isinstance(item, EventsLost)
         ]
-        assert len(client.events) <= 110
+        assert len(client.events) <= 150
         assert len(client.events) + client.esl.events_dropped >= 2000
 
 
