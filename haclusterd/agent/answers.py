@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from haclusterd import __version__
 from haclusterd.agent import capacity, schema, status
-from haclusterd.agent.alarms import alarms
+from haclusterd.agent.alarms import alarms, differing
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
@@ -49,6 +49,7 @@ class Answers:
         found = [
             *alarms(agent.problems, agent.life, switch),
             *agent.notices.alarms,
+            *differing({agent.me: self.word(), **words}),
             *self._too_little(self.view()),
         ]
         if agent.orders.problem:
@@ -95,7 +96,9 @@ class Answers:
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
         told = [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]]
-        return Word(__version__, sync, told, agent.orders.word())
+        differences = agent.comparison.differences(agent.owners())
+        digest = agent.comparison.digest
+        return Word(__version__, sync, told, agent.orders.word(), digest, differences)
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -150,12 +153,14 @@ class Answers:
 
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
-        replicator = self._agent.replicator
+        replicator, life = self._agent.replicator, self._agent.life
         counts = {
             "decisions": self.history.total,
             "heart_malformed": self._agent.link.malformed,
             "heart_dropped": self._agent.link.dropped,
         }
+        if life is not None and life.switch is not None:
+            counts |= life.switch.counters()
         if replicator is not None:
             counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
         if self._agent.shared is not None:

@@ -19,6 +19,7 @@ from haclusterd.agent.answers import Answers
 from haclusterd.agent.api import Api, ApiError
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
+from haclusterd.agent.comparison import Comparison
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
@@ -87,6 +88,7 @@ class Agent:
             self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
         )
         self.shared = shared_with(self.spec, self.replicator, self.services.busy)
+        self.comparison = Comparison(self.me, self.spec.services, self.history, self.changed)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
@@ -97,7 +99,6 @@ class Agent:
         self._orphaned_us: dict[str, int] = {}
         self._report: LocalReport | None = None
         self._reported_us = 0
-        self._reported = 0.0  # loop time of the last one sent
         self._news = asyncio.Event()
         self._promised = Promised(self.spec, config.state_dir, self.problems)
         self._tasks: list[asyncio.Task[None]] = []
@@ -196,7 +197,9 @@ class Agent:
         self.notices.join(replicator)
         self.orders.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
-        self.peers = Peers(others, replicator, self.answers.word, self.orders.heard)
+        self.peers = Peers(
+            others, replicator, self.answers.word, self.orders.heard, self.comparison
+        )
         await self.peers.start()
         self._stops.append(self.peers.stop)
 
@@ -205,13 +208,9 @@ class Agent:
         if section is None or self.config.node.witness:
             return
         self.life = FreeswitchLife(
-            section,
-            self.spec.services,
-            self.history,
-            self.link.send,
-            self.changed,
+            section, self.spec.services, self.history, self.link.send, self.changed,
             self.services.freeswitch_exited,
-        )
+        )  # fmt: skip
 
     async def _start_freeswitch(self) -> None:
         section, life = self.config.freeswitch, self.life
@@ -227,7 +226,7 @@ class Agent:
             by_profile = {p: s.name for s in self.spec.services for p in s.profiles}
             events = SwitchEvents(
                 self.services.call_changes, self.services.freeswitch_replaced, connected,
-                life.disconnected, life.health_changed, life.shut_down,
+                life.disconnected, life.health_changed, life.shut_down, self.comparison.read,
             )  # fmt: skip
             nodes = [node.id for node in self.spec.nodes if not node.witness]
             switch = LocalSwitch(section, by_profile, events, self.config.api.socket, nodes)
@@ -361,6 +360,7 @@ class Agent:
             orphaned_s={n: (now - at_us) / 1e6 for n, at_us in self._orphaned_us.items()},
             freshness={n: replicator.freshness(n) for n in names} if replicator else {},
             profiles=life.profiles if life is not None else {},
+            lacking=self.comparison.differences(self.owners()).lacking,
             busy={n: self.services.busy(n) for n in names},
             replicating=self.problems.get("replication", ""),
         )  # fmt: skip

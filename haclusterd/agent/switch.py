@@ -20,6 +20,8 @@ from haclusterd.config import FreeSwitch
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch import console
 from haclusterd.freeswitch.calls import CallSource
+from haclusterd.freeswitch.capabilities import Capabilities
+from haclusterd.freeswitch.capability_watch import CapabilityWatch
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import Esl, EslConnection, EslSettings, EventItem, EventsLost
@@ -66,6 +68,20 @@ class Switch(Protocol):
     def calls(self) -> int: ...
     @property
     def core_uuid(self) -> str: ...
+    @property
+    def unprotected(self) -> str:
+        """A sentence while there are calls that no other node could recover; else empty."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """What only counts up: lost events, calls that cannot be recovered elsewhere."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What it has, None while it has not told or is not asked."""
+        ...
+
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
@@ -119,6 +135,7 @@ class SwitchEvents:
     disconnected: Callable[[str], None]
     health: Callable[[Health], None]
     shut_down: Callable[[], None]
+    compared: Callable[[Capabilities], None]
 
 
 def read_password(section: FreeSwitch) -> str:
@@ -139,6 +156,12 @@ def read_password(section: FreeSwitch) -> str:
     return lines[0].strip()
 
 
+def esl_settings(section: FreeSwitch) -> EslSettings:
+    """How to log in. Raises SwitchError."""
+    password = read_password(section)
+    return EslSettings(section.esl_host, section.esl_port, password, backend=section.esl_backend)
+
+
 def _core_db_said(problem: str) -> None:
     if problem:
         log.warning("core.db: %s", problem)
@@ -157,19 +180,22 @@ class LocalSwitch:
         api_socket: Path,
         nodes: Sequence[str] = (),
     ) -> None:
-        self._settings = EslSettings(section.esl_host, section.esl_port, read_password(section))
+        self._settings = esl_settings(section)
         self._events = events
         self._api_socket = api_socket
         self._names = sorted(set(services.values())), list(nodes)
         self._console: asyncio.Task[None] | None = None
-        self._control = EslConnection(
-            self._settings,
-            name="control",
-            events=("SHUTDOWN",),
-            on_event=self._on_event,
-            on_up=self._connected,
-            on_down=events.disconnected,
-        )
+        self._connections: list[EslConnection] = []
+        try:
+            self._control = self.connection(
+                name="control",
+                events=("SHUTDOWN",),
+                on_event=self._on_event,
+                on_up=self._connected,
+                on_down=events.disconnected,
+            )
+        except EslError as error:
+            raise SwitchError(str(error)) from error  # the library of esl_backend is not there
         cpu_wait = CpuWait(lambda: pid_of(section.pid_file))
         self._probe = HealthProbe(self.connection, events.health, cpu_wait=cpu_wait)
         self._recovery = Recovery(self.connection, section.core_db)
@@ -182,9 +208,17 @@ class LocalSwitch:
             on_problem=_core_db_said,
         )
 
+        self._watch = (
+            CapabilityWatch(self.connection, sorted(services), events.compared)
+            if section.compare
+            else None
+        )
+
     def connection(self, **wanted: object) -> Esl:
         """One more connection to this FreeSWITCH, not started: an `EslFactory`."""
-        return EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
+        made = EslConnection(self._settings, **wanted)  # type: ignore[arg-type]
+        self._connections.append(made)
+        return made
 
     async def _on_event(self, item: EventItem) -> None:
         if not isinstance(item, EventsLost) and item.name == "SHUTDOWN":
@@ -223,6 +257,22 @@ class LocalSwitch:
         return self._source.calls
 
     @property
+    def unprotected(self) -> str:
+        return self._source.unprotected
+
+    def counters(self) -> dict[str, int]:
+        made = self._connections
+        return {
+            "esl_events_dropped": sum(one.events_dropped for one in made),
+            "esl_logins": sum(one.logins for one in made),
+            "calls_refused": self._source.refused,
+        }
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        return self._watch.found if self._watch is not None else None
+
+    @property
     def core_uuid(self) -> str:
         return self._source.core_uuid
 
@@ -231,11 +281,15 @@ class LocalSwitch:
         await self._probe.start()
         await self._recovery.start()
         await self._source.start()
+        if self._watch is not None:
+            await self._watch.start()
 
     async def stop(self) -> None:
         if self._console is not None:
             self._console.cancel()
             await asyncio.gather(self._console, return_exceptions=True)
+        if self._watch is not None:
+            await self._watch.stop()
         await self._source.stop()
         await self._recovery.stop()
         await self._probe.stop()

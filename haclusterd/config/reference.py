@@ -90,6 +90,10 @@ MEANINGS = {
     "freeswitch.limits_port": "Where mod_hash of the local FreeSWITCH asks (127.0.0.1, see "
     "`hash.conf.xml` in `fs_conf`) what the other nodes count, so that limits hold in the whole "
     "cluster. 0: each FreeSWITCH counts for itself.",
+    "freeswitch.esl_backend": "Which library speaks to the event socket. The others are extras "
+    "with known faults, listed in docs/esl-backends.md.",
+    "freeswitch.compare": "Nodes tell each other their modules, codecs and profile settings; one "
+    "that lacks what a service's owner has is no candidate for it. `false`: nobody compares.",
     "sync.port": "TCP, on every link address.",
     "heartbeat.port": "UDP, on every link address.",
     "api.socket": "The Unix socket of `haclusterctl`; its folder is the run directory. At most 107 "

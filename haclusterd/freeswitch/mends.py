@@ -64,6 +64,7 @@ def name_profile(record: CallRecord) -> CallRecord:
 
 def mend(record: CallRecord, switches: Mends) -> CallRecord:
     """All mends that are switched on. Raises metadata.MetadataError for a broken document."""
+    metadata.check_uuid(record.uuid)
     metadata.check(record.metadata)
     if switches.profile:
         record = name_profile(record)

@@ -101,7 +101,8 @@ class Switch(FakeEsl):
     def event(
         self, name: str, uuid: str, *, cause: str = "", other: str = "", made_s_ago: float = 0.0
     ) -> None:
-        headers = {"Event-Name": name, "Unique-ID": uuid, "variable_recovered": "true"}
+        headers: dict[str, str | list[str]] = {"Event-Name": name, "Unique-ID": uuid}
+        headers["variable_recovered"] = "true"
         headers["Event-Date-Timestamp"] = str(int((time.time() - made_s_ago) * 1e6))
         if cause:
             headers |= {"Hangup-Cause": cause, "variable_sip_cseq": "1"}
