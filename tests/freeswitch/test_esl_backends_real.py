@@ -102,7 +102,8 @@ def test_each_backend_does_what_haclusterd_needs(site: Site, backend: str) -> No
     async def work() -> None:
         async with listening(site, backend) as it, listening(site, "native") as sender:
             assert "UP " in await it.esl.api("status")
-            assert "mod_sofia" in await it.esl.api("show modules as json")
+            while "mod_sofia" not in await it.esl.api("show modules as json"):
+                await asyncio.sleep(0.1)  # the list lags behind the start
             found = await capabilities.read(it.esl, ["east"])
             assert "mod_dptools" in found.modules
             assert found.profiles["east"].codecs == ("PCMA", "PCMU")
