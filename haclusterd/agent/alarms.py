@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from haclusterd.agent.comparison import SENTENCE_CHARS_MAX, SENTENCES_MAX
 from haclusterd.agent.freeswitch import FreeswitchLife
+from haclusterd.agent.peers import Word
 from haclusterd.agent.schema import Alarm
 from haclusterd.agent.switch import Switch
 
@@ -27,6 +29,22 @@ def _down(life: FreeswitchLife, switch: Switch | None) -> str:
     return f"{text}; ESL: {switch.problem}" if switch is not None and switch.problem else text
 
 
+def differing(words: Mapping[str, Word]) -> list[Alarm]:
+    """What each node says of how its FreeSWITCH differs from those of the owners."""
+    found = []
+    for node, word in sorted(words.items()):
+        lacking = list(word.differences.lacking.items())[:SENTENCES_MAX]
+        found += [
+            Alarm("lacking", f"{node} is no candidate for {name}: {reason[:SENTENCE_CHARS_MAX]}")
+            for name, reason in lacking
+        ]
+        found += [
+            Alarm("drift", f"on {node}, {text[:SENTENCE_CHARS_MAX]}")
+            for text in word.differences.drift[:SENTENCES_MAX]
+        ]
+    return found
+
+
 def alarms(
     problems: Mapping[str, str], life: FreeswitchLife | None, switch: Switch | None
 ) -> list[Alarm]:
@@ -40,6 +58,8 @@ def alarms(
         found.append(Alarm("freeswitch_down", _down(life, switch)))
     elif switch is not None and switch.problem and "freeswitch" not in problems:
         found.append(Alarm("freeswitch", switch.problem))
+    if switch is not None and switch.unprotected:
+        found.append(Alarm("unprotected_calls", switch.unprotected))
     for service, reason in life.profiles.items():
         if reason:
             found.append(Alarm("profiles", f"{service}: {reason}"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from haclusterd import __version__
 from haclusterd.agent import capacity, risks, schema, status
-from haclusterd.agent.alarms import alarms
+from haclusterd.agent.alarms import alarms, differing
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
@@ -51,6 +51,7 @@ class Answers:
         found = [
             *alarms(agent.problems, agent.life, switch),
             *agent.notices.alarms,
+            *differing({agent.me: self.word(), **words}),
             *self._too_little(self.view()),
         ]
         if agent.orders.problem:
@@ -100,8 +101,15 @@ class Answers:
         told = [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]]
         names = [service.name for service in agent.spec.services]
         reports = agent.last_report.services if agent.last_report is not None else ()
-        unready = {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason}
-        return Word(__version__, sync, told, agent.orders.word(), unready)
+        return Word(
+            __version__,
+            sync,
+            told,
+            agent.orders.word(),
+            agent.comparison.digest,
+            agent.comparison.differences(agent.owners()),
+            {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason},
+        )
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -179,12 +187,14 @@ class Answers:
 
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
-        replicator = self._agent.replicator
+        replicator, life = self._agent.replicator, self._agent.life
         counts = {
             "decisions": self.history.total,
             "heart_malformed": self._agent.link.malformed,
             "heart_dropped": self._agent.link.dropped,
         }
+        if life is not None and life.switch is not None:
+            counts |= life.switch.counters()
         if replicator is not None:
             counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
         if self._agent.shared is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from haclusterd.agent.freeswitch import FreeswitchLife
+from haclusterd.agent.local_switch import LocalSwitch, recovery_options
 from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.services import Services
-from haclusterd.agent.switch import LocalSwitch, SwitchEvents, recovery_options
+from haclusterd.agent.switch import SwitchEvents
 from haclusterd.config import Config, FreeSwitch
 from haclusterd.core.model import ClusterSpec
+from haclusterd.freeswitch.capabilities import Capabilities
 
 
 def why_without(config: Config, problems: Mapping[str, str]) -> str:
@@ -27,6 +29,7 @@ def local_switch(
     life: FreeswitchLife,
     services: Services,
     recoveries: Recoveries,
+    compared: Callable[[Capabilities], None],
 ) -> LocalSwitch:
     """Not started yet. Raises SwitchError where the password cannot be read."""
 
@@ -37,7 +40,7 @@ def local_switch(
     by_profile = {p: s.name for s in spec.services for p in s.profiles}
     events = SwitchEvents(
         services.call_changes, services.freeswitch_replaced, connected,
-        life.disconnected, life.health_changed, life.shut_down, recoveries.settled,
+        life.disconnected, life.health_changed, life.shut_down, compared, recoveries.settled,
     )  # fmt: skip
     nodes = [node.id for node in spec.nodes if not node.witness]
     options = recovery_options(config.recovery)

@@ -20,6 +20,7 @@ from haclusterd.agent.api import Api, ApiError
 from haclusterd.agent.assembly import local_switch, why_without
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
+from haclusterd.agent.comparison import Comparison
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
@@ -93,6 +94,7 @@ class Agent:
             self.spec, self.replicator, self.history, self.recoveries, self.changed
         )
         self.shared = shared_with(self.spec, self.replicator, self.services.busy)
+        self.comparison = Comparison(self.me, self.spec.services, self.history, self.changed)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
@@ -103,7 +105,6 @@ class Agent:
         self._orphaned_us: dict[str, int] = {}
         self._report: LocalReport | None = None
         self._reported_us = 0
-        self._reported = 0.0  # loop time of the last one sent
         self._news = asyncio.Event()
         self._promised = Promised(self.spec, config.state_dir, self.problems)
         self._tasks: list[asyncio.Task[None]] = []
@@ -202,7 +203,9 @@ class Agent:
         self.notices.join(replicator)
         self.orders.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
-        self.peers = Peers(others, replicator, self.answers.word, self.orders.heard)
+        self.peers = Peers(
+            others, replicator, self.answers.word, self.orders.heard, self.comparison
+        )
         await self.peers.start()
         self._stops.append(self.peers.stop)
 
@@ -219,11 +222,12 @@ class Agent:
         if section is None or life is None:
             return
         if section.esl_port:
-            from haclusterd.agent.switch import read_password
+            from haclusterd.agent.local_switch import read_password
 
             switch = local_switch(
-                self.config, section, self.spec, life, self.services, self.recoveries
-            )
+                self.config, section, self.spec, life, self.services, self.recoveries,
+                self.comparison.read,
+            )  # fmt: skip
             life.switch = self.services.switch = self.operators.switch = switch
             if self._view is not None:
                 self.services.observe(self._view)
@@ -354,6 +358,7 @@ class Agent:
             orphaned_s={n: (now - at_us) / 1e6 for n, at_us in self._orphaned_us.items()},
             freshness={n: replicator.freshness(n) for n in names} if replicator else {},
             profiles=life.profiles if life is not None else {},
+            lacking=self.comparison.differences(self.owners()).lacking,
             busy={n: self.services.busy(n) for n in names},
             replicating=self.problems.get("replication", ""),
         )  # fmt: skip

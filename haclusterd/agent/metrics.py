@@ -71,7 +71,8 @@ CATALOG = (
     Metric("dns_updates", "counter", "updates of a DNS name: `done`, `failed`",
            ("name", "outcome")),
     Metric("events", "counter", "what only counts up in the agent: decisions, replication's "
-           "counters", ("event",)),
+           "counters, ESL logins, events lost on the way (`esl_events_dropped`), calls that no "
+           "other node could recover (`calls_refused`)", ("event",)),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the agents tell each other for status: version, how good their copies are, what moved.
+"""What the agents tell each other: version, copies, what moved, what their FreeSWITCH has.
 
 Asked over the replication mesh every few seconds; never decides anything. Orders for the whole
 cluster come along, so that whoever was away when one was given hears of it.
@@ -13,13 +13,16 @@ from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.comparison import Comparison, Differences
 from haclusterd.agent.schema import Report, Sync
 from haclusterd.core.agreed import AgreedWord
+from haclusterd.freeswitch import capabilities
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
 
 METHOD = "about"
+CAPABILITIES = "capabilities"
 EVERY_S = 2.0
 ANSWER_MS = 1000
 REPORTS_TOLD = 4  # a takeover is one node's to report, but everybody's to see
@@ -32,6 +35,8 @@ class Word(msgspec.Struct, frozen=True):
     sync: Sync
     reports: list[Report] = []
     agreed: AgreedWord = AgreedWord()
+    capabilities: str = ""  # digest; who knows another one asks for the whole
+    differences: Differences = Differences()
     unready: dict[str, str] = {}  # service -> why it could not take it over now
 
 
@@ -51,7 +56,9 @@ class Peers:
         mesh: Asking,
         own: Callable[[], Word],
         heard: Callable[[AgreedWord], Awaitable[None]],
+        comparison: Comparison,
     ) -> None:
+        self._comparison = comparison
         self._nodes = list(nodes)
         self._mesh = mesh
         self._own = own
@@ -60,6 +67,7 @@ class Peers:
         self.reports: dict[str, list[Report]] = {}  # those of the lost stay
         self._task: asyncio.Task[None] | None = None
         mesh.register(METHOD, self._asked)
+        mesh.register(CAPABILITIES, self._asked_capabilities)
 
     async def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._ask_for_ever(), name="peers")
@@ -71,6 +79,11 @@ class Peers:
 
     async def _asked(self, peer: str, payload: bytes) -> bytes:
         return msgspec.json.encode(self._own())
+
+    async def _asked_capabilities(self, peer: str, payload: bytes) -> bytes:
+        if self._comparison.mine is None:
+            raise ValueError("FreeSWITCH has not told yet what it has")
+        return capabilities.encode(self._comparison.mine)
 
     async def _ask_for_ever(self) -> None:
         pause_s = 0.3  # the first time soon: connections are just coming up
@@ -87,3 +100,13 @@ class Peers:
             await self._heard(word.agreed)
         except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
             self.words.pop(node, None)
+            return
+        if word.capabilities and word.capabilities != self._comparison.known(node):
+            await self._fetch_capabilities(node)
+
+    async def _fetch_capabilities(self, node: str) -> None:
+        try:
+            answer = await self._mesh.request(node, CAPABILITIES, b"", ANSWER_MS)
+            self._comparison.heard(node, capabilities.decode(answer))
+        except (RequestFailed, ValueError) as error:
+            log.info("what FreeSWITCH of %s has was not heard: %s", node, error)

@@ -24,7 +24,8 @@ class Facts:
 
     `owners` holds (owner, epoch) by service, owner empty while nobody has it; `orphaned_s` how
     long that has been so. `profiles` holds why a service's SIP profiles cannot serve (empty: they
-    can), and no entry while that is not known. `watched`: ESL is in use (`esl_port` not 0).
+    can), and no entry while that is not known. `lacking`: what its owner's FreeSWITCH has and this
+    one has not. `watched`: ESL is in use (`esl_port` not 0).
     """
 
     freeswitch: bool
@@ -39,6 +40,7 @@ class Facts:
     orphaned_s: Mapping[str, float] = field(default_factory=dict)
     freshness: Mapping[str, Freshness] = field(default_factory=dict)
     profiles: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
     busy: Mapping[str, str] = field(default_factory=dict)
     replicating: str = ""  # why replication does not run, empty if it does
 
@@ -115,7 +117,16 @@ def _reason(spec: ClusterSpec, facts: Facts, k: int) -> str:
     if name not in facts.profiles:
         return "its SIP profiles were not looked at yet"
     busy = facts.busy.get(name, "")
-    return facts.profiles[name] or (f"busy: {busy}" if busy else "") or _copy(facts, name)
+    lacking = "" if _is_abandoned(facts, name) else facts.lacking.get(name, "")
+    return (
+        facts.profiles[name] or lacking or (f"busy: {busy}" if busy else "") or _copy(facts, name)
+    )
+
+
+def _is_abandoned(facts: Facts, name: str) -> bool:
+    """Nobody who was readier has taken the orphan: a poor takeover is better than none."""
+    owner, _ = facts.owners.get(name, ("", 0))
+    return not owner and facts.orphaned_s.get(name, 0.0) > NO_COPY_WAIT_S
 
 
 def _copy(facts: Facts, name: str) -> str:
@@ -128,7 +139,7 @@ def _copy(facts: Facts, name: str) -> str:
     fresh = facts.freshness.get(name, NO_COPY)
     if fresh.state == "in-sync" or (epoch == 0 and not owner):
         return ""
-    if not owner and facts.orphaned_s.get(name, 0.0) > NO_COPY_WAIT_S:
+    if _is_abandoned(facts, name):
         return ""
     if facts.replicating:
         return facts.replicating

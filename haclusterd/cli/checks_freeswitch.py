@@ -57,7 +57,13 @@ async def _esl(config: Config, section: FreeSwitch) -> list[Check]:
     except (OSError, UnicodeDecodeError):
         return [Check("ESL", SKIPPED, "no password to log in with")]
     profiles = sorted({name for service in config.services for name in service.profiles})
-    esl = EslConnection(EslSettings(section.esl_host, section.esl_port, password), name="doctor")
+    settings = EslSettings(
+        section.esl_host, section.esl_port, password, backend=section.esl_backend
+    )
+    try:
+        esl = EslConnection(settings, name="doctor")
+    except EslError as error:  # its library; `config` has said so before
+        return [Check("ESL", FAILED, str(error), "see esl_backend in [freeswitch]")]
     await esl.start()
     try:
         await esl.wait_up(LOGIN_MS)

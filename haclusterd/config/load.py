@@ -56,6 +56,8 @@ def load(
         me = identity.own_node(config.nodes, local, problems)
     if run_dir is not None:
         rules.check_socket("--run-dir", run_dir.absolute() / SOCKET_NAME, (), problems)
+    if me >= 0 and not config.nodes[me].witness:
+        rules.check_backend(config.freeswitch, problems)
     problems.raise_if_any()
     return config.bound_to(me, run_dir)
 
@@ -321,6 +323,11 @@ def _warnings(config: Config) -> tuple[str, ...]:
         )
     if config.preset == "fast":
         found.append('cluster.preset: "fast" is experimental and needs real-time scheduling')
+    if config.freeswitch is not None and config.freeswitch.esl_backend == "greenswitch":
+        found.append(
+            "freeswitch.esl_backend: with greenswitch, line breaks in channel variables can forge "
+            "events; see docs/esl-backends.md"
+        )
     if config.freeswitch is None and any(service.profiles for service in config.services):
         found.append("service.profiles: without [freeswitch] only addresses move")
     return tuple(found)

@@ -19,6 +19,8 @@ from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, Ser
 from haclusterd.core.text import printable
 
 NODE_PLACEHOLDER = "{node}"
+# esl_backend, and the module that each one needs beside what is always installed.
+ESL_BACKENDS = {"native": "", "greenswitch": "greenswitch", "python-esl": "ESL"}
 STATE_DIR = Path("/var/lib/haclusterd")
 RELINQUISH_DEADS = 400  # of `dead_ms` without a slave: a minute for lan, ten for wan
 SOCKET_NAME = "haclusterd.sock"  # in --run-dir
@@ -56,6 +58,7 @@ class FreeSwitch:
     """Section `[freeswitch]`. `esl_port` 0: only the process in `pid_file` is watched, no ESL.
 
     `limits_port` 0: limits are each FreeSWITCH's own.
+    `compare`: a node whose FreeSWITCH lacks what the owner's has is no candidate.
     """
 
     esl_host: str
@@ -65,6 +68,8 @@ class FreeSwitch:
     pid_file: Path
     start_command: tuple[str, ...]
     limits_port: int = 0
+    esl_backend: str = "native"
+    compare: bool = True
 
 
 @dataclass(frozen=True, slots=True)

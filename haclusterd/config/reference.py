@@ -125,6 +125,10 @@ MEANINGS = {
     "are recovered; phones repeat the others after 0.5 s. UDP only. 0: all.",
     "recovery.pace_registers_per_s": "REGISTERs that are let through in the 10 s after that, and "
     "none before; phones repeat them. UDP only. 0: all.",
+    "freeswitch.esl_backend": "Which library speaks to the event socket. The others are extras "
+    "with known faults, listed in docs/esl-backends.md.",
+    "freeswitch.compare": "Nodes tell each other their modules, codecs and profile settings; one "
+    "that lacks what a service's owner has is no candidate for it. `false`: nobody compares.",
     "sync.port": "TCP, on every link address.",
     "heartbeat.port": "UDP, on every link address.",
     "api.socket": "The Unix socket of `haclusterctl`; its folder is the run directory. At most 107 "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from haclusterd.config.model import NODE_PLACEHOLDER
+from haclusterd.config.model import ESL_BACKENDS, NODE_PLACEHOLDER, FreeSwitch
 from haclusterd.config.reading import Problems, one_of, suggestion
 from haclusterd.config.sections import ServiceText
 from haclusterd.core.model import NodeSpec, Quorum
@@ -148,6 +149,19 @@ def check_socket(key: str, socket: Path, nodes: Sequence[NodeSpec], problems: Pr
         if size > SOCKET_BYTES_MAX:
             message = f"{used} has {size} bytes, and a socket's path at most {SOCKET_BYTES_MAX}"
             problems.note(key, message, "use a shorter folder, as /run/haclusterd")
+
+
+def check_backend(freeswitch: FreeSwitch | None, problems: Problems) -> None:
+    """On the node itself: is the library there that `esl_backend` names?"""
+    backend = freeswitch.esl_backend if freeswitch is not None and freeswitch.esl_port else "native"
+    module = ESL_BACKENDS[backend]
+    if module and importlib.util.find_spec(module) is None:
+        problems.note(
+            "freeswitch.esl_backend",
+            f'"{backend}" needs the Python module {module}, which is not installed here',
+            f"pip install 'haclusterd[{backend}]' into the environment of haclusterd, or use "
+            '"native"',
+        )
 
 
 def check_ports(*, heartbeat: int, sync: int, http: int, esl: int, problems: Problems) -> None:

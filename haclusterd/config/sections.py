@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from haclusterd.config.model import NODE_PLACEHOLDER, Api, FreeSwitch
+from haclusterd.config.model import ESL_BACKENDS, NODE_PLACEHOLDER, Api, FreeSwitch
 from haclusterd.config.presets import KEYS, MS_MAX, PRESETS, broken_rules
 from haclusterd.config.reading import NAME, NAME_RULE, Section
 from haclusterd.core.model import AddressSpec, NodeSpec
@@ -62,8 +62,12 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
     pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
     command = section.texts("start_command", [], "a command and its words")
     limits = section.integer("limits_port", 7803, 0, 65535)
+    backend = section.choice("esl_backend", list(ESL_BACKENDS), "native")
+    compare = section.flag("compare", True)
     section.finish()
-    found = FreeSwitch(host, port, password_path, db_path, pid_path, tuple(command), limits)
+    found = FreeSwitch(
+        host, port, password_path, db_path, pid_path, tuple(command), limits, backend, compare
+    )
     return found, {
         "esl_host": host,
         "esl_port": port,
@@ -72,6 +76,8 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
         "pid_file": pid,
         "start_command": command,
         "limits_port": limits,
+        "esl_backend": backend,
+        "compare": compare,
     }
 
 

@@ -35,6 +35,7 @@ POLL_MS = 10  # while something changes, or inotify does not work; FreeSWITCH is
 TOMBSTONE_HOLD_MS = 300
 TICK_S = 0.05
 UNMAPPED_MAX = 64
+REFUSED_MAX = 10_000
 
 
 class _Known(NamedTuple):
@@ -55,6 +56,7 @@ def _digest(record: CallRecord) -> int:
 
 def build_record(service: str, version: int, row: RecoveryRow) -> CallRecord:
     """One row as a call record. Raises metadata.MetadataError."""
+    metadata.check_uuid(row.uuid)
     facts = metadata.facts(row.metadata)
     return CallRecord(
         service=service,
@@ -114,6 +116,8 @@ class CallSource:
         self._gone = asyncio.Event()  # there may be something in `_ending`
         self._fenced: set[str] = set()
         self._unmapped: set[str] = set()
+        self._refused: dict[str, str] = {}  # uuid: why its call cannot be told
+        self.refused = 0  # how many there have been
         self._shutting_down = False
         self._core_uuid = ""
         self._problem = ""
@@ -134,6 +138,12 @@ class CallSource:
     def calls(self) -> int:
         """Call legs known to be up."""
         return len(self._known)
+
+    @property
+    def unprotected(self) -> str:
+        """A sentence while there are calls that no other node could recover; else empty."""
+        why = next(iter(self._refused.values()), "")
+        return f"{len(self._refused)} calls cannot be recovered elsewhere: {why}" if why else ""
 
     async def start(self) -> None:
         """Begin to follow; never fails, see `problem`."""
@@ -174,6 +184,7 @@ class CallSource:
             self._core_uuid = core_uuid
             self._shutting_down = False
             self._known.clear()
+            self._refused.clear()
             self._ending.clear()
             if restarted and self._on_reset is not None:
                 await self._on_reset()
@@ -281,10 +292,14 @@ class CallSource:
                 return True  # of a process that is gone; the new one begins with a full read
             records = self._records(batch.rows)
             for entry in batch.ended:
+                self._refused.pop(entry.uuid, None)
                 known = self._known.get(entry.uuid)
                 if known is not None:
                     self._note_end(entry.uuid, known.service, entry.seq)
             if batch.present is not None:
+                gone = [uuid for uuid in self._refused if uuid not in batch.present]
+                for uuid in gone:
+                    del self._refused[uuid]
                 for uuid, known in list(self._known.items()):
                     if uuid not in batch.present and uuid not in self._ending:
                         self._note_end(uuid, known.service, batch.version)
@@ -305,11 +320,11 @@ class CallSource:
             if self._positions is None and known == (service, hash((row.metadata, -1))):
                 continue
             try:
-                record = build_record(service, version, row)
+                record = self._placed(build_record(service, version, row))
             except metadata.MetadataError as error:
-                log.warning("call %s can not be protected: %s", row.uuid, error)
+                self._note_refused(row.uuid, str(error))
                 continue
-            record = self._placed(record)
+            self._refused.pop(row.uuid, None)
             if known != (service, _digest(record)):
                 changes.append(record)
         return changes
@@ -318,6 +333,13 @@ class CallSource:
         if self._positions is None:
             return record
         return replace(record, position=self._positions.of(record))
+
+    def _note_refused(self, uuid: str, why: str) -> None:
+        """Counted, and told once for each call: what is changed often need not be said often."""
+        if uuid not in self._refused and len(self._refused) < REFUSED_MAX:
+            self._refused[uuid] = why
+            self.refused += 1
+            log.warning("call %.60r can not be protected: %s", uuid, why)
 
     async def _tell(self, changes: list[Change]) -> bool:
         if not changes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ METADATA_READ_ROWS = 32  # about 300 kB: under 1 ms of shared lock
 BUSY_MS = 100
 SNAPSHOT_ROWS_MAX = 100_000
 
+_TEXT = partial(str, encoding="utf-8", errors="replace")
 _COLUMNS = ("runtime_uuid", "technology", "profile_name", "hostname", "uuid", "metadata")
 _TRIGGERS = {"ha_log_insert": "INSERT", "ha_log_update": "UPDATE", "ha_log_delete": "DELETE"}
 
@@ -65,6 +67,8 @@ def open_core_db(path: Path, *, busy_ms: int = BUSY_MS) -> sqlite3.Connection:
             isolation_level=None,
             check_same_thread=False,
         )
+        # One caller's name that is not UTF-8 must not make the rows of all others unreadable.
+        connection.text_factory = _TEXT
         connection.execute("PRAGMA synchronous=OFF")
     except sqlite3.Error as error:
         raise explain(path, error) from error

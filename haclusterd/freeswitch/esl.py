@@ -14,20 +14,14 @@ import random
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from . import esl_protocol as wire
-from .esl_errors import (
-    EslDown,
-    EslError,
-    EslTimeout,
-    acl_problem,
-    connect_problem,
-    password_problem,
-    silent_problem,
-)
-from .esl_socket import EslSocket, Reply
+from .esl_backends import link_class
+from .esl_errors import EslDown, EslError, EslTimeout, connect_problem, silent_problem
+from .esl_link import EslSettings, EventItem, EventsLost, Link, Reply
+
+__all__ = ["Esl", "EslConnection", "EslFactory", "EslSettings", "EventItem", "EventsLost"]
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +29,6 @@ JOBS_PENDING_MAX = 256
 STEADY_AFTER_S = 5.0
 
 
-@dataclass(frozen=True)
-class EslSettings:
-    """Where FreeSWITCH's event socket is and how patient to be; times in ms."""
-
-    host: str
-    port: int
-    password: str = field(repr=False)
-    connect_timeout_ms: int = 1000  # TCP, greeting and login together
-    command_timeout_ms: int = 2000
-    backoff_first_ms: int = 20
-    backoff_max_ms: int = 2000
-    event_queue_max: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class EventsLost:
-    """Events may be missing before this point: read the full state again."""
-
-    reason: str
-
-
-EventItem = wire.Event | EventsLost
 EventSink = Callable[[EventItem], Awaitable[None]]
 
 
@@ -101,12 +73,13 @@ class EslConnection:
     ) -> None:
         self.settings = settings
         self.name = name
-        self._setup = [wire.subscribe(events)] if events else []
+        self._make_link = link_class(settings.backend)
+        self._setup = [wire.subscribe(events, self._make_link.style)] if events else []
         self._setup += [wire.event_filter(header, value) for header, value in filters]
         self._on_event = on_event
         self._on_up = on_up
         self._on_down = on_down
-        self._socket: EslSocket | None = None
+        self._link: Link | None = None
         self._problem = "not started"
         self._up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,6 +87,7 @@ class EslConnection:
         self._item_ready = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self.events_dropped = 0
+        self.logins = 0
 
     @property
     def up(self) -> bool:
@@ -136,8 +110,8 @@ class EslConnection:
     async def stop(self) -> None:
         """Close and forget; pending commands fail with EslDown."""
         tasks, self._tasks = self._tasks, []
-        if self._socket is not None:
-            self._socket.close("stopped")
+        if self._link is not None:
+            self._link.close("stopped")
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -192,16 +166,16 @@ class EslConnection:
             self._jobs.pop(job, None)
 
     async def _run(self, data: bytes, timeout_ms: int | None, drop_on_timeout: bool) -> Reply:
-        socket = self._socket
-        if socket is None or not self._up.is_set():
+        link = self._link
+        if link is None or not self._up.is_set():
             raise EslDown(self._problem)
-        return await self._ask(socket, data, timeout_ms, drop_on_timeout)
+        return await self._ask(link, data, timeout_ms, drop_on_timeout)
 
     async def _ask(
-        self, socket: EslSocket, data: bytes, timeout_ms: int | None, drop_on_timeout: bool
+        self, link: Link, data: bytes, timeout_ms: int | None, drop_on_timeout: bool
     ) -> Reply:
         patience_ms = self.settings.command_timeout_ms if timeout_ms is None else timeout_ms
-        waiter = socket.send(data)
+        waiter = link.send(data)
         try:
             async with asyncio.timeout(patience_ms / 1000):
                 return await waiter
@@ -209,7 +183,7 @@ class EslConnection:
             verb = data.split(b"\n", 1)[0].decode(errors="replace")
             problem = f"FreeSWITCH did not answer {verb!r} within {patience_ms} ms"
             if drop_on_timeout:
-                socket.close(problem)
+                link.close(problem)
             raise EslTimeout(problem) from None
 
     # connecting
@@ -220,9 +194,9 @@ class EslConnection:
         while True:
             steady_since = None
             try:
-                socket = await self._connect()
+                link = await self._connect()
                 steady_since = loop.time()
-                reason = await socket.closed
+                reason = await link.closed
             except EslError as error:
                 reason = str(error)
             self._went_down(reason)
@@ -231,62 +205,51 @@ class EslConnection:
             await asyncio.sleep(delay_ms / 1000 * random.uniform(0.8, 1.2))
             delay_ms = min(delay_ms * 2, self.settings.backoff_max_ms)
 
-    async def _connect(self) -> EslSocket:
+    async def _connect(self) -> Link:
         settings = self.settings
-        loop = asyncio.get_running_loop()
-        socket: EslSocket | None = None
+        link = self._make_link(settings, self._enqueue, self._closed)
         try:
             async with asyncio.timeout(settings.connect_timeout_ms / 1000):
-                _, socket = await loop.create_connection(
-                    lambda: EslSocket(self._enqueue, self._closed), settings.host, settings.port
-                )
-                await self._log_in(socket)
+                await link.open()
+                await self._set_up(link)
         except OSError as error:  # TimeoutError is one
-            if isinstance(error, TimeoutError) and socket is not None:
+            if isinstance(error, TimeoutError) and link.reached:
                 problem = silent_problem(settings.host, settings.port, settings.connect_timeout_ms)
             else:
                 problem = connect_problem(settings.host, settings.port, error)
-            if socket is not None:
-                socket.close(problem)
+            link.close(problem)
             raise EslDown(problem) from None
         except (EslError, asyncio.CancelledError):
-            if socket is not None:
-                socket.close("login failed")
+            link.close("login failed")
             raise
-        self._came_up(socket)
-        return socket
+        self._came_up(link)
+        return link
 
-    async def _log_in(self, socket: EslSocket) -> None:
-        host, port = self.settings.host, self.settings.port
-        greeting = await socket.greeting
-        if isinstance(greeting, wire.RudeRejection):
-            raise EslDown(acl_problem(host, port, greeting.text))
-        reply = await socket.send(wire.auth(self.settings.password))
-        if reply.text.startswith("-ERR"):
-            raise EslDown(password_problem(host, port))
+    async def _set_up(self, link: Link) -> None:
         for line in self._setup:
-            reply = await socket.send(line)
+            reply = await link.send(line)
             if reply.text.startswith("-ERR"):
                 said = line.decode(errors="replace").strip()
                 raise EslDown(f"FreeSWITCH refused {said!r}: {reply.text[:120]}")
 
-    def _came_up(self, socket: EslSocket) -> None:
-        self._socket = socket
+    def _came_up(self, link: Link) -> None:
+        self._link = link
         self._problem = ""
+        self.logins += 1
         self._up.set()
         self._put(EventsLost("connected"), first=True)
         if self._on_up is not None:
             self._on_up()
 
-    def _closed(self, socket: EslSocket, reason: str) -> None:
+    def _closed(self, link: Link, reason: str) -> None:
         """At once, so that nobody takes a dead connection for one that is up."""
-        if socket is self._socket:
+        if link is self._link:
             self._went_down(reason)
 
     def _went_down(self, reason: str) -> None:
         was_up = self._up.is_set()
         self._up.clear()
-        self._socket = None
+        self._link = None
         for job in self._jobs.values():
             if not job.done():
                 job.set_exception(EslDown(reason))
@@ -296,8 +259,10 @@ class EslConnection:
 
     # events
 
-    def _enqueue(self, event: wire.Event) -> None:
-        if event.name == "BACKGROUND_JOB" and self._jobs:
+    def _enqueue(self, event: EventItem) -> None:
+        if isinstance(event, EventsLost):
+            self.events_dropped += event.dropped
+        elif event.name == "BACKGROUND_JOB" and self._jobs:
             done = self._jobs.get(event.get("Job-UUID"))
             if done is not None and not done.done():
                 done.set_result(event.body)

@@ -353,8 +353,8 @@ def bgapi(line: str, job_uuid: str = "") -> bytes:
     return head[:-1] + _encoded(f"Job-UUID: {_checked('a job uuid', job_uuid)}\n\n")
 
 
-def subscribe(events: Sequence[str]) -> bytes:
-    """`event json NAMES`; CUSTOM subclasses after the plain names, never `all`.
+def subscribe(events: Sequence[str], style: str = "json") -> bytes:
+    """`event STYLE NAMES`; CUSTOM subclasses after the plain names, never `all`.
 
     FreeSWITCH takes every word after CUSTOM as a subclass, so the order matters and is made here.
     """
@@ -366,7 +366,7 @@ def subscribe(events: Sequence[str]) -> bytes:
         if name.lower() == "all" or " " in name or not name:
             raise EslArgumentError(f"subscribe to named events only, not {name!r}")
     words = [*plain, *(["CUSTOM", *custom] if custom else [])]
-    return command("event json " + " ".join(words))
+    return command(f"event {style} " + " ".join(words))
 
 
 def event_filter(header: str, value: str) -> bytes:

@@ -1,7 +1,7 @@
-"""One TCP connection to the event socket: frames in, answers matched to commands in order.
+"""The native backend: one TCP connection, frames in, answers matched to commands in order.
 
-Only what lives and dies with a single connection belongs here; reconnecting, login and the event
-queue are in `esl`.
+Only what lives and dies with a single connection belongs here; reconnecting and the event queue
+are in `esl`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from . import esl_protocol as wire
-from .esl_errors import EslDown
+from .esl_errors import EslDown, acl_problem, password_problem
+from .esl_link import COMMANDS_PENDING_MAX, EslSettings, EventItem, Link, Reply
 
-COMMANDS_PENDING_MAX = 4096
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
-
-Reply = wire.CommandReply | wire.ApiResponse
 
 
 def _fail(waiter: asyncio.Future[Any], reason: str) -> None:
@@ -27,13 +25,17 @@ def _fail(waiter: asyncio.Future[Any], reason: str) -> None:
 
 
 class EslSocket(asyncio.Protocol):
-    """Carries one TCP connection: frames in, replies matched to commands in order."""
+    """A `Link` of our own protocol code, in the event loop of the agent."""
+
+    style: ClassVar[str] = "json"
 
     def __init__(
         self,
-        on_event: Callable[[wire.Event], None],
-        on_close: Callable[[EslSocket, str], None],
+        settings: EslSettings,
+        on_event: Callable[[EventItem], None],
+        on_close: Callable[[Link, str], None],
     ) -> None:
+        self._settings = settings
         self._protocol = wire.EslProtocol()
         self._on_event = on_event
         self._on_close = on_close
@@ -42,6 +44,21 @@ class EslSocket(asyncio.Protocol):
         self.greeting: asyncio.Future[wire.AuthRequest | wire.RudeRejection] = loop.create_future()
         self.closed: asyncio.Future[str] = loop.create_future()
         self._transport: asyncio.Transport | None = None
+
+    @property
+    def reached(self) -> bool:
+        return self._transport is not None
+
+    async def open(self) -> None:
+        host, port = self._settings.host, self._settings.port
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: self, host, port)
+        greeting = await self.greeting
+        if isinstance(greeting, wire.RudeRejection):
+            raise EslDown(acl_problem(host, port, greeting.text))
+        reply = await self.send(wire.auth(self._settings.password))
+        if reply.text.startswith("-ERR"):
+            raise EslDown(password_problem(host, port))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):

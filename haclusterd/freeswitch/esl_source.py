@@ -65,6 +65,8 @@ class EslCallSource:
         self._shutting_down = False
         self._core_uuid = ""
         self._version = 0
+        self._refused: set[str] = set()
+        self.refused = 0
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -82,6 +84,13 @@ class EslCallSource:
     def calls(self) -> int:
         """Call legs known to be up."""
         return len(self._known)
+
+    @property
+    def unprotected(self) -> str:
+        """A sentence while there are calls that no other node could recover; else empty."""
+        if not self._refused:
+            return ""
+        return f"{len(self._refused)} calls cannot be protected: their dumps cannot be used"
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="calls over ESL")
@@ -167,6 +176,7 @@ class EslCallSource:
 
     def _hung_up(self, uuid: str) -> None:
         self._due.pop(uuid, None)
+        self._refused.discard(uuid)
         known = self._known.get(uuid)
         if known is None or self._shutting_down or known.service in self._fenced:
             return
@@ -259,7 +269,12 @@ class EslCallSource:
         if service is None:
             return None
         try:
-            return synthesis.record(service, self._next_version(), headers)
+            record = synthesis.record(service, self._next_version(), headers)
         except metadata.MetadataError as error:
-            log.warning("call %s can not be protected: %s", uuid, error)
+            if uuid not in self._refused and len(self._refused) < LEGS_MAX:
+                self._refused.add(uuid)
+                self.refused += 1
+                log.warning("call %.60r can not be protected: %s", uuid, error)
             return None
+        self._refused.discard(uuid)
+        return record

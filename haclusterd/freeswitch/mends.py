@@ -180,6 +180,7 @@ def _plain(data: str) -> bool:
 
 def mend(record: CallRecord, switches: Mends) -> CallRecord:
     """All mends that are switched on. Raises metadata.MetadataError for a broken document."""
+    metadata.check_uuid(record.uuid)
     metadata.check(record.metadata)
     if switches.profile:
         record = name_profile(record)

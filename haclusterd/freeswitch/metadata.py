@@ -15,6 +15,8 @@ from urllib.parse import quote, unquote
 METADATA_BYTES_MAX = 256 * 1024
 VARIABLE_BYTES_MAX = 8 * 1024
 
+# With inbound-use-callid-as-uuid it is what a stranger wrote, and it stands in ESL commands.
+_UUID = re.compile(r"[!-~]{1,255}\Z")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _ANSWERED = re.compile(r"<answered_time>(\d{1,19})</answered_time>")
 _APPLICATION = re.compile(r"<application\b([^<>]*)>")
@@ -33,6 +35,12 @@ class CallFacts(NamedTuple):
     partner: str
     sip_cseq: str
     answered_ms: int
+
+
+def check_uuid(uuid: str) -> None:
+    """Refuse a uuid that is not one word of a command. Raises MetadataError."""
+    if not _UUID.match(uuid):
+        raise MetadataError(f"its uuid {uuid[:40]!r} cannot stand in a command to FreeSWITCH")
 
 
 def _variables_span(xml: str) -> tuple[int, int]:

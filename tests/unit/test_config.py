@@ -135,6 +135,8 @@ BAD: list[tuple[str, str, str, str, str]] = [
     ("esl_port = 8021", "esl_port = 65536", "freeswitch.esl_port", "out of range", "65535"),
     ("esl_port = 8021", "esl_prt = 8021", "freeswitch.esl_prt", "esl_port", "remove"),
     ('["systemctl"', "[3", "freeswitch.start_command", "item 1 is 3", '["..."'),
+    ("esl_port = 8021", 'esl_backend = "esl"', "freeswitch.esl_backend", "not known", '"native"'),
+    ("esl_port = 8021", "compare = 1", "freeswitch.compare", "not true or false", "true"),
     ("port = 7801", "port = 7800", "heartbeat.port|sync.port", "already", "another port"),
     ("port = 7801", "port = 7802", "api.http", "7802 is already sync.port", "another port"),
     ("port = 7801", "port = 8021", "sync.port", "already freeswitch.esl_port", "another port"),

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from haclusterd.agent.history import History
+from haclusterd.agent.local_switch import recovery_options
 from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
-from haclusterd.agent.switch import recovery_options
 from haclusterd.agent.verdicts import SENTENCES_MAX
 from haclusterd.config import RecoverySection
 from haclusterd.core.actions import Recover

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from haclusterd.lab.emulator import apis_calls, apis_show, apis_sofia, registrar
+from haclusterd.lab.emulator import apis_calls, apis_conf, apis_show, apis_sofia, registrar
 from haclusterd.lab.emulator.channel import Channel
 from haclusterd.lab.emulator.events import Event, Source, plain_text
 from haclusterd.lab.emulator.recovery import recover
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Api = Callable[["Switch", str], str | Awaitable[str]]
 _API: Final = Source("switch_loadable_module.c", "switch_api_execute", 3140)
+_RELOADED: Final = Source("switch_xml.c", "switch_xml_open_root", 2416)
 _DUMP: Final = Source("mod_commands.c", "uuid_dump_function", 6495)
 _NO_CHANNEL: Final = "-ERR No such channel!\n"
 _RELEASE: Final = "1.11.3-dev git cc93a68 2026-08-21 14:10:14Z 64bit"
@@ -196,7 +197,8 @@ async def msleep(_switch: Switch, argument: str) -> str:
     return "-USAGE: <milliseconds>\n"
 
 
-def reloadxml(_switch: Switch, _argument: str) -> str:
+def reloadxml(switch: Switch, _argument: str) -> str:
+    switch.bus.fire("RELOADXML", _RELOADED, list)
     return "+OK [Success]\n"
 
 
@@ -231,12 +233,15 @@ APIS: Final[dict[str, Api]] = {
     "uuid_limit": apis_calls.uuid_limit,
     "limit_usage": apis_calls.limit_usage,
     "json": apis_calls.json_api,
-    "module_exists": apis_calls.module_exists,
     "msleep": msleep,
     "reloadxml": reloadxml,
     "alias": accepted,
     "complete": accepted,
     "hash_dump": hash_dump,
+    "load": apis_conf.load,
+    "unload": apis_conf.unload,
+    "module_exists": apis_conf.module_exists,
+    "xml_locate": apis_conf.xml_locate,
     "show": apis_show.show,
     "sofia": apis_sofia.sofia,
     "sofia_contact": registrar.sofia_contact,

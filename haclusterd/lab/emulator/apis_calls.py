@@ -9,16 +9,11 @@ import msgspec
 if TYPE_CHECKING:
     from haclusterd.lab.emulator.switch import Switch
 
-_MODULES: Final = ("mod_hash", "mod_db", "mod_sofia", "mod_commands", "mod_event_socket")
 _LIMITS_MAX: Final = 10_000
 _LIMIT_USAGE: Final = (
     "USAGE: uuid_limit <uuid> <backend> <realm> <resource> [<max>[/interval]]"
     " [number [dialplan [context]]]\n"
 )
-
-
-def module_exists(_switch: Switch, argument: str) -> str:
-    return "true" if argument in _MODULES else "false"
 
 
 def json_api(switch: Switch, argument: str) -> str:

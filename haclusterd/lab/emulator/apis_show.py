@@ -44,6 +44,8 @@ def show(switch: Switch, argument: str) -> str:
     as_json = words[-2:] == ["as", "json"]
     if words[0] in _EMPTY:
         rows: list[dict[str, str]] = []
+    elif words[0] in ("modules", "codec", "codecs"):
+        rows = _loaded(switch, words[0])
     elif words[0] in ("channels", "calls"):
         rows = [c.show_row(switch.config.switchname) for c in switch.shown]
     else:
@@ -53,6 +55,18 @@ def show(switch: Switch, argument: str) -> str:
     if "count" in words[1:]:
         return f'{{"row_count":{len(rows)},"rows":[]}}' if as_json else f"\n{len(rows)} total.\n"
     return _json(rows) if as_json else _text(rows)
+
+
+def _loaded(switch: Switch, what: str) -> list[dict[str, str]]:
+    codecs = [{"type": "codec", "name": n, "ikey": "CORE_PCM_MODULE"} for n in switch.codecs]
+    if what != "modules":
+        return codecs
+    folder = "/usr/lib/freeswitch/mod"
+    modules = [
+        {"type": kind, "name": name.removeprefix("mod_"), "ikey": name}
+        for name, kind in switch.loaded.items()
+    ]
+    return [row | {"filename": f"{folder}/{row['ikey']}.so"} for row in (*codecs, *modules)]
 
 
 def _as_call(row: dict[str, str]) -> dict[str, str]:

@@ -32,6 +32,7 @@ class ProfileConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     track_calls: bool = True
     presence: bool = False  # manage-presence: variable presence_id and PRESENCE_IN events
     context: str = "public"
+    codecs: str = "PCMU,PCMA"
     auto_start: bool = True  # False: only known, as if added to the XML before `profile start`
     blind_reg: bool = False  # everybody may register, as with apply-register-acl
     expires_late_margin_s: int = 60
@@ -60,12 +61,30 @@ class EmulatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shutdown_ms: float = 900.0
     max_sessions: int = 3000
     extensions: dict[str, str] = msgspec.field(default_factory=dict)
+    lacks: list[str] = msgspec.field(default_factory=list)  # modules and codecs not loaded
+    contexts_missing: list[str] = msgspec.field(default_factory=list)
     freebind: bool = True  # False: only the sysctl ip_nonlocal_bind helps, as with the real one
 
     def path(self, name: str) -> Path:
         return Path(self.run_dir) / name
 
 
+# What fs_conf loads, each with the kind of interface that calls use it for.
+MODULES = {
+    "mod_conference": "application",
+    "mod_db": "limit",
+    "mod_dialplan_xml": "dialplan",
+    "mod_dptools": "application",
+    "mod_event_socket": "application",
+    "mod_hash": "limit",
+    "mod_loopback": "endpoint",
+    "mod_lua": "application",
+    "mod_native_file": "file",
+    "mod_sndfile": "file",
+    "mod_sofia": "endpoint",
+    "mod_tone_stream": "file",
+}
+CODECS = ("G.711 alaw", "G.711 ulaw", "RAW Signed Linear (16 bit)")
 APPS = ("tone", "echo", "ring", "busy")
 
 

@@ -5,6 +5,7 @@ An event is built only if a listener subscribed to it, so idle subscriptions cos
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
@@ -56,9 +57,16 @@ class Event:
     def _json(self) -> bytes:
         fields = dict(self.headers)
         if self.body:
-            fields["Content-Length"] = str(len(self.body.encode()))
+            fields["Content-Length"] = str(_size(self.body))
             fields["_body"] = self.body
-        return msgspec.json.encode(fields)
+        try:
+            return msgspec.json.encode(fields)
+        except UnicodeEncodeError:  # bytes that are not UTF-8: passed on as they came, as there
+            return json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def url_encode(value: str) -> str:
@@ -69,7 +77,7 @@ def url_encode(value: str) -> str:
 def plain_text(headers: Headers, body: str = "") -> str:
     lines = "".join(f"{k}: {url_encode(v)}\n" for k, v in headers)
     if body:
-        return f"{lines}Content-Length: {len(body.encode())}\n\n{body}"
+        return f"{lines}Content-Length: {len(body.encode('utf-8', 'surrogateescape'))}\n\n{body}"
     return lines + "\n"
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from haclusterd.lab.emulator.call_events import Q850, CallEvents
 from haclusterd.lab.emulator.channel import Channel, Pairs
-from haclusterd.lab.emulator.config import EmulatorConfig
+from haclusterd.lab.emulator.config import CODECS, MODULES, EmulatorConfig
 from haclusterd.lab.emulator.coredb import CoreDb
 from haclusterd.lab.emulator.events import VERSION, EventBus, Source
 from haclusterd.lab.emulator.media import MediaEngine, PortPool
@@ -53,6 +53,8 @@ class Switch:
         }
         self.shown: list[Channel] = []  # what `show channels` knows: behind by the SQL queue
         self.limits: dict[str, set[str]] = {}  # by realm_resource: uuids that count against it
+        self.loaded = {name: kind for name, kind in MODULES.items() if name not in config.lacks}
+        self.codecs = [name for name in CODECS if name not in config.lacks]
         self.paused = {"inbound": False, "outbound": False}
         self.sessions = 0
         self.peak = 0
