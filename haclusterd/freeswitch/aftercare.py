@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from haclusterd.core.records import CallRecord, CallVerdict
 
+from . import metadata
 from .esl import Esl
 from .esl_errors import EslDown, EslError
 from .mends import Limit
@@ -75,7 +76,7 @@ class Aftercare:
         now = asyncio.get_running_loop().time()
         entries = [(record, cseq, False) for record, cseq in unanswered]
         if self._end_halves:
-            entries += [(record, "", True) for record in halves]
+            entries += [(record, "", True) for record in halves if _can_be_asked(record.partner)]
         for record, cseq, half in entries[: max(0, WATCHED_MAX - len(self._watched))]:
             self._watched[record.uuid] = _Watched(
                 service, record, cseq, half, now, outage_began, heard_at=now
@@ -150,6 +151,15 @@ class Aftercare:
         return reply not in ("", "_undef_") and not reply.startswith("-")
 
 
+def _can_be_asked(uuid: str) -> bool:
+    """Nobody has checked the name of another leg: it stood in a variable."""
+    try:
+        metadata.check_uuid(uuid)
+    except metadata.MetadataError:
+        return False
+    return True
+
+
 async def packets_from_phone(esl: Esl, uuid: str) -> int:
     """RTP packets that FreeSWITCH got for this leg; -1 where it cannot tell. Raises EslError."""
     asked = json.dumps({"command": "mediaStats", "data": {"uuid": uuid}}, separators=(",", ":"))
@@ -187,6 +197,7 @@ async def tell_verdicts(
     esl: Esl, service: str, epoch: int, verdicts: Sequence[CallVerdict]
 ) -> None:
     """One CUSTOM event per call, for programs on FreeSWITCH's event socket. Raises EslError."""
+    verdicts = [one for one in verdicts if _can_be_asked(one.uuid)]
     for start in range(0, len(verdicts), _TOLD_AT_ONCE):
         await asyncio.gather(
             *(
@@ -199,7 +210,7 @@ async def tell_verdicts(
                         "HA-Epoch": str(epoch),
                         "HA-Verdict": one.verdict,
                         "HA-Gap-ms": str(one.gap_ms),
-                        "HA-Reason": one.reason[:200],
+                        "HA-Reason": " ".join(one.reason.split())[:200],
                     },
                 )
                 for one in verdicts[start : start + _TOLD_AT_ONCE]

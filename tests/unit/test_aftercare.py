@@ -228,3 +228,18 @@ def test_s8_a_verdict_says_that_the_call_is_over() -> None:
     check = Verification([record("a")])
     check.take_event(ended("a", "NORMAL_CLEARING", "recv_bye"), 2.0)
     assert check.verdicts(1, None)[0].ended
+
+
+async def test_verdicts_are_told_but_no_hostile_name(switch: Switch) -> None:
+    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+    esl = EslConnection(settings)
+    await esl.start()
+    await esl.wait_up(2000)
+    bad = CallVerdict("a\n\napi hupall", "lost", "")
+    good = CallVerdict("u1", "lost", "no\nanswer", 7)
+    await aftercare.tell_verdicts(esl, "east", 3, [bad, good])
+    await esl.stop()
+    (sent,) = [text for text in switch.received if text.startswith("sendevent")]
+    assert "Event-Subclass: haclusterd::verdict" in sent
+    assert "HA-Reason: no answer" in sent
+    assert not any("hupall" in text for text in switch.received)

@@ -55,6 +55,7 @@ COMMANDS = re.compile(
     r"auth ClueCon|event json [A-Z_ ]+|filter [\w-]+ \w+|api global_getvar core_uuid"
     r"|api uuid_(getvar|exists) [!-~]{1,255}( sip_cseq| bridge_uuid)?"
     r"|api sofia profile pa recover|api fsctl recover sofia:pa#\d"
+    r'|api json \{"command":"mediaStats","data":\{"uuid":"[!-~]{1,255}"\}\}'
 )
 
 
