@@ -11,11 +11,12 @@ PYTEST := $(BIN)/python -m pytest
 SEEDS ?= 0:200
 MINUTES ?= 10
 RUNS ?= 10
+ROUNDS ?= 20
 HOURS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills node-hours bench bench-registrations deb test-deb test-vagrant clean
+	coverage sim mutation-drills node-hours bench bench-registrations churn deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -79,6 +80,9 @@ bench: prepare-lab $(READY) ## takeover times in the lab, RUNS runs of each faul
 
 bench-registrations: prepare-lab $(READY) ## 5,000 phones: to a new agent, and after an outage
 	$(BIN)/python -m bench.registrations
+
+churn: prepare-lab $(READY) ## kills at random moments of a wave of calls, ROUNDS times
+	$(BIN)/python -m tests.lab.churn --rounds $(ROUNDS)
 
 deb: prepare-deb ## the Debian package, in dist/
 	scripts/deb

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from haclusterd import __version__
-from haclusterd.agent import capacity, schema, status
+from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.alarms import alarms, differing
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.metrics import Outside
@@ -15,9 +15,11 @@ from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.page import brief
 from haclusterd.agent.peers import REPORTS_TOLD, Word
 from haclusterd.agent.registrations import Listed
+from haclusterd.agent.switch import SwitchError
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.freeswitch.risks import Ringing
 
 if TYPE_CHECKING:
     from haclusterd.agent.daemon import Agent
@@ -57,8 +59,9 @@ class Answers:
         if agent.shared is not None:
             found += agent.shared.alarms()
         return status.status(
-            self.view(), self.word().sync, words, found, self.registration_counts()
-        )
+            self.view(), self.word().sync, words, found, self.registration_counts(),
+            self.reports.under_way(), 0 if switch is None else switch.orphans,
+        )  # fmt: skip
 
     def registration_counts(self) -> schema.Registered | None:
         """How many registrations this node knows; None where it keeps none."""
@@ -96,9 +99,17 @@ class Answers:
             running = "replication" not in agent.problems
             sync = status.own_sync(agent.owners(), agent.me, fresh, running)
         told = [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]]
-        differences = agent.comparison.differences(agent.owners())
-        digest = agent.comparison.digest
-        return Word(__version__, sync, told, agent.orders.word(), digest, differences)
+        names = [service.name for service in agent.spec.services]
+        reports = agent.last_report.services if agent.last_report is not None else ()
+        return Word(
+            __version__,
+            sync,
+            told,
+            agent.orders.word(),
+            agent.comparison.digest,
+            agent.comparison.differences(agent.owners()),
+            {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason},
+        )
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -120,6 +131,29 @@ class Answers:
         if self._agent.replicator is None:
             raise OperatorError(self._agent.problems.get("replication", "there is no other node"))
         return self._agent.replicator.status()
+
+    def service_risks(self) -> dict[str, str]:
+        """By own service: why none of its calls would survive now."""
+        agent = self._agent
+        words = agent.peers.words if agent.peers is not None else {}
+        seen = agent.view().services
+        return {
+            s.name: risks.nobody_ready(s.name, words)
+            for s in seen
+            if s.owner == agent.me and not s.successors
+        }
+
+    async def ringing(self) -> list[tuple[str, Ringing]]:
+        """(service, leg) of unanswered calls here. Raises OperatorError."""
+        life = self._agent.life
+        if life is None or life.switch is None or not life.switch.up:
+            return []
+        services = {p: s.name for s in self._agent.spec.services for p in s.profiles}
+        try:
+            found = await life.switch.ringing()
+        except SwitchError as error:
+            raise OperatorError(f"FreeSWITCH does not tell which calls ring: {error}") from None
+        return [(services[leg.profile], leg) for leg in found if leg.profile in services]
 
     def at_risk(self) -> list[str]:
         """Own calls that no standby has acknowledged."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
-from haclusterd.agent import capacity, schema, status
+from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
@@ -23,6 +23,7 @@ from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.freeswitch.registrations import wall_s
+from haclusterd.freeswitch.risks import Ringing
 from haclusterd.trace.folder import Saved
 
 CALLS_SHOWN = 1000
@@ -56,6 +57,8 @@ class Source(Protocol):
     def sync(self) -> Any: ...
     def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]: ...
     def at_risk(self) -> list[str]: ...
+    def service_risks(self) -> dict[str, str]: ...
+    async def ringing(self) -> list[tuple[str, Ringing]]: ...
     def registrations(self) -> Iterator[Listed]: ...
     def not_ready(self) -> str: ...
     def counters(self) -> dict[str, int]: ...
@@ -163,18 +166,24 @@ class Commands:
     async def _calls(self, params: dict[str, Any]) -> schema.CallList:
         limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
         only_risk = params.get("at_risk") is True
-        risky = set(self._source.at_risk())
+        waiting, lonely = set(self._source.at_risk()), self._source.service_risks()
         calls: list[schema.Call] = []
-        total = 0
+        total = at_risk = 0
         for at, (service, here, record) in enumerate(self._source.calls_here()):
             if at % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            if only_risk and record.uuid not in risky:
+            why = risks.why(record, here, record.uuid in waiting, lonely.get(service, ""))
+            at_risk += bool(why)
+            if only_risk and not why:
                 continue
             total += 1
             if len(calls) < limit:
-                calls.append(_call(service, here, record, record.uuid in risky))
-        return schema.CallList(total, len(risky), calls)
+                calls.append(_call(service, here, record, why))
+        for service, leg in await self._source.ringing() if only_risk else ():
+            total, at_risk = total + 1, at_risk + 1
+            if len(calls) < limit:
+                calls.append(_ringing(service, leg))
+        return schema.CallList(total, at_risk, calls)
 
     async def _registrations(self, params: dict[str, Any]) -> schema.RegistrationList:
         limit = number(params, "limit", CALLS_SHOWN, REGISTRATIONS_SHOWN_MAX)
@@ -284,7 +293,21 @@ def _registration(listed: Listed, now_s: float) -> schema.Registration:
     )
 
 
-def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.Call:
+def _ringing(service: str, leg: Ringing) -> schema.Call:
+    return schema.Call(
+        uuid=leg.uuid,
+        service=service,
+        here="ringing",
+        direction=leg.direction,
+        partner=None,
+        answered=None,
+        version=0,
+        at_risk=True,
+        why=["ringing: only answered calls can be taken over"],
+    )
+
+
+def _call(service: str, here: str, record: CallRecord, why: list[str]) -> schema.Call:
     return schema.Call(
         uuid=record.uuid,
         service=service,
@@ -293,5 +316,6 @@ def _call(service: str, here: str, record: CallRecord, at_risk: bool) -> schema.
         partner=record.partner or None,
         answered=wall_text_ms(record.answered_ms),
         version=record.version,
-        at_risk=at_risk,
+        at_risk=bool(why),
+        why=why,
     )

@@ -17,6 +17,7 @@ import msgspec
 
 from haclusterd.agent.answers import Answers
 from haclusterd.agent.api import Api, ApiError
+from haclusterd.agent.assembly import local_switch, why_without
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
 from haclusterd.agent.comparison import Comparison
@@ -28,6 +29,7 @@ from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.promised import Promised
+from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
@@ -84,8 +86,12 @@ class Agent:
         self.operators.voters = self.voters
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
+        self.recoveries = Recoveries(
+            self.spec, self.replicator, self.history, self.reports, self.link.send,
+            config.recovery, lambda: why_without(config, self.problems),
+        )  # fmt: skip
         self.services = Services(
-            self.spec, self.replicator, self.history, self.reports, self.link.send, self.changed
+            self.spec, self.replicator, self.history, self.recoveries, self.changed
         )
         self.shared = shared_with(self.spec, self.replicator, self.services.busy)
         self.comparison = Comparison(self.me, self.spec.services, self.history, self.changed)
@@ -205,31 +211,23 @@ class Agent:
 
     def _make_life(self) -> None:
         section = self.config.freeswitch
-        if section is None or self.config.node.witness:
-            return
-        self.life = FreeswitchLife(
-            section, self.spec.services, self.history, self.link.send, self.changed,
-            self.services.freeswitch_exited,
-        )  # fmt: skip
+        if section is not None and not self.config.node.witness:
+            self.life = FreeswitchLife(
+                section, self.spec.services, self.history, self.link.send, self.changed,
+                self.services.freeswitch_exited,
+            )  # fmt: skip
 
     async def _start_freeswitch(self) -> None:
         section, life = self.config.freeswitch, self.life
         if section is None or life is None:
             return
         if section.esl_port:
-            from haclusterd.agent.switch import LocalSwitch, SwitchEvents, read_password
+            from haclusterd.agent.local_switch import read_password
 
-            def connected() -> None:
-                life.connected()
-                self.services.freeswitch_connected()
-
-            by_profile = {p: s.name for s in self.spec.services for p in s.profiles}
-            events = SwitchEvents(
-                self.services.call_changes, self.services.freeswitch_replaced, connected,
-                life.disconnected, life.health_changed, life.shut_down, self.comparison.read,
+            switch = local_switch(
+                self.config, section, self.spec, life, self.services, self.recoveries,
+                self.comparison.read,
             )  # fmt: skip
-            nodes = [node.id for node in self.spec.nodes if not node.witness]
-            switch = LocalSwitch(section, by_profile, events, self.config.api.socket, nodes)
             life.switch = self.services.switch = self.operators.switch = switch
             if self._view is not None:
                 self.services.observe(self._view)
@@ -371,6 +369,11 @@ class Agent:
         return {s.name: (s.owner, s.epoch) for s in services}
 
     # -- what others see --
+
+    @property
+    def last_report(self) -> LocalReport | None:
+        """What heart was told last."""
+        return self._report
 
     def view(self) -> View:
         """Heart's newest word. Raises OperatorError before the first."""

@@ -37,6 +37,7 @@ CATALOG = (
     Metric("alarms", "gauge", "alarms that stand; `status` has their texts"),
     Metric("alarm", "gauge", "alarms of this name that stand", ("name",)),
     Metric("calls_at_risk", "gauge", "own calls no standby has acknowledged"),
+    Metric("orphans", "gauge", "recovered legs here that no phone has answered for yet"),
     Metric("capacity_fits", "gauge", "1 while the load fits whichever one node is lost"),
     Metric("service_owner", "gauge", "1 for the node that owns the service", ("service", "node")),
     Metric("service_epoch", "gauge", "fencing number of the service", ("service",)),
@@ -149,6 +150,7 @@ def _cluster(sheet: Sheet, status: Status) -> None:
     sheet.put("quorate", status.quorum.ok)
     sheet.put("voters_reachable", status.quorum.reachable)
     sheet.put("alarms", len(status.alarms))
+    sheet.put("orphans", status.orphans)
     names = [alarm.name for alarm in status.alarms]
     for name in sorted(set(names)):
         sheet.put("alarm", names.count(name), name)

@@ -37,6 +37,7 @@ class Word(msgspec.Struct, frozen=True):
     agreed: AgreedWord = AgreedWord()
     capabilities: str = ""  # digest; who knows another one asks for the whole
     differences: Differences = Differences()
+    unready: dict[str, str] = {}  # service -> why it could not take it over now
 
 
 class Asking(Protocol):

@@ -34,7 +34,14 @@ class Replication(Protocol):
     def unasked(self, service: str, without: Collection[str] = ()) -> list[str]: ...
     async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]: ...
     def own_records(self, service: str) -> list[CallRecord]: ...
+    def own_versions(self, service: str, uuids: Collection[str]) -> dict[str, int]:
+        """By call: the version that is logged here as live."""
+        ...
+
     def owned(self) -> dict[str, int]: ...
+    def known_legs(self, service: str) -> int:
+        """Live call legs of a service, as this node's copies and log have them."""
+        ...
 
 
 class AgentReplicator(Replicator):
@@ -44,6 +51,11 @@ class AgentReplicator(Replicator):
         """Live calls of an owned service, as they were last logged."""
         items = self.change_log.items(service)
         return [] if items is None else self.store.unpack(items.items.values())
+
+    def own_versions(self, service: str, uuids: Collection[str]) -> dict[str, int]:
+        items = self.change_log.items(service)
+        known = {} if items is None else items.items
+        return {u: known[u].version for u in uuids if u in known and not known[u].dead}
 
     def owned(self) -> dict[str, int]:
         """Epoch by owned service."""
@@ -108,6 +120,9 @@ class AgentReplicator(Replicator):
                 if not record.partner or (len(group) == 2 and group[1].partner == record.uuid):
                     found.update((leg.uuid, leg) for leg in group)
         return list(found.values())
+
+    def known_legs(self, service: str) -> int:
+        return len(self.items_of(service)[1])
 
     def items_of(self, service: str) -> tuple[str, list[Item]]:
         """("own" or "copy", packed calls): what this node knows of a service."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.agent.clock import now_us, wall_text
-from haclusterd.agent.schema import Calls, Moment, Report, Verdict
+from haclusterd.agent.schema import Calls, Moment, Progress, Report, Verdict
 from haclusterd.core.actions import Recover
 from haclusterd.core.records import CallVerdict
 from haclusterd.core.view import View
@@ -53,6 +53,8 @@ class Account:
             last_us = min(self.times["last_heartbeat"], self.times["dead"])
             self.times["last_heartbeat"] = last_us
         self.replicated = 0
+        self.injected = 0
+        self.answered = 0
         self.unasked: list[str] = []
         self.verdicts: list[Verdict] = []
         self.done = False
@@ -104,7 +106,12 @@ class Account:
             ),
             done=self.done,
             unasked=self.unasked,
+            progress=None if self.done else self.progress(),
         )
+
+    def progress(self) -> Progress:
+        """How far the recovery is."""
+        return Progress(self.replicated, self.injected, self.answered)
 
 
 def sentence(report: Report) -> str:
@@ -157,7 +164,6 @@ class Chronicle:
     def judged(self, verdicts: Sequence[CallVerdict]) -> None:
         """These were recovered, or not, just now."""
         self.verdicts += verdicts
-        self._account.times["recovered"] = now_us()
 
     def close(self, unasked: Sequence[str] = ()) -> None:
         """Finish the open account, if there is one; `unasked` may still bring more."""
@@ -202,6 +208,29 @@ class Reports:
         report = account.report()
         self._finished.append(report)
         return report
+
+    def under_way(self) -> dict[str, Progress]:
+        """How far recoveries are, by service."""
+        return {account.service: account.progress() for account in self._open.values()}
+
+    def revise(self, service: str, verdict: CallVerdict) -> Report | None:
+        """A later verdict of a call in the newest report that has it; that report, if any."""
+        for at in range(len(self._finished) - 1, -1, -1):
+            report = self._finished[at]
+            calls = report.calls
+            k = next((k for k, v in enumerate(calls.verdicts) if v.uuid == verdict.uuid), -1)
+            if report.service != service or k < 0:
+                continue
+            was = calls.verdicts[k]
+            gap_ms = verdict.gap_ms if verdict.gap_ms >= 0 else was.gap_ms
+            calls.verdicts[k] = Verdict(verdict.uuid, verdict.verdict, verdict.reason, gap_ms)
+            counts = {"recovered": calls.recovered, "partial": calls.partial, "lost": calls.lost}
+            counts[was.verdict] -= 1
+            counts[verdict.verdict] += 1
+            calls = msgspec.structs.replace(calls, **counts)
+            self._finished[at] = msgspec.structs.replace(report, calls=calls)
+            return self._finished[at]
+        return None
 
     def all(self) -> list[Report]:
         """Finished ones and those under way, oldest first."""

@@ -85,8 +85,17 @@ class Node(msgspec.Struct, frozen=True):
     witness: bool = False  # it votes only
 
 
-class Service(msgspec.Struct, frozen=True):
-    """`owner` is null while nobody serves it; `state` in owned, moving, unserved."""
+class Progress(msgspec.Struct, frozen=True):
+    """How far a recovery under way is, in call legs."""
+
+    replicated: int
+    injected: int
+    answered: int
+
+
+class Service(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`owner` is null while nobody serves it; `state` in owned, moving, unserved. `recovering` is
+    there while this node recovers its calls."""
 
     name: str
     owner: str | None
@@ -94,6 +103,7 @@ class Service(msgspec.Struct, frozen=True):
     state: str
     addresses: list[str]
     successors: list[str]
+    recovering: Progress | None = None
 
 
 class Alarm(msgspec.Struct, frozen=True):
@@ -152,6 +162,7 @@ class Status(msgspec.Struct, frozen=True):
     marked_dead: list[Marked] = []
     registrations: Registered | None = None
     revision: Revision = Revision(1, None, [])
+    orphans: int = 0  # recovered legs here that no phone has answered for yet
 
 
 class Rank(msgspec.Struct, frozen=True):
@@ -210,6 +221,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     `from_` is null at a cold start. `outage_ms` is null while the address is not up. `unasked`:
     living nodes that had not told which calls they know when this was closed; they are asked on.
+    `progress` is null once it is `done`.
     """
 
     number: int
@@ -224,6 +236,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     calls: Calls
     done: bool = True
     unasked: list[str] = []
+    progress: Progress | None = None
 
 
 class Overload(msgspec.Struct, frozen=True):
@@ -279,7 +292,8 @@ class Overview(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One replicated call leg. `here` is own (this node carries it) or copy (it stands by)."""
+    """One replicated call leg. `here` is own (this node carries it), copy (it stands by), or
+    ringing (unanswered here, so that nobody can take it over). `why` it is at risk."""
 
     uuid: str
     service: str
@@ -289,6 +303,7 @@ class Call(msgspec.Struct, frozen=True):
     answered: str | None
     version: int
     at_risk: bool
+    why: list[str] = []
 
 
 class CallList(msgspec.Struct, frozen=True):

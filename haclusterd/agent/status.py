@@ -9,7 +9,7 @@ from haclusterd.agent import schema
 from haclusterd.agent.peers import Word
 from haclusterd.core.model import FOR_GOOD_US
 from haclusterd.core.standby import Freshness
-from haclusterd.core.view import NodeView, View
+from haclusterd.core.view import NodeView, ServiceView, View
 
 _WORST_FIRST = ("none", "suspended", "syncing", "in-sync")
 _NONE = schema.Sync("none", 0)
@@ -31,20 +31,18 @@ def own_sync(owners: Mapping[str, tuple[str, int]], me: str, fresh: Mapping[str,
 
 def status(view: View, own: schema.Sync, words: Mapping[str, Word],
            alarms: Sequence[schema.Alarm] = (),
-           registrations: schema.Registered | None = None) -> schema.Status:  # fmt: skip
+           registrations: schema.Registered | None = None,
+           recovering: Mapping[str, schema.Progress] | None = None,
+           orphans: int = 0) -> schema.Status:  # fmt: skip
     """`status --json`. `alarms` are the agent's own, beside heart's."""
+    under_way = recovering or {}
     return schema.Status(
         cluster=view.cluster,
         node=view.node,
         quorum=schema.Quorum(view.policy, view.voters, view.reachable, view.quorate),
         rank_hash=f"{view.rank_hash:08x}",
         nodes=[_node(node, view, own, words) for node in view.nodes],
-        services=[
-            schema.Service(
-                s.name, s.owner or None, s.epoch, s.state, list(s.addresses), list(s.successors)
-            )
-            for s in view.services
-        ],
+        services=[_service(s, under_way.get(s.name)) for s in view.services],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
         paused=_paused(view),
         marked_dead=[schema.Marked(m.node, m.by) for m in view.marks if not m.cleared],
@@ -52,6 +50,19 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         revision=schema.Revision(
             view.revision.active, view.revision.staged or None, list(view.revision.lacking)
         ),
+        orphans=orphans,
+    )
+
+
+def _service(seen: ServiceView, recovering: schema.Progress | None) -> schema.Service:
+    return schema.Service(
+        name=seen.name,
+        owner=seen.owner or None,
+        epoch=seen.epoch,
+        state=seen.state,
+        addresses=list(seen.addresses),
+        successors=list(seen.successors),
+        recovering=recovering,
     )
 
 

@@ -199,10 +199,10 @@ def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
     """`calls [--at-risk]`."""
     rows = [
         [c["uuid"], c["service"], c["here"], c["direction"], cell(c["answered"]),
-         cell(c["version"]), "at risk" if c["at_risk"] else "ok"]
+         cell(c["version"]), "; ".join(c.get("why", ())) or ("at risk" if c["at_risk"] else "ok")]
         for c in found["calls"]
     ]  # fmt: skip
-    headers = ["call", "service", "here", "direction", "answered", "version", "replicated"]
+    headers = ["call", "service", "here", "direction", "answered", "version", "at risk because"]
     empty = "no call is at risk" if at_risk else "no calls"
     parts: list[Part] = [
         f"{found['total']} call legs shown here, {found['at_risk']} at risk",

@@ -9,6 +9,7 @@ the cluster as a whole. Both raise `ConfigError`, which names file, key and fix 
     sections  one function per section of the file
     rules     what must hold between sections
     reference docs/configuration.md: every key with type, default and meaning
+    recovering section [recovery]
     revisions what a node keeps of the set in force and of the next one
     identity  which of the configured nodes this host is
 """
@@ -26,6 +27,7 @@ from haclusterd.config.model import (
     seen_by,
 )
 from haclusterd.config.presets import PRESETS
+from haclusterd.config.recovering import RecoverySection
 
 __all__ = [
     "PRESETS",
@@ -34,6 +36,7 @@ __all__ = [
     "ConfigError",
     "FreeSwitch",
     "Problem",
+    "RecoverySection",
     "cluster_spec",
     "config_hash",
     "effective",

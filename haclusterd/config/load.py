@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haclusterd.config import identity, notices, rules, sections
+from haclusterd.config import identity, notices, recovering, rules, sections
 from haclusterd.config.model import (
     NODE_PLACEHOLDER,
     SOCKET_NAME,
@@ -28,8 +28,10 @@ from haclusterd.core.model import LastResort, NodeSpec, Quorum, ServiceSpec
 FILE_BYTES_MAX = 1 << 20
 REVISION_MAX = 1_000_000_000
 
-SECTIONS = ["cluster", "timing", "freeswitch", "sync", "heartbeat", "api", "node", "service",
-            "hook", "dns"]  # fmt: skip
+SECTIONS = [
+    "cluster", "timing", "freeswitch", "recovery", "sync", "heartbeat", "api", "node", "service",
+    "hook", "dns",
+]  # fmt: skip
 
 
 def load(
@@ -190,8 +192,17 @@ class _Reader:
         }
         return self._with_notices(dataclasses.replace(config, document=document))
 
+    def _with_recovery(self, config: Config) -> Config:
+        """And what becomes of calls."""
+        recovery, changed = recovering.read_recovery(self._table("recovery"))
+        document = dict(config.document)
+        if changed:  # a file without it means what it meant to earlier versions
+            document["recovery"] = changed
+        return dataclasses.replace(config, recovery=recovery, document=document)
+
     def _with_notices(self, config: Config) -> Config:
-        """And whom it tells outside of the cluster; warnings."""
+        """And whom it tells outside of the cluster; what becomes of calls; warnings."""
+        config = self._with_recovery(config)
         hooks = [notices.read_hook(s, self._base) for s in self._tables("hook", "name")]
         records = [notices.read_dns(s, self._base) for s in self._tables("dns", "name")]
         found = dataclasses.replace(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from haclusterd.config.recovering import RecoverySection
 from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, ServiceSpec, Timing
 from haclusterd.core.text import printable
 
@@ -142,6 +143,7 @@ class Config:
     nodes: tuple[NodeSpec, ...]
     services: tuple[ServiceSpec, ...]
     run_dir: Path
+    recovery: RecoverySection = field(default_factory=RecoverySection)
     hooks: tuple[Hook, ...] = ()
     dns: tuple[Dns, ...] = ()
     state_dir: Path = STATE_DIR
@@ -228,6 +230,7 @@ def effective(config: Config) -> dict[str, Any]:
     if config.freeswitch is not None:
         used = dataclasses.asdict(config.freeswitch)
         shown["freeswitch"] = json.loads(json.dumps(used, default=str))
+    shown["recovery"] = dataclasses.asdict(config.recovery)
     shown["node_id"] = config.nodes[config.me].id if config.me >= 0 else None
     shown["file"] = str(config.path)
     shown["run_dir"] = str(config.run_dir)

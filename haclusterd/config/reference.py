@@ -37,6 +37,7 @@ SECTION_TEXTS = {
     "cluster": "What the nodes have in common. Required.",
     "timing": "Protocol times in ms. Each overrides the preset; rules between them are checked.",
     "freeswitch": "The FreeSWITCH beside haclusterd. Without this section only addresses move.",
+    "recovery": "What becomes of the calls at a takeover.",
     "sync": "Replication of call state between the agents, over mutual TLS.",
     "heartbeat": "Beats between the hearts, over UDP on every link.",
     "api": "How this node is asked and looked at.",
@@ -90,6 +91,40 @@ MEANINGS = {
     "freeswitch.limits_port": "Where mod_hash of the local FreeSWITCH asks (127.0.0.1, see "
     "`hash.conf.xml` in `fs_conf`) what the other nodes count, so that limits hold in the whole "
     "cluster. 0: each FreeSWITCH counts for itself.",
+    "recovery.source": "Where a call's state is read. `core_db`: FreeSWITCH's own rows. `esl`: "
+    "events and `uuid_dump`, where the core database is elsewhere; channel flags are lost then, "
+    "and an unbridged call resumes at its present application and ends after it.",
+    "recovery.streams": "How many connections recover calls side by side. FreeSWITCH takes 2 to "
+    "4 ms per leg on each.",
+    "recovery.deadline_ms": "How long a phone has for its answer to the re-INVITE before its call "
+    "is counted as lost, from the moment FreeSWITCH has sent the last one.",
+    "recovery.orphan_timeout_ms": "How long a call without answer and without RTP is kept after "
+    "that, in case the phone is only slow. FreeSWITCH alone would keep it for 32 s.",
+    "recovery.urgent_variable": "A channel variable that holds a digit: calls with 9 go first, "
+    "then 8, down to 0, which is meant where it is not set. Within a digit bridged calls go first, "
+    "then conferences, then the rest. Empty: only that.",
+    "recovery.calls": "`recover`: bring them back. `recycle`: count them as lost and forget them. "
+    "`ignore`: leave them to something else, without a verdict.",
+    "recovery.limits": "Calls that FreeSWITCH does not count against their `limit` by itself any "
+    "more (bridged ones). `recover`: count them again. `ignore`: do not.",
+    "recovery.half_calls": "A leg whose other leg is gone for good. `recycle`: end it. `ignore`: "
+    "leave it.",
+    "recovery.orphans": "A call that nobody answers for when `orphan_timeout_ms` is over. "
+    "`recycle`: end it. `ignore`: leave it to FreeSWITCH.",
+    "recovery.mend_cseq": "Raise the CSeq where this node's clock may be behind the last owner's.",
+    "recovery.mend_profile": "Let the row name the profile that it is recovered on.",
+    "recovery.mend_position": "Resume an IVR at the application it was at, not at its first one. "
+    "Every node then follows CHANNEL_EXECUTE of its calls, about 4 kB per application.",
+    "recovery.mend_addresses": "Move the media of a call to this node's address where its profile "
+    "has another one (`rtp-ip`, `ext-rtp-ip`).",
+    "recovery.skip_announcements": "Leave out `playback`, `speak`, `say` and `gentones` when an "
+    "unbridged call runs its extension again, unless nothing else is left of it.",
+    "recovery.session_timeout_s": "Session timer that the re-INVITE asks for; 0: as the profile "
+    "has it.",
+    "recovery.pace_invites_per_s": "New INVITEs that are let through to a service while its calls "
+    "are recovered; phones repeat the others after 0.5 s. UDP only. 0: all.",
+    "recovery.pace_registers_per_s": "REGISTERs that are let through in the 10 s after that, and "
+    "none before; phones repeat them. UDP only. 0: all.",
     "freeswitch.esl_backend": "Which library speaks to the event socket. The others are extras "
     "with known faults, listed in docs/esl-backends.md.",
     "freeswitch.compare": "Nodes tell each other their modules, codecs and profile settings; one "

@@ -191,6 +191,15 @@ def _recover(node: Node, k: int, service: Service, now_us: int, out: list[Action
     out.append(Recover(k, service.identity, service.from_node, cause, times))
 
 
+def recover_again(node: Node, out: list[Action]) -> None:
+    """A new agent may succeed where the last one failed; while it tries, the calls stay here."""
+    for k, service in enumerate(node.services):
+        if service.unrecovered and owns(service):
+            service.unrecovered = ""
+            cause, times = service.given_up, dict(service.times)
+            out.append(Recover(k, service.recovering, service.from_node, cause, times))
+
+
 def _persist(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     persist(node, out)
 

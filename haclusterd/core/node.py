@@ -55,7 +55,7 @@ from haclusterd.core.inputs import (
     Tick,
 )
 from haclusterd.core.model import State
-from haclusterd.core.moves import happen
+from haclusterd.core.moves import happen, recover_again
 from haclusterd.core.state import NEVER, Node, flags, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
@@ -232,6 +232,8 @@ def _agent(node: Node, event: AgentChanged, now_us: int, out: list[Action]) -> N
     node.rank_dirty = True
     if not event.up:
         out.append(Decided(now_us, "M9", f"{_me(node)} has lost its agent: calls unprotected"))
+    else:
+        recover_again(node, out)
 
 
 def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> None:

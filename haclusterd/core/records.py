@@ -28,6 +28,7 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     direction: str = "inbound"  # inbound | outbound, as FreeSWITCH means it
     answered_ms: int = 0  # wall clock of the answer at the origin, for people only
     sip_cseq: str = ""  # CSeq in the metadata: a changed one proves the re-INVITE (FREESWITCH 1.5)
+    position: int = -1  # of the running application in the extension, -1 where nobody told
 
 
 class Registration(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -85,3 +86,4 @@ class CallVerdict(msgspec.Struct, frozen=True):
     verdict: str
     reason: str
     gap_ms: int = -1
+    ended: bool = False  # after it was recovered: nobody may recover it again

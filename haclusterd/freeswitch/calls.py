@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from haclusterd.core.records import CallRecord, Tombstone
 
 from . import changelog, metadata
 from .changelog import RecoveryRow
 from .core_reader import Batch, CoreReader
 from .esl import Esl, EslFactory, EventItem, EventsLost
+from .positions import Positions
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ class _Ending:
     service: str
     version: int
     due: float  # loop time from which on the deletion counts as the call's end
+
+
+def _digest(record: CallRecord) -> int:
+    return hash((record.metadata, record.position))
 
 
 def build_record(service: str, version: int, row: RecoveryRow) -> CallRecord:
@@ -86,8 +93,12 @@ class CallSource:
         on_problem: Callable[[str], None] | None = None,
         poll_ms: int = POLL_MS,
         tombstone_hold_ms: int = TOMBSTONE_HOLD_MS,
+        positions: bool = False,
     ) -> None:
         self._core_db = core_db
+        self._positions: Positions | None = None
+        if positions and esl_factory is not None:
+            self._positions = Positions(core_db, esl_factory, lambda: self._core_uuid)
         self._services = dict(profiles_to_service)
         self._on_change = on_change
         self._on_reset = on_reset
@@ -147,10 +158,14 @@ class CallSource:
             self._reader.follow(self._core_uuid)
         self._reader.start()
         self._ticker = asyncio.create_task(self._tick(), name="calls-tombstones")
+        if self._positions is not None:
+            await self._positions.start()
         if self._esl is not None:
             await self._esl.start()
 
     async def stop(self) -> None:
+        if self._positions is not None:
+            await self._positions.stop()
         if self._esl is not None:
             await self._esl.stop()
         if self._ticker is not None:
@@ -198,6 +213,11 @@ class CallSource:
         for uuid in [u for u, ending in self._ending.items() if ending.service == service]:
             del self._ending[uuid]
 
+    def ended(self, service: str, uuid: str, version: int) -> None:
+        """An inherited call hung up; if FreeSWITCH wrote no row of it yet, this is its end."""
+        if uuid not in self._known:
+            self._note_end(uuid, service, version)
+
     def expect_shutdown(self) -> None:
         """FreeSWITCH is going to be stopped: from now on deletions mean nothing."""
         self._shutting_down = True
@@ -225,7 +245,7 @@ class CallSource:
             if service is None or service in fenced:
                 continue
             with contextlib.suppress(metadata.MetadataError):
-                records.append(build_record(service, seq, row))
+                records.append(self._placed(build_record(service, seq, row)))
         return records
 
     # from FreeSWITCH
@@ -295,14 +315,24 @@ class CallSource:
                 continue
             self._ending.pop(row.uuid, None)
             known = self._known.get(row.uuid)
-            if service in self._fenced or known == (service, hash(row.metadata)):
+            if service in self._fenced:
+                continue
+            if self._positions is None and known == (service, hash((row.metadata, -1))):
                 continue
             try:
-                changes.append(build_record(service, version, row))
-                self._refused.pop(row.uuid, None)
+                record = self._placed(build_record(service, version, row))
             except metadata.MetadataError as error:
                 self._note_refused(row.uuid, str(error))
+                continue
+            self._refused.pop(row.uuid, None)
+            if known != (service, _digest(record)):
+                changes.append(record)
         return changes
+
+    def _placed(self, record: CallRecord) -> CallRecord:
+        if self._positions is None:
+            return record
+        return replace(record, position=self._positions.of(record))
 
     def _note_refused(self, uuid: str, why: str) -> None:
         """Counted, and told once for each call: what is changed often need not be said often."""
@@ -321,7 +351,7 @@ class CallSource:
             return False
         for change in changes:
             if isinstance(change, CallRecord):
-                self._known[change.uuid] = _Known(change.service, hash(change.metadata))
+                self._known[change.uuid] = _Known(change.service, _digest(change))
             else:
                 self._known.pop(change.uuid, None)
         return True

@@ -154,6 +154,16 @@ def install(connection: sqlite3.Connection, path: Path) -> None:
         raise
 
 
+def touch(connection: sqlite3.Connection, uuids: Sequence[str], runtime_uuid: str) -> None:
+    """Log these calls as changed: what is known of them beside their rows has."""
+    connection.executemany(
+        "INSERT INTO ha_log(op, uuid, runtime_uuid, profile_name)"
+        " SELECT 'UPDATE', uuid, runtime_uuid, profile_name FROM recovery"
+        " WHERE uuid = ? AND runtime_uuid = ?",
+        [(uuid, runtime_uuid) for uuid in uuids],
+    )
+
+
 def raise_sequence(connection: sqlite3.Connection, floor: int) -> None:
     """Make every later change count higher than `floor` (a version made by another node)."""
     connection.execute(

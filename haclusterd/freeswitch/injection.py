@@ -19,8 +19,8 @@ from . import changelog
 WRITE_BUSY_MS = 3000
 
 _CREATE_ATTEMPTS = """
-CREATE TABLE IF NOT EXISTS ha_attempt(
-  service TEXT, epoch INTEGER, uuid TEXT, core_uuid TEXT, PRIMARY KEY(service, uuid))
+CREATE TABLE IF NOT EXISTS ha_injected(service TEXT, epoch INTEGER, uuid TEXT, core_uuid TEXT,
+  sip_cseq TEXT, PRIMARY KEY(service, uuid))
 """
 
 
@@ -32,10 +32,14 @@ class StreamRow(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """An earlier injection of a call in the same epoch; `waiting` while its row is still there."""
+    """An earlier injection of a call in the same epoch; `waiting` while its row is still there.
+
+    `sip_cseq` is the one that was injected: it changes once the phone has answered.
+    """
 
     core_uuid: str
     waiting: bool
+    sip_cseq: str
 
 
 @contextmanager
@@ -106,12 +110,12 @@ def inject(
             ],
         )
         connection.execute(
-            "DELETE FROM ha_attempt WHERE service = ? AND epoch != ?", (service, epoch)
+            "DELETE FROM ha_injected WHERE service = ? AND epoch != ?", (service, epoch)
         )
         connection.executemany(
-            "INSERT OR REPLACE INTO ha_attempt(service, epoch, uuid, core_uuid)"
-            " VALUES (?, ?, ?, ?)",
-            [(service, epoch, row.record.uuid, core_uuid) for row in rows],
+            "INSERT OR REPLACE INTO ha_injected(service, epoch, uuid, core_uuid, sip_cseq)"
+            " VALUES (?, ?, ?, ?, ?)",
+            [(service, epoch, r.record.uuid, core_uuid, r.record.sip_cseq) for r in rows],
         )
         if rows and _has_table(connection, "ha_log"):
             changelog.raise_sequence(connection, max(row.record.version for row in rows))
@@ -120,16 +124,16 @@ def inject(
 
 def _attempted(connection: sqlite3.Connection, service: str, epoch: int) -> bool:
     found = connection.execute(
-        "SELECT 1 FROM ha_attempt WHERE service = ? AND epoch = ? LIMIT 1", (service, epoch)
+        "SELECT 1 FROM ha_injected WHERE service = ? AND epoch = ? LIMIT 1", (service, epoch)
     ).fetchone()
     return found is not None
 
 
 def _drop_rows(connection: sqlite3.Connection, rows: str, values: Sequence[str] = ()) -> int:
     """Delete unused rows; who comes next in this epoch may inject these calls anew."""
-    if _has_table(connection, "ha_attempt"):
+    if _has_table(connection, "ha_injected"):
         connection.execute(
-            "UPDATE ha_attempt SET core_uuid = ''"
+            "UPDATE ha_injected SET core_uuid = ''"
             f" WHERE uuid IN (SELECT uuid FROM recovery WHERE {rows})",
             values,
         )
@@ -145,23 +149,29 @@ def _foreign(record: CallRecord, core_uuid: str) -> str:
 def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:
     """What an earlier run in this epoch injected already, by call uuid."""
     with _transaction(path, "BEGIN") as connection:
-        if not _has_table(connection, "ha_attempt"):
+        if not _has_table(connection, "ha_injected"):
             return {}
         found = connection.execute(
             "SELECT a.uuid, a.core_uuid, EXISTS(SELECT 1 FROM recovery r WHERE r.uuid = a.uuid"
-            " AND r.runtime_uuid != a.core_uuid)"
-            " FROM ha_attempt a WHERE a.service = ? AND a.epoch = ?",
+            " AND r.runtime_uuid != a.core_uuid), a.sip_cseq"
+            " FROM ha_injected a WHERE a.service = ? AND a.epoch = ?",
             (service, epoch),
         ).fetchall()
-    return {str(uuid): Attempt(str(core), bool(waiting)) for uuid, core, waiting in found}
+    return {
+        str(uuid): Attempt(str(core), bool(waiting), str(cseq or ""))
+        for uuid, core, waiting, cseq in found
+    }
 
 
 def clear_stale(path: Path, core_uuid: str | None) -> int:
     """Delete rows that do not belong to the running process; all, if none runs (None).
 
-    Returns how many. Such rows would be recovered by any `recover` (FREESWITCH.md 2.3).
+    Returns how many. Such rows would be recovered by any `recover` (FREESWITCH.md 2.3). What was
+    injected into a process that is gone counts for nothing any more, either.
     """
     with _transaction(path) as connection:
+        if _has_table(connection, "ha_injected"):
+            connection.execute("DELETE FROM ha_injected WHERE core_uuid != ?", (core_uuid or "",))
         if core_uuid is None:
             return _drop_rows(connection, "1")
         return _drop_rows(connection, "runtime_uuid != ?", (core_uuid,))

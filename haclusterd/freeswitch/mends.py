@@ -7,8 +7,9 @@ not recover as well as the mended one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,15 +19,30 @@ from . import limits, metadata
 
 CSEQ_RAISE = 100
 CSEQ_MAX = 2**31 - 1
+ANNOUNCEMENTS = ("speak", "playback", "gentones", "say")
+LIMITS_MAX = 16  # of one call
+_WORD_MAX = 256
+
+
+class MediaAddress(NamedTuple):
+    """Where a profile of this FreeSWITCH has its RTP: the own address, and what phones are told."""
+
+    ip: str
+    advertised: str
 
 
 @dataclass(frozen=True)
 class Mends:
-    """Which mends are on; the default is all."""
+    """Which mends are on. `media` holds the addresses of this node's profiles, as far as known."""
 
     cseq: bool = True
     profile: bool = True
+    position: bool = True
     limits: bool = True
+    announcements: bool = False
+    addresses: bool = True
+    session_timeout_s: int = 0
+    media: Mapping[str, MediaAddress] = field(default_factory=dict)
 
 
 def raise_cseq(record: CallRecord) -> CallRecord:
@@ -46,8 +62,7 @@ def raise_cseq(record: CallRecord) -> CallRecord:
     raised = int(cseq) + CSEQ_RAISE
     if raised > CSEQ_MAX:
         return record
-    mended = metadata.set_variable(record.metadata, "sip_invite_cseq", str(raised))
-    return msgspec.structs.replace(record, metadata=mended)
+    return _set(record, "sip_invite_cseq", str(raised))
 
 
 def name_profile(record: CallRecord) -> CallRecord:
@@ -58,8 +73,109 @@ def name_profile(record: CallRecord) -> CallRecord:
     """
     if metadata.variable(record.metadata, "recovery_profile_name") == record.profile:
         return record
-    mended = metadata.set_variable(record.metadata, "recovery_profile_name", record.profile)
+    return _set(record, "recovery_profile_name", record.profile)
+
+
+def resume_at(record: CallRecord) -> CallRecord:
+    """Drop the applications that are over, so that an IVR goes on where the caller was.
+
+    FreeSWITCH runs the extension of an unbridged call from its first application
+    (FREESWITCH.md 2.2); bridged calls run none.
+    """
+    applications = metadata.extension(record.metadata)
+    if record.partner or not 0 < record.position < len(applications):
+        return record
+    over = applications[: record.position]
+    return msgspec.structs.replace(record, metadata=metadata.without(record.metadata, over))
+
+
+def skip_announcements(record: CallRecord) -> CallRecord:
+    """Have FreeSWITCH leave out announcements when it runs the extension again.
+
+    Only where something else is left to run: a call of nothing but a playback would end.
+    """
+    left = [a for a in metadata.extension(record.metadata) if a.name not in ANNOUNCEMENTS]
+    if record.partner or not any(a.name not in ("answer", "set", "export") for a in left):
+        return record
+    return _set(record, "recovery_skip_announcement_type_applications", "true")
+
+
+def start_session_timer(record: CallRecord, timeout_s: int) -> CallRecord:
+    """Let the re-INVITE agree on a session timer anew: the old one died with its FreeSWITCH."""
+    value = str(timeout_s)
+    if not timeout_s or metadata.variable(record.metadata, "sofia_session_timeout") == value:
+        return record
+    return _set(record, "sofia_session_timeout", value)
+
+
+def move_media(record: CallRecord, here: MediaAddress | None) -> CallRecord:
+    """Where this node has its RTP on another address, the call's moves there, and its SDP says so.
+
+    The port stays: FreeSWITCH takes it from the row.
+    """
+    was = metadata.variable(record.metadata, "local_media_ip")
+    if here is None or not was or was == here.ip:
+        return record
+    told = metadata.variable(record.metadata, "advertised_media_ip") or was
+    sdp = metadata.variable(record.metadata, "rtp_local_sdp_str")
+    record = _set(record, "local_media_ip", here.ip)
+    record = _set(record, "advertised_media_ip", here.advertised)
+    if sdp:
+        lines = [
+            _readdress(line, (was, told), here.advertised) if line[:2] in ("o=", "c=") else line
+            for line in sdp.split("\r\n")
+        ]
+        record = _set(record, "rtp_local_sdp_str", "\r\n".join(lines))
+    return record
+
+
+def _readdress(line: str, old: tuple[str, str], new: str) -> str:
+    words = line.split(" ")
+    if words[-1] in old:
+        words[-2:] = ["IP6" if ":" in new else "IP4", new]
+    return " ".join(words)
+
+
+def _set(record: CallRecord, name: str, value: str) -> CallRecord:
+    mended = metadata.set_variable(record.metadata, name, value)
     return msgspec.structs.replace(record, metadata=mended)
+
+
+class Limit(NamedTuple):
+    """One resource that a call counts against."""
+
+    backend: str
+    realm: str
+    resource: str
+
+    def command(self, uuid: str) -> str:
+        """Counts the call again. Without a maximum: a call that is up must not be refused."""
+        return f"uuid_limit {uuid} {self.backend} {self.realm} {self.resource}"
+
+
+def limits_to_apply(record: CallRecord, switches: Mends) -> list[Limit]:
+    """Limits that FreeSWITCH will not count by itself, of the record as it was before `mend`.
+
+    A bridged call runs no application again, and a resumed one not those that are over
+    (FREESWITCH.md 5); every other call counts itself when it runs its `limit` again.
+    """
+    if not switches.limits:
+        return []
+    over = metadata.executed(record.metadata)
+    if not record.partner:
+        resumed = switches.position and record.position > 0
+        over = metadata.extension(record.metadata)[: record.position] if resumed else []
+    found = []
+    for one in over:
+        words = one.data.split()
+        if one.name in ("limit", "limit_execute") and len(words) >= 3 and _plain(one.data):
+            found.append(Limit(*words[:3]))
+    return list(dict.fromkeys(found))[:LIMITS_MAX]
+
+
+def _plain(data: str) -> bool:
+    """Values that stood in a dialplan, expanded: what could be a second command is refused."""
+    return data.isprintable() and len(data) <= _WORD_MAX and "${" not in data
 
 
 def mend(record: CallRecord, switches: Mends) -> CallRecord:
@@ -72,7 +188,13 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
         record = raise_cseq(record)
     if switches.limits:
         record = limits.mend(record)
-    return record
+    if switches.addresses:
+        record = move_media(record, switches.media.get(record.profile))
+    if switches.position:
+        record = resume_at(record)
+    if switches.announcements:
+        record = skip_announcements(record)
+    return start_session_timer(record, switches.session_timeout_s)
 
 
 def mend_all(

@@ -8,6 +8,7 @@ twentieth of a parse, and where nothing is parsed no entity can expand.
 from __future__ import annotations
 
 import re
+from html import unescape
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -18,6 +19,8 @@ VARIABLE_BYTES_MAX = 8 * 1024
 _UUID = re.compile(r"[!-~]{1,255}\Z")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _ANSWERED = re.compile(r"<answered_time>(\d{1,19})</answered_time>")
+_APPLICATION = re.compile(r"<application\b([^<>]*)>")
+_ATTRIBUTE = re.compile(r'(app_name|app_data|last_executed)="([^"]*)"')
 _DIRECTION = re.compile(r"<direction>(inbound|outbound)</direction>")
 
 
@@ -89,6 +92,61 @@ def set_variable(xml: str, name: str, value: str) -> str:
     inner = re.sub(rf"\s*<{re.escape(name)}>[^<]*</{re.escape(name)}>", "", xml[start:end])
     added = f"    <{name}>{quote(value, safe='/,')}</{name}>\n  "
     return xml[:start] + inner.rstrip() + "\n" + added + xml[end:]
+
+
+class Application(NamedTuple):
+    """One dialplan application, and where in the document its element is."""
+
+    name: str
+    data: str
+    start: int
+    end: int
+
+
+def _extension_span(xml: str) -> tuple[int, int]:
+    """The first <extension> of the call flow: what FreeSWITCH runs after a recovery."""
+    start = xml.find("<callflow")
+    start = xml.find("<extension", start) if start >= 0 else -1
+    start = xml.find(">", start) + 1 if start >= 0 else 0
+    end = xml.find("</extension>", start)
+    return (start, end) if 0 < start <= end else (0, 0)
+
+
+def _applications(xml: str, start: int, end: int) -> list[Application]:
+    found = []
+    for match in _APPLICATION.finditer(xml, start, end):
+        pairs = {name: unescape(value) for name, value in _ATTRIBUTE.findall(match[1])}
+        closing = xml.find("</application>", match.end(), end)
+        whole = closing + len("</application>") if closing >= 0 else match.end()
+        found.append(
+            Application(pairs.get("app_name", ""), pairs.get("app_data", ""), match.start(), whole)
+        )
+    return found
+
+
+def extension(xml: str) -> list[Application]:
+    """The applications that FreeSWITCH would run again, in order."""
+    return _applications(xml, *_extension_span(xml))
+
+
+def executed(xml: str) -> list[Application]:
+    """Applications that ran before the row was written (`app_log`), in order."""
+    start = xml.find("<app_log>")
+    end = xml.find("</app_log>", start)
+    return _applications(xml, start, end) if 0 <= start <= end else []
+
+
+def has_application(xml: str, name: str) -> bool:
+    """Whether the extension names this application: a scan, no list."""
+    start, end = _extension_span(xml)
+    return xml.find(f'app_name="{name}"', start, end) >= 0
+
+
+def without(xml: str, applications: list[Application]) -> str:
+    """The document without these elements of it."""
+    for one in sorted(applications, key=lambda one: one.start, reverse=True):
+        xml = xml[: one.start].rstrip() + xml[one.end :]
+    return xml
 
 
 def facts(xml: str) -> CallFacts:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .esl import Esl
+from .mends import MediaAddress
 
 POLL_S = 0.02
 HANGUP_PATIENCE_S = 5.0
@@ -182,6 +183,19 @@ async def prepare_profiles(esl: Esl, profiles: Sequence[str]) -> list[ProfileSta
         if checked_name(name) not in states:
             await esl.api(f"sofia profile {name} start", 5000)
     return await profile_states(esl, profiles)
+
+
+async def media_addresses(esl: Esl, profiles: Sequence[str]) -> dict[str, MediaAddress]:
+    """Where these profiles have their RTP, as far as FreeSWITCH tells. Raises EslError."""
+    found = {}
+    for name in map(checked_name, profiles):
+        root = _parse_xml(await esl.api(f"sofia xmlstatus profile {name}"))
+        info = root.find("profile-info") if root is not None else None
+        ips = [one.text or "" for one in info.findall("rtp-ip")] if info is not None else []
+        if info is not None and len(ips) == 1 and ips[0]:  # which of several it is, is not known
+            told = info.findtext("ext-rtp-ip", "").strip()
+            found[name] = MediaAddress(ips[0], told or ips[0])
+    return found
 
 
 async def facts(esl: Esl, profiles: Sequence[str]) -> FreeswitchFacts:

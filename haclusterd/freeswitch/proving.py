@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from haclusterd.core.records import CallRecord
 
+from .aftercare import packets_from_phone
 from .esl import Esl
 from .esl_errors import EslDown, EslTimeout
 from .esl_protocol import Event
@@ -22,6 +23,9 @@ REJOIN_ATTEMPTS = 5
 POLL_FIRST_S = 0.002
 POLL_ALL_S = 0.01  # shorter pauses only date the first answer: they ask one leg of each stream
 POLL_MAX_S = 0.1
+HEAR_S = 1.5  # for RTP after the last answer; a bridge takes up to 0.2 s
+HEAR_PAUSE_S = 0.1
+ANSWER_MS = 5000
 ASK_AT_ONCE = 25  # FreeSWITCH needs 0.25 ms for each; events get their turn in between
 
 Progress = Callable[[str, int, float], None]
@@ -140,9 +144,7 @@ class Prover:
         before = run.check.answered
         for start in range(0, len(uuids), ASK_AT_ONCE):
             part = uuids[start : start + ASK_AT_ONCE]
-            replies = await asyncio.gather(
-                *(self._watch.api(f"uuid_getvar {uuid} sip_cseq", 5000) for uuid in part)
-            )
+            replies = await asyncio.gather(*(self._cseq(uuid) for uuid in part))
             for uuid, reply in zip(part, replies, strict=True):
                 run.check.take_cseq(uuid, reply, loop.time())
             if not run.answered_first and run.check.answered:
@@ -150,6 +152,34 @@ class Prover:
                 run.tell("first_answer", run.check.answered)
         if run.check.answered != before:
             run.tell("verified", run.check.answered)
+
+    async def _cseq(self, uuid: str) -> str:
+        """Empty where FreeSWITCH is too busy to say: its commands under way have their own time,
+        and end the run if it hangs."""
+        try:
+            return await self._watch.api(
+                f"uuid_getvar {uuid} sip_cseq", ANSWER_MS, drop_on_timeout=False
+            )
+        except EslTimeout:
+            return ""
+
+    async def hear(self, run: Run) -> None:
+        """Ask for RTP from the phones that answered, until all were heard or for `HEAR_S`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + HEAR_S
+        while wanted := run.check.to_hear():
+            for start in range(0, len(wanted), ASK_AT_ONCE):
+                part = wanted[start : start + ASK_AT_ONCE]
+                counts = await asyncio.gather(
+                    *(packets_from_phone(self._watch, uuid) for uuid in part)
+                )
+                if max(counts) < 0:
+                    return  # this FreeSWITCH does not tell
+                for uuid, count in zip(part, counts, strict=True):
+                    run.check.heard(uuid, count)
+                if loop.time() >= until:
+                    return
+            await asyncio.sleep(HEAR_PAUSE_S)
 
     async def _look_for_bridges(self, run: Run) -> None:
         """The event may have been lost: a bridged leg also has `bridge_uuid` set anew."""

@@ -11,29 +11,36 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from haclusterd.core.records import CallRecord, CallVerdict
 
 from . import injection
+from .aftercare import Aftercare, Settled, apply_limits
 from .changelog import CoreDbError
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .esl_errors import EslDown, EslError
 from .injection import StreamRow
-from .mends import Mends, mend_all
+from .media_ahead import MediaAhead
+from .mends import limits_to_apply, mend_all
+from .options import RecoveryOptions
 from .proving import CONNECT_MS, Progress, Prover, Run
 from .streams import spread
 
 log = logging.getLogger(__name__)
 
-STREAMS = 4
-DEADLINE_MS = 3000
 LAUNCH_BASE_MS = 10_000
 LAUNCH_PER_LEG_MS = 40
 LIFT_HEAD_START_S = 0.005
 HEAD_BUSY_MS = 3
+INHERITED_MAX = 100_000
 MEND_SLICE = 16  # records (0.5 ms) between two turns of the event loop
+
+Ended = Callable[[str, str, int], None]
+"""`ended(service, uuid, version)`: a recovered call hung up. FreeSWITCH may not have written its
+own row of it yet, so that its end shows nowhere else."""
 
 Rest = Callable[[], Awaitable[Sequence[CallRecord]]]
 
@@ -64,26 +71,37 @@ class Recovery:
         esl_factory: EslFactory,
         core_db: Path,
         *,
-        streams: int = STREAMS,
-        deadline_ms: int = DEADLINE_MS,
-        mends: Mends | None = None,
+        options: RecoveryOptions | None = None,
+        settled: Settled = lambda service, verdict: None,
+        ended: Ended = lambda service, uuid, version: None,
     ) -> None:
+        self._ended = ended
+        self._inherited: dict[str, tuple[str, int]] = {}  # by call: service, version
         self._core_db = core_db
-        self._deadline_ms = deadline_ms
-        self._mends = Mends() if mends is None else mends
+        self._options = options or RecoveryOptions()
+        self._deadline_ms = self._options.deadline_ms
+        self._mends = self._options.mends
+        self._media = MediaAhead(self._options.profiles if self._mends.addresses else ())
         self._workers: list[Esl] = [
-            esl_factory(name=f"recovery-{number}") for number in range(max(streams, 1))
+            esl_factory(name=f"recovery-{number}")
+            for number in range(max(self._options.streams, 1))
         ]
         self._watch: Esl = esl_factory(
             name="recovery-watch",
             events=("CHANNEL_CREATE", "CHANNEL_BRIDGE", "CHANNEL_HANGUP"),
             filters=(("variable_recovered", "true"),),
             on_event=self._on_event,
-            on_up=self._forget_core_uuid,
+            on_up=self._connected,
         )
         self._lift: Esl = esl_factory(name="recovery-lift")
         self._connections = (*self._workers, self._lift, self._watch)
-        self._prover = Prover(self._watch, deadline_ms)
+        self._prover = Prover(self._watch, self._deadline_ms)
+        self.aftercare = Aftercare(
+            self._watch,
+            self._options.orphan_timeout_ms,
+            settled,
+            end_halves=self._options.end_halves,
+        )
         self._core_uuid = ""  # of the process that `watch` is connected to
         self._rows_lock = asyncio.Lock()
         self._running: list[Run] = []
@@ -93,6 +111,8 @@ class Recovery:
         await asyncio.gather(*(esl.start() for esl in self._connections))
 
     async def stop(self) -> None:
+        await self.aftercare.stop()
+        await self._media.stop()
         await asyncio.gather(*(esl.stop() for esl in self._connections))
 
     @property
@@ -133,6 +153,7 @@ class Recovery:
                 lift = await self._begin(run, known, verdicts)
                 known = _merge(known, await rest())
             lift = await self._go_on(run, known, verdicts, lift)
+            await self._look_after(run, known, outage_began)
         except EslError as error:
             lost = [v for v in run.check.decided_verdicts() if v.verdict == "lost"]
             verdicts.update((v.uuid, v) for v in lost)
@@ -147,8 +168,13 @@ class Recovery:
                 await asyncio.gather(lift, return_exceptions=True)
         final = run.check.verdicts(self._deadline_ms, outage_began)
         verdicts.update((v.uuid, v) for v in final)
-        run.tell("recovered", sum(v.verdict == "recovered" for v in final))
         return [verdicts[record.uuid] for record in known]
+
+    def _remember(self, run: Run, records: Sequence[CallRecord]) -> None:
+        """Whose call it is, for the case that it hangs up before FreeSWITCH has a row of it."""
+        for record in records:
+            if record.uuid in run.check and len(self._inherited) < INHERITED_MAX:
+                self._inherited[record.uuid] = run.service, record.version
 
     async def _begin(
         self, run: Run, records: Sequence[CallRecord], verdicts: dict[str, CallVerdict]
@@ -179,8 +205,8 @@ class Recovery:
             fresh = await self._not_tried_yet(usable, run)
             there = [record for record in usable if record.uuid not in fresh]
             run.check.launched([record.uuid for record in there])
-            run.check.tracked([r.uuid for r in there if r.runtime_uuid == run.core_uuid])
-        run.streams = spread([r for r in usable if r.uuid in fresh], len(self._workers))
+        todo = [record for record in usable if record.uuid in fresh]
+        run.streams = spread(todo, len(self._workers), self._options.urgent_variable)
         rows = [
             StreamRow(run.stream_name(index, record), record)
             for index, part in enumerate(run.streams)
@@ -193,14 +219,33 @@ class Recovery:
         await self._execute(run, lift)
         return lift
 
+    async def _look_after(
+        self, run: Run, records: Sequence[CallRecord], outage_began: float | None
+    ) -> None:
+        """What is left to do once every leg is decided or the deadline is over."""
+        run.tell("recovered", run.check.answered)
+        up = set(run.check.to_hear())
+        limits = [
+            (record.uuid, limit)
+            for record in records
+            if record.uuid in up
+            for limit in limits_to_apply(record, self._mends)
+        ]
+        for refused in await apply_limits(self._watch, limits):
+            log.warning("a limit is not counted: %s", refused)
+        await self._prover.hear(run)
+        self._remember(run, records)
+        self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
+
     async def _usable(
         self, run: Run, records: Sequence[CallRecord], verdicts: dict[str, CallVerdict]
     ) -> list[CallRecord]:
         """Mended records without a verdict; those that can not be used at all get theirs here."""
         todo = list({r.uuid: r for r in records if r.uuid not in verdicts}.values())
         usable: list[CallRecord] = []
+        mends = replace(self._mends, media=self._media.known)
         for start in range(0, len(todo), MEND_SLICE):
-            mended, refused = mend_all(todo[start : start + MEND_SLICE], self._mends)
+            mended, refused = mend_all(todo[start : start + MEND_SLICE], mends)
             for record in mended:
                 if record.profile not in run.profiles:
                     refused[record.uuid] = (
@@ -243,11 +288,20 @@ class Recovery:
             attempt = tried.get(record.uuid)
             if attempt is None or attempt.core_uuid != run.core_uuid or attempt.waiting:
                 fresh.add(record.uuid)
+            else:
+                run.check.injected({record.uuid: attempt.sip_cseq})
         if tried:  # a second run: somebody may have brought calls back in between
             for uuid in sorted(fresh):
                 if (await self._watch.api(f"uuid_exists {uuid}")).strip() == "true":
                     fresh.discard(uuid)
         return fresh
+
+    def forget(self, service: str) -> None:
+        """Another node has the service: nothing of its recovery here is of use any more."""
+        self.aftercare.forget(service)
+        self._decided.pop(service, None)
+        for uuid in [u for u, (name, _) in self._inherited.items() if name == service]:
+            del self._inherited[uuid]
 
     async def core_uuid(self) -> str:
         """Core-UUID of the running FreeSWITCH, asked once per connection. Raises EslError."""
@@ -255,8 +309,10 @@ class Recovery:
             self._core_uuid = await self._prover.core_uuid()
         return self._core_uuid
 
-    def _forget_core_uuid(self) -> None:
+    def _connected(self) -> None:
+        """A login, maybe to another process."""
         self._core_uuid = ""
+        self._media.ask(self._watch)
 
     # launching and verifying
 
@@ -320,6 +376,10 @@ class Recovery:
         now = asyncio.get_running_loop().time()
         for run in self._running:
             run.take_event(item, now)
+        if item.name == "CHANNEL_HANGUP":
+            inherited = self._inherited.pop(item.get("Unique-ID"), None)
+            if inherited is not None:
+                self._ended(inherited[0], item.get("Unique-ID"), inherited[1])
 
     async def clear_stale_rows(self, *, freeswitch_runs: bool = True) -> int:
         """Delete rows of processes that are gone, before anyone runs recover here; the number.

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from haclusterd.core.records import CallRecord
 
+from . import classes
+
 STREAMED_FROM_CALLS = 6  # below this one `sofia profile P recover` is as fast and simpler
 
 
@@ -36,15 +38,22 @@ def bridged_groups(records: Sequence[CallRecord]) -> list[list[CallRecord]]:
     return groups
 
 
-def spread(records: Sequence[CallRecord], streams: int) -> list[list[CallRecord]]:
+def spread(
+    records: Sequence[CallRecord], streams: int, urgent_variable: str = ""
+) -> list[list[CallRecord]]:
     """At most `streams` lists of about equal length; bridged legs stay in one list.
 
-    Bridged calls come first in each, because FreeSWITCH needs another 100 ms to bridge them.
+    Each list is in the order of `classes`: FreeSWITCH takes rows as they were inserted.
     """
     groups = bridged_groups(records)
     if streams <= 1 or len(groups) < STREAMED_FROM_CALLS:
         streams = 1
+    ranked = sorted(
+        ((min(classes.order(record, urgent_variable) for record in group), group)
+         for group in groups),
+        key=lambda entry: entry[0],
+    )  # fmt: skip
     lists: list[list[CallRecord]] = [[] for _ in range(streams)]
-    for group in sorted(groups, key=len, reverse=True):
+    for _, group in ranked:
         min(lists, key=len).extend(group)
     return [part for part in lists if part]

@@ -7,7 +7,7 @@ attempts, no event marks the answered re-INVITE; a changed `sip_cseq` proves it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from haclusterd.core.records import CallRecord, CallVerdict
@@ -26,18 +26,23 @@ _REASONS = {
 class _Leg:
     record: CallRecord
     partner: str  # only if that leg is verified here too
+    injected_cseq: str  # what `sip_cseq` was before the re-INVITE
     launched: bool = False
-    tracked: bool = False  # the record is this FreeSWITCH's own, so its CSeq may be the new one
     missing_since: float | None = None
     answered_at: float | None = None
     bridged: bool = False
-    ended: bool = False  # after it was answered
+    ended: str = ""  # after it was answered: how
     lost: str = ""  # why
+    packets: int = -1  # RTP from the phone since the recovery, -1 while nobody asked
 
     @property
     def decided(self) -> bool:
         whole = self.answered_at is not None and (self.bridged or not self.partner)
-        return whole or self.ended or bool(self.lost)
+        return whole or bool(self.ended) or bool(self.lost)
+
+    @property
+    def up(self) -> bool:
+        return self.answered_at is not None and not self.ended and not self.lost
 
 
 class Verification:
@@ -52,25 +57,37 @@ class Verification:
         present = {record.uuid for record in records}
         for record in records:
             partner = record.partner if record.partner in present else ""
-            self._legs[record.uuid] = _Leg(record, partner)
+            self._legs[record.uuid] = _Leg(record, partner, record.sip_cseq)
 
     def __contains__(self, uuid: str) -> bool:
         return uuid in self._legs
+
+    def __len__(self) -> int:
+        return len(self._legs)
 
     @property
     def answered(self) -> int:
         """Legs whose re-INVITE was answered so far."""
         return sum(leg.answered_at is not None for leg in self._legs.values())
 
+    @property
+    def lost(self) -> int:
+        """Legs that are known to be lost so far."""
+        return sum(bool(leg.lost) for leg in self._legs.values())
+
     def launched(self, uuids: Sequence[str]) -> None:
         """FreeSWITCH has gone through these rows: from now on a missing channel is a lost call."""
         for uuid in uuids:
             self._legs[uuid].launched = True
 
-    def tracked(self, uuids: Sequence[str]) -> None:
-        """Brought up, and replicated, by an earlier run of the agent: they only must live."""
-        for uuid in uuids:
-            self._legs[uuid].tracked = True
+    def injected(self, cseqs: Mapping[str, str]) -> None:
+        """By call: the `sip_cseq` with which an earlier run injected it, empty if nobody knows.
+
+        The record may hold a newer one by now, of the re-INVITE that was answered since: then the
+        call only must live.
+        """
+        for uuid, cseq in cseqs.items():
+            self._legs[uuid].injected_cseq = cseq
 
     def to_ask(self) -> list[str]:
         """Legs whose `sip_cseq` should be asked for now."""
@@ -98,8 +115,7 @@ class Verification:
             self._missing(leg, now)
             return
         leg.missing_since = None
-        same = "" if leg.tracked else leg.record.sip_cseq
-        if value not in ("", "_undef_", same) and leg.answered_at is None:
+        if value not in ("", "_undef_", leg.injected_cseq) and leg.answered_at is None:
             leg.answered_at = now
 
     def _missing(self, leg: _Leg, now: float) -> None:
@@ -110,7 +126,7 @@ class Verification:
             leg.missing_since = now
         elif now - leg.missing_since >= NO_CHANNEL_GRACE_S:
             if leg.answered_at is not None:
-                leg.ended = True
+                leg.ended = "ended since"
             else:
                 leg.lost = "FreeSWITCH did not take the call up"
 
@@ -129,16 +145,21 @@ class Verification:
     def _hung_up(self, leg: _Leg, event: Event, now: float) -> None:
         cause = event.get("Hangup-Cause", "UNKNOWN")
         cseq = event.get("variable_sip_cseq")
-        if leg.answered_at is None and cseq and cseq != leg.record.sip_cseq:
-            leg.answered_at = now
-        if leg.answered_at is not None and (leg.bridged or not leg.partner):
-            leg.ended = True
-        elif not leg.lost:
-            partner = self._legs.get(leg.partner)
-            if partner is not None and partner.lost:
-                leg.lost = f"its other leg was lost ({cause})"
-            else:
-                leg.lost = f"{_REASONS.get(cause, 'FreeSWITCH ended the call')} ({cause})"
+        bye = event.get("variable_sip_hangup_disposition") == "recv_bye"
+        if leg.answered_at is None and (bye or (cseq and cseq != leg.injected_cseq)):
+            leg.answered_at = now  # who says BYE knows the call
+        partner = self._legs.get(leg.partner)
+        if leg.answered_at is not None and (bye or leg.bridged or not leg.partner):
+            leg.ended = "the phone said BYE since" if bye else f"ended since ({cause})"
+        elif leg.lost:
+            return
+        elif partner is not None and partner.lost:
+            leg.lost = f"its other leg was lost ({cause})"
+        elif partner is not None and partner.ended:
+            leg.answered_at = now if leg.answered_at is None else leg.answered_at
+            leg.ended = f"its other leg ended since ({cause})"
+        else:
+            leg.lost = f"{_REASONS.get(cause, 'FreeSWITCH ended the call')} ({cause})"
 
     def bridged_after_all(self, uuid: str) -> None:
         """Another sign than the event says that the leg is bridged."""
@@ -149,9 +170,35 @@ class Verification:
     def unbridged(self) -> list[str]:
         """Answered legs whose bridge nobody has seen."""
         return [
-            uuid
-            for uuid, leg in self._legs.items()
-            if leg.answered_at is not None and leg.partner and not leg.bridged and not leg.ended
+            uuid for uuid, leg in self._legs.items() if leg.up and leg.partner and not leg.bridged
+        ]
+
+    # after the deadline: what flows, and what is left over
+
+    def to_hear(self) -> list[str]:
+        """Legs that are up and of which no RTP was seen yet."""
+        return [uuid for uuid, leg in self._legs.items() if leg.up and leg.packets <= 0]
+
+    def heard(self, uuid: str, packets: int) -> None:
+        """RTP packets that came from the phone since the recovery; -1 if FreeSWITCH cannot tell."""
+        leg = self._legs.get(uuid)
+        if leg is not None and packets >= 0:
+            leg.packets = packets
+
+    def unanswered(self) -> list[tuple[CallRecord, str]]:
+        """Calls that may still be there, unanswered, with the `sip_cseq` an answer changes."""
+        return [
+            (leg.record, leg.injected_cseq)
+            for leg in self._legs.values()
+            if not leg.decided and not leg.up
+        ]
+
+    def halves(self) -> list[CallRecord]:
+        """Legs that are up while their other leg is not."""
+        return [
+            leg.record
+            for leg in self._legs.values()
+            if leg.up and leg.record.partner and not leg.bridged
         ]
 
     def verdicts(self, deadline_ms: int, outage_began: float | None) -> list[CallVerdict]:
@@ -166,11 +213,13 @@ class Verification:
             reason = f"no answer to the re-INVITE within {deadline_ms} ms"
             return CallVerdict(uuid, "lost", reason)
         gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
+        if leg.ended:
+            return CallVerdict(uuid, "recovered", f"recovered, {leg.ended}", gap_ms, ended=True)
         if leg.partner and not leg.bridged:
             other = self._legs[leg.partner]
-            reason = f"the other leg: {other.lost or 'not bridged to it'}"
-            return CallVerdict(uuid, "partial", reason, gap_ms)
+            why = other.lost or ("not bridged to it" if other.up else "no answer from it")
+            return CallVerdict(uuid, "partial", f"the other leg: {why}", gap_ms)
         if leg.record.partner and not leg.partner:
             return CallVerdict(uuid, "partial", "the other leg was not replicated", gap_ms)
-        reason = "recovered, ended since" if leg.ended else "re-INVITE answered"
-        return CallVerdict(uuid, "recovered", reason, gap_ms)
+        heard = {-1: "", 0: ", no RTP from the phone yet"}.get(leg.packets, ", RTP flows")
+        return CallVerdict(uuid, "recovered", f"re-INVITE answered{heard}", gap_ms)

@@ -6,8 +6,10 @@ haclusterd.
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import sqlite3
+import struct
 import subprocess
 import threading
 import time
@@ -27,6 +29,13 @@ SIP_PORT = 5060
 CALLEE_PORT = 5070
 SCENARIOS = Path(freeswitch.__file__).parent / "scenarios"
 _ETHERTYPE_ANY = 3
+_SO_ATTACH_FILTER = 26
+# Classic BPF on what begins with the IPv4 header: UDP, and one of its ports is SIP_PORT.
+_SIP_FILTER = (
+    (0x30, 0, 0, 9), (0x15, 0, 6, socket.IPPROTO_UDP), (0xB1, 0, 0, 0),
+    (0x48, 0, 0, 0), (0x15, 2, 0, SIP_PORT), (0x48, 0, 0, 2), (0x15, 0, 1, SIP_PORT),
+    (0x06, 0, 0, 0x40000), (0x06, 0, 0, 0),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,17 @@ class Packet:
 class Wire:
     """Everything the client's interface sends and receives, until `close`."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, *, sip_only: bool = False) -> None:
+        """`sip_only`: the kernel drops all but UDP from or to SIP_PORT, however much RTP flows."""
         with netns.inside(namespace):
             self._socket = socket.socket(
                 socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETHERTYPE_ANY)
             )
+        if sip_only:
+            program = b"".join(struct.pack("=HBBI", *one) for one in _SIP_FILTER)
+            self._program = ctypes.create_string_buffer(program)
+            header = struct.pack("@HP", len(_SIP_FILTER), ctypes.addressof(self._program))
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
         self._socket.bind(("eth0", _ETHERTYPE_ANY))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._socket.settimeout(0.1)

@@ -124,7 +124,8 @@ class Site:
         media_port = 20000 + 100 * len(self.phones)
         return self.phone(
             f"{address}:5060", "-sf", str(SCENARIOS / "uac_echo.xml"), "-i", CALLER,
-            "-s", extension, "-m", str(calls), "-r", "50", "-mp", str(media_port), "-rtp_echo",
+            "-s", extension, "-m", str(calls), "-l", str(calls), "-r", "50",
+            "-mp", str(media_port), "-rtp_echo",
             "-recv_timeout", "60000",
         )  # fmt: skip
 
@@ -197,7 +198,9 @@ async def activate(instance: FreeswitchInstance, profile: str) -> None:
     await esl.stop()
 
 
-def capture(site: Site, instance: FreeswitchInstance, legs: int) -> dict[str, CallRecord]:
+def capture(
+    site: Site, instance: FreeswitchInstance, legs: int, patience_s: float = 15
+) -> dict[str, CallRecord]:
     """Records of `legs` settled legs on `instance`, as a slave would hold them."""
 
     async def work() -> dict[str, CallRecord]:
@@ -207,7 +210,7 @@ def capture(site: Site, instance: FreeswitchInstance, legs: int) -> dict[str, Ca
             esl_factory=factory(instance),
         )  # fmt: skip
         await source.start()
-        await until(lambda: len(held.records) == legs, 15)
+        await until(lambda: len(held.records) == legs, patience_s)
         await asyncio.sleep(0.5)  # the last update (ACK data) comes 200 ms later
         assert source.problem == ""
         await source.stop()
@@ -252,7 +255,7 @@ def take_over(
     site.kill(old)
     site.own(new, VIP)
     verdicts, stages = recover(new, list(records.values()))
-    assert set(verdicts.values()) == {"recovered: re-INVITE answered"}
+    assert all(v.startswith("recovered: re-INVITE answered") for v in verdicts.values()), verdicts
     return stages
 
 

@@ -15,12 +15,13 @@ from haclusterd.agent import api as module
 from haclusterd.agent import schema
 from haclusterd.agent.api import Api, ApiError
 from haclusterd.agent.commands import Commands
+from haclusterd.freeswitch.risks import Ringing
 from tests.fixtures.agent_source import FakeSource
 
 pytestmark = pytest.mark.timeout(20)
 
 STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "paused",
-               "marked_dead", "registrations", "revision"]  # fmt: skip
+               "marked_dead", "registrations", "revision", "orphans"]  # fmt: skip
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
              "version", "witness"]  # fmt: skip
 
@@ -94,6 +95,17 @@ async def test_one_connection_carries_many_requests(served: Path, source: FakeSo
     assert [c["uuid"] for c in calls["result"]["calls"]] == ["u1", "u2"]
     assert [c["at_risk"] for c in calls["result"]["calls"]] == [False, True]
     assert risk["result"] == {"total": 1, "at_risk": 1, "calls": []}
+
+
+async def test_e3_calls_at_risk_say_why(served: Path, source: FakeSource) -> None:
+    source.lonely = {"east": "nobody is ready to take east over"}
+    source.rings = [("east", Ringing("r1", "east", "inbound"))]
+    (risk,) = await ask(served, line("calls", at_risk=True))
+    found = {c["uuid"]: (c["here"], c["why"]) for c in risk["result"]["calls"]}
+    assert found["u1"] == ("own", ["nobody is ready to take east over"])
+    assert found["u2"][1][0] == "no standby has acknowledged it yet"
+    assert found["r1"] == ("ringing", ["ringing: only answered calls can be taken over"])
+    assert (risk["result"]["total"], risk["result"]["at_risk"]) == (4, 4)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from haclusterd.agent.history import History
+from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.switch import SwitchError
@@ -31,9 +32,12 @@ class Bench:
         self.switch = FakeSwitch()
         self.history = History()
         self.reports = Reports(folder)
-        self.services = Services(
-            spec(), self.replication, self.history, self.reports, self.sent.append, lambda: None
-        )
+        self.why_no_switch = ""
+        self.work = Recoveries(
+            spec(), self.replication, self.history, self.reports, self.sent.append,
+            without_switch=lambda: self.why_no_switch,
+        )  # fmt: skip
+        self.services = Services(spec(), self.replication, self.history, self.work, lambda: None)
         self.services.switch = self.switch
 
     async def settle(self) -> None:
@@ -83,7 +87,7 @@ async def test_a_takeover_recovers_reports_and_settles(bench: Bench) -> None:
 async def test_inherited_calls_that_never_show_up_again_delay_the_settling_only_so_long(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("haclusterd.agent.services.SETTLE_S", 0.15)
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.15)
     bench.replication.known = [record("u1")]
     bench.services.recover(recover())
     await asyncio.sleep(0.05)
@@ -95,7 +99,7 @@ async def test_inherited_calls_that_never_show_up_again_delay_the_settling_only_
 async def test_a_freeswitch_that_cannot_is_said_to_heart(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("haclusterd.agent.services.RETRY_S", 0.01)
+    monkeypatch.setattr("haclusterd.agent.recoveries.RETRY_S", 0.01)
     bench.switch.fail = SwitchError("nothing listens on 127.0.0.1:8021")
     bench.services.recover(recover())
     await bench.settle()
@@ -109,7 +113,7 @@ async def test_a_freeswitch_that_cannot_is_said_to_heart(
 async def test_calls_that_nobody_could_recover_are_tried_again_when_freeswitch_is_there(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("haclusterd.agent.services.UP_S", 0.02)
+    monkeypatch.setattr("haclusterd.agent.recoveries.UP_S", 0.02)
     bench.switch.up = False
     bench.switch.problem = "nothing listens"
     bench.replication.known = [record("u1")]
@@ -120,6 +124,24 @@ async def test_calls_that_nobody_could_recover_are_tried_again_when_freeswitch_i
     bench.services.freeswitch_connected()
     await asyncio.sleep(0.05)
     assert any(done[0] == "recover" and done[3] == ["u1"] for done in bench.switch.done)
+    assert bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, "")
+
+
+async def test_without_a_password_nothing_is_settled_and_the_first_login_tries_again(
+    bench: Bench,
+) -> None:
+    """An unreadable ESL password file is not a takeover without calls."""
+    bench.replication.known = [record("u1")]
+    bench.work.switch, switch = None, bench.switch
+    bench.why_no_switch = "esl.password: Permission denied: make it readable"
+    bench.services.recover(recover())
+    await bench.settle()
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 99), False, bench.why_no_switch)]
+    assert bench.replication.settled == []
+    bench.services.switch = switch
+    bench.services.freeswitch_connected()
+    await asyncio.sleep(0.05)
+    assert any(done[0] == "recover" and done[3] == ["u1"] for done in switch.done)
     assert bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, "")
 
 

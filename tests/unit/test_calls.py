@@ -337,3 +337,17 @@ async def test_tombstones_wait_while_esl_is_down(switch: Switch, told: Told) -> 
         await server.listen()
         await until(lambda: told.ended == ["a"])
         await source.stop()
+
+
+async def test_s8_an_inherited_call_may_end_before_its_row(switch: Switch, told: Told) -> None:
+    async with following(switch, told) as source:
+        await until(lambda: source.core_uuid != "")
+        source.ended("east", "inherited", 77)
+        source.set_fenced("west", True)
+        source.ended("west", "fenced", 78)
+        await until(lambda: bool(told.ended))
+        assert told.changes == [Tombstone("east", "inherited", 77)]
+        source.expect_shutdown()
+        source.ended("east", "stopping", 79)
+        await asyncio.sleep(0.2)
+    assert told.ended == ["inherited"]

@@ -14,10 +14,11 @@ import pytest
 from haclusterd.agent.alarms import differing
 from haclusterd.agent.comparison import SENTENCES_MAX, Comparison, Differences
 from haclusterd.agent.history import History
+from haclusterd.agent.local_switch import LocalSwitch
 from haclusterd.agent.peers import CAPABILITIES, METHOD, Peers, Word
 from haclusterd.agent.schema import Sync
 from haclusterd.agent.standing import judge
-from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+from haclusterd.agent.switch import SwitchEvents
 from haclusterd.config import FreeSwitch
 from haclusterd.freeswitch import capabilities as caps
 from haclusterd.freeswitch.capabilities import Capabilities, ProfileFacts

@@ -139,6 +139,24 @@ def test_recovery_that_failed_while_fenced_is_not_forgotten() -> None:
     assert "it cannot recover the calls: no profile" in bench.service.given_up
 
 
+def test_a_new_agent_recovers_what_the_last_one_could_not_while_nobody_else_can() -> None:
+    bench = Bench()
+    bench.own()
+    identity = bench.service.identity
+    bench.hear(1, entry(identity, ready=False))
+    bench.hear(2, entry(identity, ready=False))
+    bench.give(inp.RecoveryEnded(0, identity, False, "esl.password is not readable"))
+    assert bench.stands_in(State.OWNED)
+    assert not kinds(bench.give(inp.AgentChanged(False)), Recover)
+    (again,) = kinds(bench.give(inp.AgentChanged(True)), Recover)
+    assert (again.service, again.identity) == (0, identity)
+    assert not kinds(bench.give(inp.AgentChanged(True)), Recover)
+    bench.give(inp.RecoveryEnded(0, identity, False, "still not"))
+    bench.hear(1, entry(identity))
+    bench.give(inp.Tick())
+    assert "still not" in bench.service.given_up
+
+
 def test_a_freeswitch_that_exits_is_ranked_by_nobody_any_more() -> None:
     bench = Bench(spec_of(3, 3)).after_hold_down()
     for _ in range(4):

@@ -15,17 +15,20 @@ import msgspec
 import pytest
 
 from haclusterd.agent.alarms import alarms
-from haclusterd.agent.switch import LocalSwitch, SwitchEvents
+from haclusterd.agent.local_switch import LocalSwitch
+from haclusterd.agent.switch import SwitchEvents
 from haclusterd.config import FreeSwitch
 from haclusterd.freeswitch import metadata
 from haclusterd.freeswitch.calls import CallSource
 from haclusterd.freeswitch.esl import EslConnection, EslSettings, EventItem, EventsLost
 from haclusterd.sync import codec
 from tests.fixtures.agent_parts import FakeSwitch
+from tests.fixtures.freeswitch import fake_recovery
 from tests.fixtures.freeswitch.fake_esl import FakeEsl, json_event
+from tests.fixtures.freeswitch.fake_recovery import record
 from tests.unit import test_calls, test_recovery
 from tests.unit.test_calls import TONE, Told, following, until
-from tests.unit.test_recovery import record, recovering, short
+from tests.unit.test_recovery import recovering, short
 
 pytestmark = pytest.mark.timeout(60)
 told, rows = test_calls.told, test_calls.switch
@@ -52,6 +55,7 @@ COMMANDS = re.compile(
     r"auth ClueCon|event json [A-Z_ ]+|filter [\w-]+ \w+|api global_getvar core_uuid"
     r"|api uuid_(getvar|exists) [!-~]{1,255}( sip_cseq| bridge_uuid)?"
     r"|api sofia profile pa recover|api fsctl recover sofia:pa#\d"
+    r'|api json \{"command":"mediaStats","data":\{"uuid":"[!-~]{1,255}"\}\}'
 )
 
 
@@ -111,7 +115,7 @@ async def test_a_name_that_is_not_utf8_does_not_hide_the_other_calls(
     assert codec.record_of(codec.item_of(odd, 1, 1)) == odd, "it can travel"
 
 
-async def test_only_field_values_reach_the_next_freeswitch(switch: test_recovery.Switch) -> None:
+async def test_only_field_values_reach_the_next_freeswitch(switch: fake_recovery.Switch) -> None:
     hostile = [record(uuid) for uuid in BAD_UUIDS]
     elsewhere = [
         msgspec.structs.replace(record(f"p{n}"), profile=profile)
@@ -142,7 +146,7 @@ async def test_only_field_values_reach_the_next_freeswitch(switch: test_recovery
 
 
 async def test_a_recovery_bears_a_flood_and_an_end_within_an_event(
-    switch: test_recovery.Switch,
+    switch: fake_recovery.Switch,
 ) -> None:
     """20,000 events of others and an EOF within one: the answers to questions decide."""
     many = [record(f"call-{n}") for n in range(40)]

@@ -54,7 +54,7 @@ def test_nothing_of_the_libraries_is_loaded_by_default(module: str) -> None:
     code = (
         f"import sys, {module}\n"
         "from haclusterd.freeswitch.esl import EslConnection, EslSettings\n"
-        "from haclusterd.agent import switch\n"
+        "from haclusterd.agent import local_switch\n"
         "EslConnection(EslSettings('127.0.0.1', 1, 'x'))\n"
         f"print([name for name in {LIBRARIES} if name in sys.modules])"
     )

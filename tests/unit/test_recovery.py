@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,102 +11,15 @@ import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
-from haclusterd.freeswitch import metadata
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_protocol import Event
+from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
 from haclusterd.freeswitch.verify import Verification
-from tests.fixtures.freeswitch.fake_esl import FakeEsl, json_event
+from tests.fixtures.freeswitch.fake_recovery import TONE, Switch, calls, record
 
 pytestmark = pytest.mark.timeout(30)
-TONE = (Path(__file__).parents[1] / "fixtures/freeswitch/recovery_metadata_tone.xml").read_text()
-SCHEMA = """CREATE TABLE recovery (runtime_uuid VARCHAR(255), technology VARCHAR(255),
- profile_name VARCHAR(255), hostname VARCHAR(255), uuid VARCHAR(255), metadata text)"""
-
-
-class Switch(FakeEsl):
-    """Recovers rows as FreeSWITCH does; `silent` and `refused` name phones that misbehave."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.core_uuid = "core-b"
-        self.path = path
-        self.channels: dict[str, str] = {}
-        self.recovered_rows: list[tuple[str, str, str]] = []
-        self.silent: set[str] = set()
-        self.refused: set[str] = set()
-        self.unbridged = False
-        self.crash_at_recover = 0
-        self.lines: list[str] = []
-        with contextlib.closing(self.open()) as db:
-            db.execute(SCHEMA)
-        self.api = {
-            "global_getvar core_uuid": lambda _: self.core_uuid,
-            "uuid_getvar": self.getvar,
-            "uuid_exists": lambda line: str(line.split()[1] in self.channels).lower(),
-            "sofia profile": self.recover,
-            "fsctl recover": self.recover,
-        }
-
-    def open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, isolation_level=None)
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        with contextlib.closing(self.open()) as db:
-            return db.execute("SELECT runtime_uuid, profile_name, uuid FROM recovery").fetchall()
-
-    def getvar(self, line: str) -> str:
-        _, uuid, name = line.split()
-        if uuid not in self.channels:
-            return "-ERR No such channel!\n"
-        return self.channels[uuid] if name == "sip_cseq" else "_undef_"
-
-    def recover(self, line: str) -> str | None:
-        self.lines.append(line)
-        name = line.split(":")[1] if ":" in line else line.split()[2]
-        if self.crash_at_recover:
-            self.crash_at_recover -= 1
-            self.core_uuid += "x"
-            self.channels.clear()
-            self.drop_all()
-            return None
-        with contextlib.closing(self.open()) as db:
-            rows = db.execute(
-                "SELECT uuid, profile_name, metadata FROM recovery"
-                " WHERE runtime_uuid != ? AND profile_name = ?", (self.core_uuid, name),
-            ).fetchall()  # fmt: skip
-            db.execute(
-                "DELETE FROM recovery WHERE runtime_uuid != ? AND profile_name = ?",
-                (self.core_uuid, name),
-            )
-        self.recovered_rows += rows
-        for uuid, _, text in rows:
-            self.take_up(uuid, text)
-        return f"Recovered {len(rows)} session(s)\n"
-
-    def take_up(self, uuid: str, text: str) -> None:
-        facts = metadata.facts(text)
-        if uuid in self.refused:
-            self.event("CHANNEL_HANGUP", uuid, cause="NORMAL_TEMPORARY_FAILURE")
-            return
-        self.channels[uuid] = facts.sip_cseq if uuid in self.silent else "123000"
-        partner = facts.partner
-        mute = {uuid, partner} & self.silent
-        if partner in self.channels and not self.unbridged and not mute:
-            self.event("CHANNEL_BRIDGE", uuid, other=partner)
-
-    def event(
-        self, name: str, uuid: str, *, cause: str = "", other: str = "", made_s_ago: float = 0.0
-    ) -> None:
-        headers: dict[str, str | list[str]] = {"Event-Name": name, "Unique-ID": uuid}
-        headers["variable_recovered"] = "true"
-        headers["Event-Date-Timestamp"] = str(int((time.time() - made_s_ago) * 1e6))
-        if cause:
-            headers |= {"Hangup-Cause": cause, "variable_sip_cseq": "1"}
-        if other:
-            headers["Other-Leg-Unique-ID"] = other
-        self.send_all(json_event(headers))
 
 
 @pytest.fixture
@@ -123,22 +34,14 @@ async def switch(tmp_path: Path) -> AsyncIterator[Switch]:
 async def recovering(switch: Switch, deadline_ms: int = 250) -> AsyncIterator[Recovery]:
     settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
     recovery = Recovery(
-        lambda **options: EslConnection(settings, **options), switch.path, deadline_ms=deadline_ms
-    )
+        lambda **options: EslConnection(settings, **options), switch.path,
+        options=RecoveryOptions(4, deadline_ms, orphan_timeout_ms=400),
+    )  # fmt: skip
     await recovery.start()
     try:
         yield recovery
     finally:
         await recovery.stop()
-
-
-def record(uuid: str, partner: str = "") -> CallRecord:
-    text = metadata.set_variable(TONE, "signal_bond", partner) if partner else TONE
-    return CallRecord("east", uuid, 5, "pa", "core-a", text, partner, sip_cseq="1")
-
-
-def calls(count: int) -> list[CallRecord]:
-    return [record(f"call-{number}") for number in range(count)]
 
 
 def short(verdicts: list[CallVerdict]) -> dict[str, str]:
@@ -258,7 +161,7 @@ async def test_losses_have_reasons(switch: Switch) -> None:
     async with recovering(switch) as recovery:
         verdicts = await recovery.recover("east", ["pa"], records, epoch=1)
     assert {v.uuid: (v.verdict, v.reason) for v in verdicts} == {
-        "call-0": ("recovered", "re-INVITE answered"),
+        "call-0": ("recovered", "re-INVITE answered, RTP flows"),
         "call-1": ("lost", "no answer to the re-INVITE within 250 ms"),
         "call-2": (
             "lost",
@@ -373,7 +276,8 @@ def test_a_call_that_ended_after_its_recovery_was_recovered() -> None:
     check = Verification([record("a")])
     check.take_event(hangup("a", "NORMAL_CLEARING", "123456"), 1.0)
     assert not check.open
-    assert check.verdicts(1, None)[0] == CallVerdict("a", "recovered", "recovered, ended since")
+    why = "recovered, ended since (NORMAL_CLEARING)"
+    assert check.verdicts(1, None)[0] == CallVerdict("a", "recovered", why, ended=True)
 
 
 def test_a_missing_channel_counts_only_after_the_launch_and_a_grace() -> None:

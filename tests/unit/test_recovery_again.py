@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from haclusterd.freeswitch import injection
-from tests.unit.test_recovery import Switch, calls, recovering, short
+from tests.fixtures.freeswitch.fake_recovery import Switch, calls
+from tests.unit.test_recovery import recovering, short
 
 pytestmark = pytest.mark.timeout(30)
 

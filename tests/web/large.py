@@ -19,6 +19,7 @@ from haclusterd.agent.traces import Traces
 from haclusterd.core.model import AddressSpec, ClusterSpec, NodeSpec, ServiceSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import AlarmView, LinkView, NodeView, ServiceView, View
+from haclusterd.freeswitch.risks import Ringing
 from tests.fixtures.agent_parts import TIMING
 
 NODES = 20
@@ -158,6 +159,12 @@ class Large:
 
     def registrations(self) -> Iterator[Listed]:
         yield from ()
+
+    def service_risks(self) -> dict[str, str]:
+        return {}
+
+    async def ringing(self) -> list[tuple[str, Ringing]]:
+        return []
 
     def at_risk(self) -> list[str]:
         return []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from haclusterd.lab.emulator import apis_conf, apis_show, apis_sofia, registrar
+from haclusterd.lab.emulator import apis_calls, apis_conf, apis_show, apis_sofia, registrar
 from haclusterd.lab.emulator.channel import Channel
 from haclusterd.lab.emulator.events import Event, Source, plain_text
 from haclusterd.lab.emulator.recovery import recover
@@ -230,6 +230,9 @@ APIS: Final[dict[str, Api]] = {
     "uuid_getvar": uuid_getvar,
     "uuid_setvar": uuid_setvar,
     "uuid_dump": uuid_dump,
+    "uuid_limit": apis_calls.uuid_limit,
+    "limit_usage": apis_calls.limit_usage,
+    "json": apis_calls.json_api,
     "msleep": msleep,
     "reloadxml": reloadxml,
     "alias": accepted,

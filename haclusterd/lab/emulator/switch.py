@@ -52,6 +52,7 @@ class Switch:
             "core_uuid": self.core_uuid,
         }
         self.shown: list[Channel] = []  # what `show channels` knows: behind by the SQL queue
+        self.limits: dict[str, set[str]] = {}  # by realm_resource: uuids that count against it
         self.loaded = {name: kind for name, kind in MODULES.items() if name not in config.lacks}
         self.codecs = [name for name in CODECS if name not in config.lacks]
         self.paused = {"inbound": False, "outbound": False}
@@ -171,6 +172,8 @@ class Switch:
             self.ports.give_back(channel.stream.local)
             self.media.remove(channel.stream)
         del self.channels[channel.uuid]
+        for users in self.limits.values():
+            users.discard(channel.uuid)
         if self.dialogs.get(channel.dialog.key) is channel:
             del self.dialogs[channel.dialog.key]
 

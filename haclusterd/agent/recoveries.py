@@ -1,0 +1,296 @@
+"""The work of one recovery: collect the calls, have them recovered, report, and bury what is lost.
+
+`services` says when, by heart's decisions; how calls come back is `freeswitch.recovery`'s
+knowledge; what happens to them by policy is section [recovery].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+from haclusterd.agent.admission import Admission
+from haclusterd.agent.clock import now_us
+from haclusterd.agent.history import History
+from haclusterd.agent.latecomers import hear_all
+from haclusterd.agent.replication import Replication
+from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
+from haclusterd.agent.switch import Switch, SwitchError
+from haclusterd.agent.verdicts import Crier
+from haclusterd.config import RecoverySection
+from haclusterd.core.actions import Recover
+from haclusterd.core.inputs import FromAgent, RecoveryEnded
+from haclusterd.core.model import ClusterSpec, Identity
+from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.core.view import View
+from haclusterd.freeswitch.recovery import Rest
+
+log = logging.getLogger(__name__)
+
+COLLECT_MS = 20
+HEAD_LEGS = 4  # on their way to the phones while the others are still asked and read
+RETRIES_MAX = 3
+RETRY_S = 0.5
+UP_S = 1.0
+UP_POLL_S = 0.01
+SETTLE_S = 5.0
+SETTLE_POLL_S = 0.1
+GENERATION_BITS = 12
+
+
+class Recoveries:
+    """See the module. `pending` holds what could not be recovered while the service is still
+    owned, `recovering` what has not every verdict yet.
+
+    `without_switch()` tells why there is no switch yet where there should be one.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        replication: Replication | None,
+        history: History,
+        reports: Reports,
+        send: Callable[[FromAgent], None],
+        policy: RecoverySection | None = None,
+        without_switch: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._spec = spec
+        self._replication = replication
+        self._history = history
+        self._reports = reports
+        self._send = send
+        self._policy = policy or RecoverySection()
+        self._without_switch = without_switch
+        self._savers: set[asyncio.Task[None]] = set()
+        self._admission = Admission(
+            self._policy.pace_invites_per_s, self._policy.pace_registers_per_s
+        )
+        self.crier = Crier(history, lambda: self.switch)
+        self.switch: Switch | None = None
+        self.view: View | None = None
+        self.pending: dict[str, Recover] = {}
+        self.recovering: dict[str, Recover] = {}
+        self.generation = 0  # of FreeSWITCH: another process is another one
+        self.exited_us = 0  # when the FreeSWITCH before this one was seen gone
+
+    @property
+    def _me(self) -> str:
+        return self._spec.nodes[self._spec.me].id
+
+    async def stop(self) -> None:
+        """End what is under way in the background."""
+        await self.crier.stop()
+        await self._admission.stop()
+        for saver in self._savers:
+            saver.cancel()
+        await asyncio.gather(*self._savers, return_exceptions=True)
+
+    def begin(self, name: str, action: Recover) -> Account:
+        """Open the report of a change of owner."""
+        origin = self._spec.nodes[action.from_node].id if action.from_node >= 0 else None
+        silent, last_heard_us = last_heard(self.view, origin, self._spec.timing.suspect_us)
+        account = self._reports.begin(name, origin, self._me, action, silent)
+        if last_heard_us:
+            dead_us = account.times.get("dead", last_heard_us)
+            account.moment("last_heartbeat", min(last_heard_us, dead_us))
+        account.moment("announced")
+        return account
+
+    async def recover(self, action: Recover, account: Account, again: Sequence[CallRecord]) -> None:
+        """Bring a service's inherited calls and those of `again` back, and tell heart the end."""
+        spec = self._spec.services[action.service]
+        reason, name, epoch = "", spec.name, action.identity.epoch
+        told = Chronicle(account, partial(self.begin, name, action), self._finish)
+        try:
+            if self.switch is None and spec.profiles and (reason := self._without_switch()):
+                raise SwitchError(reason)  # its first login is the sign to try again
+            if self._replication is not None and self.switch is not None and spec.profiles:
+                await self._recover_all(name, epoch, account, told, again)
+        except SwitchError as error:
+            reason = str(error)
+        finally:
+            told.close()
+        self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
+        if reason:
+            self.pending[name] = action
+            self.recovering.pop(name, None)
+            text = f"{self._me} cannot recover {name}: {reason}"
+            self._history.add("A5", text, None, name, epoch)
+            return
+        await self._settle(name, told.verdicts, again)
+        self.recovering.pop(name, None)
+
+    async def _recover_all(
+        self, name: str, epoch: int, account: Account, told: Chronicle, again: Sequence[CallRecord]
+    ) -> None:
+        if self._replication is None:
+            return
+        dead = (account.origin,) if account.silent and account.origin else ()
+        if self._policy.calls != "recover":
+            records = await self._collect(name, dead, again, account)
+            await self._inject(name, epoch, [], account)
+            told.judged(self._by_policy(records))
+            return
+        head = [] if again else self._replication.quietest(name, HEAD_LEGS)
+        rest = partial(self._collect, name, dead, again or head, account)
+        told.judged(await self._inject(name, epoch, head, account, rest))
+        inject = partial(self._inject, name, epoch)
+        never = await hear_all(self._replication, told, name, dead, inject)
+        if never:
+            text = f"{', '.join(never)} never told which calls of {name} it knows"
+            self._history.add("A7", text, None, name, epoch)
+
+    def _by_policy(self, records: Sequence[CallRecord]) -> list[CallVerdict]:
+        if self._policy.calls == "ignore":
+            return []
+        return [CallVerdict(r.uuid, "lost", "not recovered: recovery.calls") for r in records]
+
+    async def _collect(
+        self, name: str, dead: Collection[str], head: Sequence[CallRecord], account: Account
+    ) -> list[CallRecord]:
+        """All inherited calls and those of `head`, as they are there."""
+        if self._replication is None:
+            return []
+        found = await self._replication.collect(name, COLLECT_MS, dead)
+        account.moment("collected")
+        known = {record.uuid for record in head}
+        records = [*head, *(record for record in found if record.uuid not in known)]
+        account.replicated = len(records)
+        return records
+
+    async def in_place(
+        self, name: str, identity: Identity | None, epoch: int, records: Sequence[CallRecord]
+    ) -> None:
+        """Into another FreeSWITCH process on this node: the service stayed."""
+        index = [s.name for s in self._spec.services].index(name)
+        identity = identity or Identity(epoch, self._spec.me, 0)
+        times = {"dead": self.exited_us} if self.exited_us else {}
+        action = Recover(index, identity, self._spec.me, "FreeSWITCH came back", times)
+        account = self._reports.begin(name, self._me, self._me, action, False)
+        account.moment("freeswitch_up")
+        verdicts: list[CallVerdict] = []
+        try:
+            if self._policy.calls == "recover":
+                verdicts = await self._inject(name, epoch, records, account)
+            else:
+                await self._inject(name, epoch, [], account)
+                verdicts = self._by_policy(records)
+        except SwitchError as error:
+            self._history.add("A5", f"{self._me} cannot recover {name}: {error}", None, name, epoch)
+        finally:
+            self._finish(account, verdicts)
+        self._bury(name, verdicts, {record.uuid: record.version for record in records})
+
+    def _attempt_id(self, epoch: int) -> int:
+        """Names a recovery to `Recovery`: another process is another one, in the same epoch."""
+        return epoch << GENERATION_BITS | self.generation % (1 << GENERATION_BITS)
+
+    async def _inject(
+        self,
+        name: str,
+        epoch: int,
+        records: Sequence[CallRecord],
+        account: Account,
+        rest: Rest | None = None,
+    ) -> list[CallVerdict]:
+        """Recover with a few retries, because FreeSWITCH may just be coming up."""
+        switch = self.switch
+        if switch is None:
+            return []
+        account.replicated = max(account.replicated, len(records))
+        service = next(s for s in self._spec.services if s.name == name)
+        loop = asyncio.get_running_loop()
+        outage = loop.time() - (now_us() - account.fault_us) / 1e6
+        attempt_id = self._attempt_id(epoch)
+
+        def progress(stage: str, legs: int, at: float) -> None:
+            self.crier.progress(account, stage, legs, now_us() - round((loop.time() - at) * 1e6))
+
+        known = self._replication.known_legs(name) if self._replication is not None else 0
+        with self._admission.of(service, max(len(records), known)):
+            for attempt in range(RETRIES_MAX):
+                await self._until_up(switch)
+                try:
+                    verdicts = await switch.recover(
+                        name, service.profiles, records, progress, attempt_id, outage, rest
+                    )
+                    self._bury_own(name, verdicts)
+                    return verdicts
+                except SwitchError as error:
+                    if rest is not None:
+                        records, rest = await rest(), None
+                    if attempt == RETRIES_MAX - 1:
+                        raise
+                    log.warning("recovery of %s is tried again: %s", name, error)
+                    await asyncio.sleep(RETRY_S)
+        return []
+
+    async def _until_up(self, switch: Switch) -> None:
+        """Wait for ESL, but not for long: another node may be able to do it now."""
+        until = asyncio.get_running_loop().time() + UP_S
+        while not switch.up:
+            if asyncio.get_running_loop().time() >= until:
+                raise SwitchError(switch.problem or "ESL is not logged in")
+            await asyncio.sleep(UP_POLL_S)
+
+    def _finish(self, account: Account, verdicts: Sequence[CallVerdict]) -> None:
+        account.judge(verdicts)
+        account.moment("recovered")
+        report = self._reports.finish(account)
+        self._history.add("A7", sentence(report), None, report.service, report.epoch)
+        self.crier.cry(report.service, report.epoch, verdicts)
+        self._save()
+
+    def _save(self) -> None:
+        content = self._reports.encode()
+        saver = asyncio.get_running_loop().create_task(
+            asyncio.to_thread(self._reports.save, content), name="save reports"
+        )
+        self._savers.add(saver)
+        saver.add_done_callback(self._savers.discard)
+
+    def settled(self, service: str, verdict: CallVerdict) -> None:
+        """A call that was neither back nor gone is one of both by now."""
+        report = self._reports.revise(service, verdict)
+        if report is not None:
+            self.crier.cry(service, report.epoch, [verdict], late=True)
+            self._save()
+
+    async def _settle(
+        self, name: str, verdicts: Sequence[CallVerdict], again: Sequence[CallRecord]
+    ) -> None:
+        """Log what became of every inherited call, then let standbys forget the old owner's log."""
+        if self._replication is None:
+            return
+        mine = [*again, *await self._replication.unrecovered(name)]
+        self._bury(name, verdicts, {record.uuid: record.version for record in mine})
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE_S
+        while loop.time() < until and await self._replication.unrecovered(name):
+            await asyncio.sleep(SETTLE_POLL_S)
+        self._replication.settle(name)
+
+    def _bury_own(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
+        """FreeSWITCH tracks a call that nobody has answered for, too: its row here is no proof.
+
+        At once, because an answer that comes later makes a newer row, and the call is live again.
+        """
+        if self._replication is not None:
+            lost = {v.uuid: v.reason for v in verdicts if v.verdict == "lost"}
+            versions = self._replication.own_versions(name, lost)
+            self._replication.append(
+                [Tombstone(name, uuid, v, lost[uuid][:200]) for uuid, v in versions.items()]
+            )
+
+    def _bury(self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]) -> None:
+        """A call that did not come back, or has ended since, must not be recovered by the next
+        owner either (S8)."""
+        if self._replication is None:
+            return
+        over = [v for v in verdicts if (v.verdict == "lost" or v.ended) and v.uuid in versions]
+        self._replication.append(
+            [Tombstone(name, v.uuid, versions[v.uuid], v.reason[:200]) for v in over]
+        )

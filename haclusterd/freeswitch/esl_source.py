@@ -1,0 +1,280 @@
+"""Source 2 of call state: events say which leg changed, `uuid_dump` what it is now.
+
+For a FreeSWITCH whose core database the agent cannot read. The same interface and the same meaning
+as `calls.CallSource`; what a dump lacks is said in `synthesis`. Every dump is asked 250 ms after
+the event, because the ACK completes what the answer began and fires none (FREESWITCH.md 2.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from haclusterd.core.records import CallRecord, Tombstone
+
+from . import metadata, synthesis
+from .calls import TICK_S, TOMBSTONE_HOLD_MS, Change
+from .esl import Esl, EslFactory, EventItem, EventsLost
+from .esl_errors import EslError
+
+log = logging.getLogger(__name__)
+
+DUMP_AFTER_S = 0.25
+DUMPS_AT_ONCE = 20
+LEGS_MAX = 100_000
+_CHANGES = (
+    "CHANNEL_ANSWER", "CHANNEL_BRIDGE", "CHANNEL_UNBRIDGE", "CALL_UPDATE", "CHANNEL_HOLD",
+    "CHANNEL_UNHOLD", "CHANNEL_EXECUTE",
+)  # fmt: skip
+
+
+class _Known(NamedTuple):
+    service: str
+    digest: int
+
+
+class EslCallSource:
+    """Follows the calls of the local FreeSWITCH over ESL alone; see CallSource."""
+
+    def __init__(
+        self,
+        profiles_to_service: Mapping[str, str],
+        on_change: Callable[[list[Change]], Awaitable[None]],
+        *,
+        esl_factory: EslFactory,
+        on_reset: Callable[[], Awaitable[None]] | None = None,
+        dump_after_s: float = DUMP_AFTER_S,
+        tombstone_hold_ms: int = TOMBSTONE_HOLD_MS,
+    ) -> None:
+        self._services = dict(profiles_to_service)
+        self._on_change = on_change
+        self._on_reset = on_reset
+        self._dump_after_s = dump_after_s
+        self._hold_s = tombstone_hold_ms / 1000
+        self._esl: Esl = esl_factory(
+            name="calls", events=(*_CHANGES, "CHANNEL_HANGUP", "SHUTDOWN"), on_event=self._on_event
+        )
+        self._due: dict[str, float] = {}  # loop time at which a leg is dumped
+        self._ending: dict[str, float] = {}  # loop time from which on a hang-up is an end
+        self._known: dict[str, _Known] = {}
+        self._fenced: set[str] = set()
+        self._shutting_down = False
+        self._core_uuid = ""
+        self._version = 0
+        self._refused: set[str] = set()
+        self.refused = 0
+        self._work = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why calls can not be followed now; empty while they are."""
+        return self._esl.problem
+
+    @property
+    def core_uuid(self) -> str:
+        """The FreeSWITCH process being followed, empty before the first contact."""
+        return self._core_uuid
+
+    @property
+    def calls(self) -> int:
+        """Call legs known to be up."""
+        return len(self._known)
+
+    @property
+    def unprotected(self) -> str:
+        """A sentence while there are calls that no other node could recover; else empty."""
+        if not self._refused:
+            return ""
+        return f"{len(self._refused)} calls cannot be protected: their dumps cannot be used"
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="calls over ESL")
+        await self._esl.start()
+
+    async def stop(self) -> None:
+        await self._esl.stop()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def set_fenced(self, service: str, fenced: bool) -> None:
+        """While a service is fenced nothing of it is told; opening it compares."""
+        if fenced:
+            self._fenced.add(service)
+            for uuid in [u for u in self._ending if self._service_of(u) == service]:
+                del self._ending[uuid]
+        elif service in self._fenced:
+            self._fenced.discard(service)
+            for uuid in [u for u in self._known if self._service_of(u) == service]:
+                self._plan(uuid)
+
+    def forget(self, service: str) -> None:
+        """Another node owns this service now: its calls are no longer ours to end."""
+        for uuid in [u for u, known in self._known.items() if known.service == service]:
+            del self._known[uuid]
+            self._ending.pop(uuid, None)
+
+    def ended(self, service: str, uuid: str, version: int) -> None:
+        """An inherited call hung up, maybe before it was dumped here."""
+        self._known.setdefault(uuid, _Known(service, 0))
+        self._hung_up(uuid)
+
+    def expect_shutdown(self) -> None:
+        """FreeSWITCH is going to be stopped: from now on hang-ups mean nothing."""
+        self._shutting_down = True
+        self._ending.clear()
+
+    async def snapshot(self) -> list[CallRecord]:
+        """Every recoverable call now. Raises EslError."""
+        records: list[CallRecord] = []
+        for uuid in await self._uuids():
+            record = await self._dump(uuid)
+            if record is not None and record.service not in self._fenced:
+                records.append(record)
+        return records
+
+    # -- from FreeSWITCH --
+
+    async def _on_event(self, item: EventItem) -> None:
+        if isinstance(item, EventsLost):
+            await self._begin_again()
+        elif item.name == "SHUTDOWN":
+            self.expect_shutdown()
+        elif item.name == "CHANNEL_HANGUP":
+            self._hung_up(item.get("Unique-ID"))
+        else:
+            for header in ("Unique-ID", "Other-Leg-Unique-ID"):
+                if uuid := item.get(header):
+                    self._plan(uuid)
+
+    async def _begin_again(self) -> None:
+        """Events are missing before this: is it the same process, and which calls does it have?"""
+        core_uuid = (await self._esl.api("global_getvar core_uuid")).strip()
+        if core_uuid.startswith("-") or not core_uuid:
+            return
+        if core_uuid != self._core_uuid:
+            replaced = bool(self._core_uuid)
+            self._core_uuid, self._shutting_down = core_uuid, False
+            self._known.clear()
+            self._ending.clear()
+            if replaced and self._on_reset is not None:
+                await self._on_reset()
+        present = await self._uuids()
+        for uuid in {*present, *self._known}:
+            self._plan(uuid, at_once=True)
+
+    def _plan(self, uuid: str, *, at_once: bool = False) -> None:
+        if len(self._due) < LEGS_MAX:
+            pause_s = 0.0 if at_once else self._dump_after_s
+            self._due[uuid] = asyncio.get_running_loop().time() + pause_s
+            self._work.set()
+
+    def _hung_up(self, uuid: str) -> None:
+        self._due.pop(uuid, None)
+        self._refused.discard(uuid)
+        known = self._known.get(uuid)
+        if known is None or self._shutting_down or known.service in self._fenced:
+            return
+        self._ending[uuid] = asyncio.get_running_loop().time() + self._hold_s
+        self._work.set()
+
+    def _service_of(self, uuid: str) -> str:
+        known = self._known.get(uuid)
+        return known.service if known is not None else ""
+
+    # -- asking and telling --
+
+    async def _run(self) -> None:
+        while True:
+            if not self._due and not self._ending:
+                self._work.clear()
+                await self._work.wait()
+            await asyncio.sleep(TICK_S)
+            try:
+                await self._turn()
+            except EslError as error:
+                log.debug("calls are looked at later: %s", error)
+            except Exception:
+                log.exception("the consumer of call changes failed; they are told again")
+
+    async def _turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [uuid for uuid, at in self._due.items() if at <= now][:DUMPS_AT_ONCE]
+        found = await asyncio.gather(*(self._dump(uuid) for uuid in due))
+        changes: list[Change] = []
+        for uuid, record in zip(due, found, strict=True):
+            if record is None:
+                if uuid in self._known:  # gone, and its hang-up was not heard
+                    self._hung_up(uuid)
+            elif record.service not in self._fenced and self._new(record):
+                changes.append(record)
+        if self._esl.up:  # else nobody could have told of a shutdown
+            changes += [
+                Tombstone(self._known[uuid].service, uuid, self._next_version())
+                for uuid, at in self._ending.items()
+                if at <= now and uuid in self._known
+            ]
+        if changes:
+            await self._on_change(changes)
+        for change in changes:
+            if isinstance(change, CallRecord):
+                self._known[change.uuid] = _Known(change.service, hash(change.metadata))
+            else:
+                self._known.pop(change.uuid, None)
+        self._ending = {u: at for u, at in self._ending.items() if u in self._known}
+        for uuid in due:
+            if self._due.get(uuid, now + 1) <= now:
+                del self._due[uuid]
+
+    def _new(self, record: CallRecord) -> bool:
+        self._ending.pop(record.uuid, None)
+        return self._known.get(record.uuid) != (record.service, hash(record.metadata))
+
+    def _next_version(self) -> int:
+        """Grows, also over a restart of the agent: no call outlives the boot."""
+        boot_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        self._version = max(self._version + 1, boot_us)
+        return self._version
+
+    async def _uuids(self) -> Sequence[str]:
+        shown = await self._esl.api("show channels as json", 5000)
+        try:
+            rows = json.loads(shown).get("rows", [])
+        except (ValueError, AttributeError):
+            return []
+        return [
+            str(row["uuid"])
+            for row in rows[:LEGS_MAX]
+            if isinstance(row, dict) and str(row.get("name", "")).startswith("sofia/")
+        ]
+
+    async def _dump(self, uuid: str) -> CallRecord | None:
+        """A leg as it is now; None if it is gone, not answered, or of no service of ours."""
+        text = await self._esl.api(f"uuid_dump {uuid} json")
+        if text.startswith("-") or len(text) > synthesis.DUMP_CHARACTERS_MAX:
+            return None
+        try:
+            dump = json.loads(text)
+        except ValueError:
+            return None
+        if not isinstance(dump, dict) or not synthesis.answered(dump):
+            return None
+        headers = {str(name): value for name, value in dump.items() if isinstance(value, str)}
+        service = self._services.get(headers.get("variable_sofia_profile_name", ""))
+        if service is None:
+            return None
+        try:
+            record = synthesis.record(service, self._next_version(), headers)
+        except metadata.MetadataError as error:
+            if uuid not in self._refused and len(self._refused) < LEGS_MAX:
+                self._refused.add(uuid)
+                self.refused += 1
+                log.warning("call %.60r can not be protected: %s", uuid, error)
+            return None
+        self._refused.discard(uuid)
+        return record

@@ -1,0 +1,82 @@
+"""Why a call might not survive a takeover, told from its record before anything fails. Pure.
+
+What FreeSWITCH cannot bring back, or was never seen to (FREESWITCH.md 3.4), belongs here; what the
+cluster adds (not yet acknowledged, nobody ready) is the agent's knowledge.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from haclusterd.core.records import CallRecord
+
+from . import metadata
+
+CHANNELS_BYTES_MAX = 32 * 1024 * 1024
+_STREAMS = ("tcp", "tls", "ws", "wss")
+_RINGING = ("RINGING", "EARLY")
+
+
+class Ringing(NamedTuple):
+    """A call leg that is not answered yet, so that FreeSWITCH keeps nothing of it."""
+
+    uuid: str
+    profile: str
+    direction: str
+
+
+def of_record(record: CallRecord) -> list[str]:
+    """One short reason each; empty for a call like those that were measured."""
+    try:
+        return _of_document(record.metadata)
+    except metadata.MetadataError as error:
+        return [f"its record cannot be used: {error}"]
+
+
+def _of_document(xml: str) -> list[str]:
+    found = []
+    transport = _transport(xml)
+    if transport:
+        found.append(f"over {transport.upper()}: the phone has to connect again")
+    sdp = metadata.variable(xml, "switch_r_sdp")
+    if "RTP/SAVP" in sdp or metadata.variable(xml, "rtp_has_crypto"):
+        found.append("SRTP: not tried with this FreeSWITCH")
+    if metadata.variable(xml, "remote_audio_media_flow") in ("sendonly", "inactive"):
+        found.append("held: it comes back as a call that is not")
+    for name in ("proxy_media", "bypass_media"):
+        if metadata.variable(xml, name) in ("true", "1", "yes"):
+            found.append(f"{name.replace('_', ' ')}: FreeSWITCH does not know its media")
+    return found
+
+
+def _transport(xml: str) -> str:
+    """The stream transport that this leg runs over, empty for UDP."""
+    via = metadata.variable(xml, "sip_via_protocol").lower()
+    if via in _STREAMS:
+        return via
+    for name in ("sip_contact_params", "sip_recover_contact", "sip_contact_uri", "sip_req_uri"):
+        _, given, rest = metadata.variable(xml, name).lower().partition("transport=")
+        word = rest.partition(";")[0].partition(">")[0].strip()
+        if given and word in _STREAMS:
+            return word
+    return ""
+
+
+def ringing(shown: str) -> list[Ringing]:
+    """Unanswered legs in the answer to `show channels as json`."""
+    if len(shown) > CHANNELS_BYTES_MAX:
+        return []
+    try:
+        document = json.loads(shown)
+    except ValueError:
+        return []
+    rows = document.get("rows") if isinstance(document, dict) else None
+    found = []
+    for row in rows if isinstance(rows, list) else []:
+        if not isinstance(row, dict) or row.get("callstate") not in _RINGING:
+            continue
+        words = str(row.get("name", "")).split("/")
+        if len(words) >= 3 and words[0] == "sofia":
+            found.append(Ringing(str(row.get("uuid", "")), words[1], str(row.get("direction", ""))))
+    return found

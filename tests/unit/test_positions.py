@@ -1,0 +1,89 @@
+"""Where a call is in its dialplan, as CHANNEL_EXECUTE tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from haclusterd.core.records import CallRecord
+from haclusterd.freeswitch import positions
+from haclusterd.freeswitch.calls import CallSource, Change
+from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch.metadata import Application
+from haclusterd.freeswitch.positions import position
+from tests.fixtures.freeswitch.fake_esl import json_event
+from tests.fixtures.freeswitch.fake_recovery import TONE, Switch
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.mark.parametrize(
+    ("heard", "at"),
+    [
+        ([], -1),
+        (["answer"], 0),
+        (["answer", "playback"], 1),
+        (["answer", "playback", "playback"], 2),
+        (["answer", "playback", "playback", "playback"], 2),
+        (["answer", "elsewhere", "park"], 3),
+        (["park", "answer"], 3),
+    ],
+)
+def test_the_extension_is_walked_forwards(heard: list[str], at: int) -> None:
+    names = ["answer", "playback", "playback", "park"]
+    assert position([Application(name, "", 0, 0) for name in names], heard) == at
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("on", [True, False])
+async def test_a_new_application_is_a_new_version_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    monkeypatch.setattr(positions, "SETTLE_S", 0.02)
+    switch = Switch(tmp_path / "core.db")
+    await switch.listen()
+    told: list[CallRecord] = []
+
+    async def take(changes: list[Change]) -> None:
+        told.extend(change for change in changes if isinstance(change, CallRecord))
+
+    def execute(uuid: str, name: str) -> None:
+        headers = {"Event-Name": "CHANNEL_EXECUTE", "Unique-ID": uuid, "Application": name}
+        switch.send_all(json_event(headers))
+
+    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+    source = CallSource(
+        switch.path, {"pa": "east"}, take,
+        esl_factory=lambda **options: EslConnection(settings, **options), positions=on,
+    )  # fmt: skip
+    await source.start()
+    try:
+        await until(lambda: source.core_uuid == "core-b")
+        with contextlib.closing(switch.open()) as db:
+            db.execute(
+                "INSERT INTO recovery VALUES ('core-b', 'sofia', 'pa', 'h', 'u1', ?)", (TONE,)
+            )
+        await until(lambda: len(told) == 1)
+        assert told[0].position == -1
+        for name in ("set", "answer", "playback"):
+            execute("u1", name)
+        execute("nobody", "park")
+        if on:
+            await until(lambda: told[-1].position == 2)
+            assert told[-1].version > told[0].version
+            assert (await source.snapshot())[0].position == 2
+        else:
+            await asyncio.sleep(0.2)
+            assert len(told) == 1
+    finally:
+        await source.stop()
+        await switch.close()
