@@ -119,11 +119,12 @@ class Telephony:
         host = self.host
         if life != host.life or not host.alive or not self.agent_up:
             return
-        fails = self.recoveries_fail > 0 and host.rng.random() < self.recoveries_fail
-        if fails:
+        reason = "" if self.up else "nothing listens on 127.0.0.1:8021"
+        if self.recoveries_fail > 0 and host.rng.random() < self.recoveries_fail:
+            reason = "the profile does not start"
+        if fails := bool(reason):
             self.calls.discard(k)  # the agent ends what it had taken up
             self.failed.add(k)
-        reason = "the profile does not start" if fails else ""
         host.give(t, inp.RecoveryEnded(k, identity, not fails, reason))
 
     def end_calls(self, action: act.EndCalls) -> None:
