@@ -38,6 +38,7 @@ class Checkers:
     winners: dict[tuple[int, int], Identity] = dataclasses.field(default_factory=dict)
     promised: dict[tuple[int, int, int], Identity] = dataclasses.field(default_factory=dict)
     taken_up: dict[tuple[int, Identity], int] = dataclasses.field(default_factory=dict)
+    given_up: set[tuple[int, Identity]] = dataclasses.field(default_factory=set)  # recovery failed
     newest: dict[int, Identity] = dataclasses.field(default_factory=dict)  # winner by service
     server: dict[int, Identity] = dataclasses.field(default_factory=dict)
     carries: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)  # since epoch
@@ -133,13 +134,14 @@ class Checkers:
     def recovered(
         self, t_us: int, node: int, service: int, identity: Identity, again: bool
     ) -> None:
-        """S10: at most once per epoch, and not beside the same calls. S4: by the winner alone."""
+        """S10: once per epoch unless it failed, not beside the same calls. S4: by the winner."""
         before = self.taken_up.get((service, identity))
         self.taken_up[service, identity] = node
         self.carries[service, node] = identity.epoch
         name = f"s{service} of epoch {identity.epoch}"
-        if before is not None:
+        if before is not None and (service, identity) not in self.given_up:
             self.report(t_us, f"S10: calls of {name} taken up by n{before} and by n{node}")
+        self.given_up.discard((service, identity))
         if again:
             self.report(t_us, f"S10: n{node} takes calls of {name} up beside themselves")
         if self.winners.get((service, identity.epoch)) != identity or identity.node != node:

@@ -125,6 +125,7 @@ class Telephony:
         if fails := bool(reason):
             self.calls.discard(k)  # the agent ends what it had taken up
             self.failed.add(k)
+            host.world.checkers.given_up.add((k, identity))
         host.give(t, inp.RecoveryEnded(k, identity, not fails, reason))
 
     def end_calls(self, action: act.EndCalls) -> None:

@@ -142,6 +142,16 @@ def test_s10_taken_up_twice(checkers: Checkers) -> None:
     assert "S10" in checkers.violations[-1]
 
 
+def test_s10_a_recovery_that_failed_may_be_tried_again_once(checkers: Checkers) -> None:
+    checkers.won(1, 0, FIRST, [])
+    checkers.recovered(2, 0, 0, FIRST, False)
+    checkers.given_up.add((0, FIRST))
+    checkers.recovered(3, 0, 0, FIRST, False)
+    assert checkers.violations == []
+    checkers.recovered(4, 0, 0, FIRST, False)
+    assert "S10" in checkers.violations[-1]
+
+
 def test_s10_beside_the_same_calls(checkers: Checkers) -> None:
     checkers.won(1, 0, FIRST, [])
     checkers.recovered(2, 0, 0, FIRST, True)
