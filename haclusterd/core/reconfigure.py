@@ -20,12 +20,14 @@ import msgspec
 
 from haclusterd.core.actions import Action, Answered, Decided, Flip, InForce
 from haclusterd.core.inputs import Overheard, StageRequested
-from haclusterd.core.model import Beat, ClusterSpec
+from haclusterd.core.model import Beat, ClusterSpec, Flag
 from haclusterd.core.numbering import Numbering, numbering
 from haclusterd.core.ranking import service_order
 from haclusterd.core.state import FAR, NEVER, Node, Peer, PeerLink, Roll, Service, is_departing
 
-FLIP_AGAIN_US = 5_000_000  # an upgrade that did not come about is tried again
+FLIP_AGAIN_US = 2_000_000  # an upgrade that did not come about is tried again
+TURNS_US = 60_000_000  # after which a node does not wait for the others any more
+_AGENT_UP, _SYNCING = int(Flag.AGENT_UP), int(Flag.SYNCING)
 STAGED_LONG_US = 60_000_000
 KIN_MAX = 3
 
@@ -189,6 +191,7 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
         if not is_decided(node):
             return
         roll.due_us = now_us + wait_us(node)
+        roll.decided_us = now_us
         text = f"revision {roll.staged} is decided: {_me(node)} takes it up"
         out.append(Decided(now_us, "M35", text))
     if now_us >= roll.due_us:
@@ -197,6 +200,28 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
             out.append(InForce(roll.staged))  # it does not come back by a restart
         out.append(Flip(roll.staged, roll.staged_hash, roll.stays))
     node.wake_us = min(node.wake_us, roll.due_us)
+
+
+def whose_turn(node: Node, now_us: int) -> str:
+    """Whom this node lets take the new set up first, empty when it is its own turn.
+
+    A new heart has a new agent, which knows no copies of calls yet. So they go one after the other,
+    owners last, and each waits until the one before it is in sync; not for ever.
+    """
+    roll = node.roll
+    if roll.decided_us == NEVER or now_us - roll.decided_us >= TURNS_US:
+        return ""
+    owners = {service.promise.node for service in node.services}
+    mine = (node.spec.me in owners, node.spec.me)
+    for n, peer in enumerate(node.peers):
+        if n == node.spec.me or not peer.alive:
+            continue
+        renewed = peer.revision >= roll.staged
+        whole = peer.flags & (_AGENT_UP | _SYNCING) == _AGENT_UP
+        waits = not renewed and peer.staged_hash == roll.staged_hash and (n in owners, n) < mine
+        if waits or (renewed and not whole):
+            return node.spec.nodes[n].id
+    return ""
 
 
 def wait_us(node: Node) -> int:
@@ -341,4 +366,5 @@ __all__ = [
     "refusals",
     "stage",
     "wait_us",
+    "whose_turn",
 ]

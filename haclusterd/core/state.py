@@ -163,6 +163,7 @@ class Roll(msgspec.Struct):
     voted: bool = False  # agreed to, and on disk
     stays: bool = True  # this node is in the staged set
     due_us: int = FAR  # when the staged set is taken up
+    decided_us: int = NEVER
 
 
 class Node(msgspec.Struct):

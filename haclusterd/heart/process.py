@@ -25,6 +25,7 @@ from haclusterd.core.inputs import (
     UpgradeRequested,
 )
 from haclusterd.core.node import stopped
+from haclusterd.core.reconfigure import whose_turn
 from haclusterd.core.state import Node
 from haclusterd.core.view import AlarmView, view
 from haclusterd.heart.errors import HeartError
@@ -303,8 +304,9 @@ class Heart(Chores):
         """The next set of voters is decided: a new heart counts by it, or this one leaves."""
         self._executor.flip = None
         if flip.stays:
-            self._upgrade.begin(-1, flip)
-            return
+            if not whose_turn(self.loop.node, self.loop.last_us):
+                self._upgrade.begin(-1, flip)
+            return  # else the core asks again
         text = f"revision {flip.revision} is in force, and this node is not in it"
         self._journal.say(f"{text}: it leaves the cluster", WARNING)
         self._request_stop()

@@ -167,8 +167,40 @@ def test_a_majority_of_the_present_set_decides_and_dead_ms_later_it_is_taken_up(
     assert flips(bench, 120) == []
     (flip,) = flips(bench, 40)
     assert flip == act.Flip(3, 3, True)
-    assert flips(bench, 4_000) == []
-    assert len(flips(bench, 2_000)) == 1, "an upgrade that did not come about is tried again"
+    assert flips(bench, 1_500) == []
+    assert len(flips(bench, 1_000)) == 1, "an upgrade that did not come about is tried again"
+
+
+def turn(bench: Bench) -> str:
+    return reconfigure.whose_turn(bench.node, bench.now_us)
+
+
+def test_new_hearts_come_one_after_the_other_and_owners_last() -> None:
+    """A new agent knows no copies yet: two at once, and the owner's loss costs its calls."""
+    bench = at_revision_2().after_hold_down()
+    assert turn(bench) == "", "nothing is decided"
+    stage(bench, FOUR)
+    say(bench, 1, FOUR)
+    say(bench, 2, FOUR)
+    bench.pass_ms(27)
+    assert decided(bench)
+    assert turn(bench) == "", "no owner is known, and it is the first"
+    bench.node.services[0].promise = Identity(1, 0, 5)
+    assert turn(bench) == "n1"
+    peers = bench.node.peers
+    up, syncing = int(Flag.AGENT_UP), int(Flag.SYNCING)
+    for flags in (0, syncing, up | syncing):
+        peers[1].revision, peers[1].flags = 3, flags
+        assert turn(bench) == "n1", "its new agent is not in sync"
+    peers[1].flags = up
+    assert turn(bench) == "n2"
+    peers[2].alive = False
+    assert turn(bench) == "", "nobody waits for the dead"
+    peers[2].alive, bench.node.services[0].promise = True, Identity(1, 2, 5)
+    assert turn(bench) == "", "the owner comes after it"
+    bench.node.services[0].promise = Identity(1, 0, 5)
+    bench.node.roll.decided_us = bench.now_us - reconfigure.TURNS_US
+    assert turn(bench) == "", "not for ever"
 
 
 def test_others_files_and_the_dead_are_no_votes() -> None:
