@@ -17,6 +17,10 @@ and calls are lost. Type {node} to go on: """
 def ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """(method, parameters) of an order. Raises Refused where it is not confirmed."""
     if arguments.command == "switchover":
+        if arguments.to == "":
+            raise Refused(
+                "--to is empty: name a node, or leave it out for the first in line", False
+            )
         return "switchover", {"service": arguments.service, "to": arguments.to or ""}
     if arguments.command == "reload":
         return "reload", {}

@@ -333,8 +333,15 @@ def _alarms(
         alarms.append(AlarmView("config_odd", text))
     if node.rank_differs_us != NEVER and now_us - node.rank_differs_us > RANK_DIFFERS_US:
         alarms.append(AlarmView("rank_mismatch", "nodes disagree about the order of the slaves"))
+    mine = {
+        a.ip
+        for k, s in enumerate(node.services)
+        if owns(s)
+        for a in node.spec.services[k].addresses
+    }
     for address, alien in node.aliens.items():
-        if now_us - alien.heard_us < ALIEN_ALARM_US:
+        # After a cut it was the rightful owner that answered: no alarm of a node that owns nothing.
+        if now_us - alien.heard_us < ALIEN_ALARM_US and address in mine:
             alarms.append(AlarmView("alien_address", f"{alien.mac} answers for {address}"))
     return alarms
 

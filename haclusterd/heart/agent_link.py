@@ -30,6 +30,7 @@ _BACKOFF_US = (200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
 _SETTLED_US = 10_000_000  # an agent that lived this long starts the backoff anew
 SILENT_US = 3_000_000
 _HUNG_US = 15_000_000
+_HUNG_RECOVERING_US = 5_000_000  # calls wait for it; a new agent takes a second
 
 _decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 _encode = msgspec.msgpack.Encoder().encode
@@ -82,7 +83,13 @@ class AgentLink:
         """When `look_after` has something to do."""
         if self._process is None:
             return self._next_start_us
-        return self._heard_us + (SILENT_US if self.up else _HUNG_US)
+        return self._heard_us + (SILENT_US if self.up else self._patience_us())
+
+    def _patience_us(self) -> int:
+        """How long the agent may say nothing. One that is still starting has nothing to say."""
+        waited_for = any(isinstance(told, Recover) for told in self._recovering.values())
+        spoke = self._heard_us > self._started_us
+        return _HUNG_RECOVERING_US if waited_for and spoke else _HUNG_US
 
     def look_after(self, now_us: int) -> bool:
         """Start the agent if it is time, or judge its silence. True: it was started just now."""
@@ -94,7 +101,7 @@ class AgentLink:
         if self.up and silent_us >= SILENT_US:
             self.up = False
             self._say(f"the agent (pid {self.pid}) has said nothing for {silent_us // 10**6} s")
-        if silent_us >= _HUNG_US:
+        if silent_us >= self._patience_us():
             self._say(f"the agent (pid {self.pid}) is hung and is killed")
             self._heard_us = now_us  # its pidfd tells when it is gone
             self._process.kill()

@@ -381,3 +381,10 @@ def test_words_of_others_never_command_the_terminal(
     assert all(line.isprintable() for line in shown.split("\n"))
     assert main(["--socket", f"/tmp/{evil}", "status"]) == 3
     assert all(line.isprintable() for line in capsys.readouterr().err.split("\n"))
+
+
+def test_an_empty_target_is_no_target(daemon: FakeDaemon, capsys: Printed) -> None:
+    """A script with an unset variable must not move anything."""
+    assert main(["switchover", "east", "--to", ""]) == 1
+    assert "--to is empty" in capsys.readouterr().err
+    assert daemon.requests == []

@@ -218,6 +218,10 @@ def test_aliens_that_take_turns_are_said_at_most_every_ten_seconds_and_forgotten
         bench.give(inp.AlienAnswered(0, "203.0.113.1", f"02:00:00:00:00:0{n % 2}"))
         bench.pass_ms(100, tick=False)
     assert bench.rows.count("M13") == 2
+    assert "alien_address" not in {a.name for a in view(bench.node, bench.now_us).alarms}, (
+        "its lease ran out meanwhile: whoever answers may be the owner"
+    )
+    bench.node.services[0].state = State.OWNED
     assert "alien_address" in {a.name for a in view(bench.node, bench.now_us).alarms}
     later_us = bench.now_us + ALIEN_ALARM_US
     assert "alien_address" not in {a.name for a in view(bench.node, later_us).alarms}

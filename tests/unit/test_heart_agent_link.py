@@ -125,6 +125,25 @@ def test_garbage_only_counts_and_silence_is_down_then_death(link: AgentLink) -> 
     assert select.select([link.pidfd], [], [], 10)[0]
 
 
+def test_calls_do_not_wait_long_for_an_agent_that_froze(link: AgentLink) -> None:
+    assert link.look_after(0)
+    link.send(RECOVER)
+    assert not link.look_after(6_000_000), "one that is starting is not frozen"
+    assert link.pid
+    assert select.select([link], [], [], 10)[0]
+    link.receive(6_000_000)  # what it echoes is no word of an agent
+    assert link._socket is not None
+    link._socket.send(msgspec.msgpack.encode(REPORT))
+    while not link.up:
+        assert select.select([link], [], [], 10)[0]
+        link.receive(6_000_000)
+    assert not link.look_after(6_000_000 + SILENT_US)
+    assert link.due_us() == 11_000_000
+    assert not select.select([link.pidfd], [], [], 0)[0]
+    link.look_after(11_000_000)
+    assert select.select([link.pidfd], [], [], 10)[0]
+
+
 def test_an_agent_that_does_not_read_costs_bounded_memory() -> None:
     link = AgentLink([sys.executable, "-c", "import time; time.sleep(60)"], lambda text: None)
     assert link.look_after(0)
