@@ -117,9 +117,8 @@ class Operators:
     def resume_all(self, t: int) -> None:
         """The end of the safety phase: nothing is paused for good, and the burnt come back."""
         self.burnt.clear()
-        for host in self.world.hosts:
-            if host.alive:
-                self.agreed[host.me].order_pause(0, "an operator", host.local(t))
+        for host in self.world.hosts:  # also who is down: its disk may know of a newer pause
+            self.agreed[host.me].order_pause(0, "an operator", host.local(t))
 
     def check_claim(self, host: Host, k: int, t: int) -> None:
         """P1: who knows of a pause claims only what was released, its own, or marked."""
