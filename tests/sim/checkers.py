@@ -81,7 +81,9 @@ class Checkers:
         self.changes += 1
         key = (service, identity.epoch)
         before = self.winners.setdefault(key, identity)
-        if before != identity and self.is_known(service, before):
+        # A win that is carried out long after (no hosts) may be the elder of the two.
+        elder_lost = not hosts and not self.is_known(service, identity)
+        if before != identity and self.is_known(service, before) and not elder_lost:
             self.report(t_us, f"S2: s{service} epoch {identity.epoch}: {before} and {identity}")
         self.winners[key] = identity
         if not hosts:

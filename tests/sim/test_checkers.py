@@ -46,9 +46,19 @@ def test_s1_two_holders(checkers: Checkers) -> None:
 
 def test_s2_two_owners_of_one_epoch(checkers: Checkers) -> None:
     stood_by(checkers, FIRST, 0, 2)
+    stood_by(checkers, SECOND, 1, 2)
     checkers.won(1, 0, FIRST, [])
     checkers.won(2, 0, SECOND, [])
     assert "S2" in checkers.violations[-1]
+
+
+def test_s2_the_elder_of_two_may_be_carried_out_last(checkers: Checkers) -> None:
+    """Its voter forgot, and stood by the other one then: seed 606 of ten minutes."""
+    stood_by(checkers, SECOND, 1)
+    stood_by(checkers, FIRST, 0, 2)
+    checkers.won(1, 0, FIRST, [])
+    checkers.won(2, 0, SECOND, [])
+    assert checkers.violations == []
 
 
 def test_s2_an_epoch_may_repeat_where_the_shared_voter_forgot(checkers: Checkers) -> None:
