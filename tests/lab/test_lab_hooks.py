@@ -86,7 +86,8 @@ def test_a_lost_master_is_told_once_and_everywhere_where_that_is_wanted(
     assert report["report"]["outage_ms"] > 0
     dead = [m for m in found if m["event"] == "node_role" and m["node"] == "fs-a"]
     assert [(m["to"], m["teller"]) for m in dead] == [("dead", "fs-b")]
-    assert not any(m.get("late") for m in found)
+    # What else is told, of lags for one, may come from the second in line on a busy machine.
+    assert not any(m.get("late") for some in by_event.values() for m in some)
     each = [m["teller"] for m in messages(told, "each") if m["event"] == "service_owned"]
     assert sorted(each) == ["fs-b", "fs-c", "fs-d"]
     assert lab.nodes["fs-c"].api("status")["alarms"] == []

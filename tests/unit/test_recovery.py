@@ -80,6 +80,7 @@ async def test_the_head_does_not_wait_for_the_rest(switch: Switch) -> None:
         await asyncio.sleep(0.15)
         assert set(switch.channels) == {"call-0", "call-1"}
         assert switch.lines == ["sofia profile pa recover", "sofia profile pb recover"]
+        came = asyncio.get_running_loop().time()
         switch.event("CHANNEL_CREATE", "call-1", made_s_ago=0.1)
         await asyncio.sleep(0.05)
         rest.set_result(calls(20))
@@ -88,7 +89,8 @@ async def test_the_head_does_not_wait_for_the_rest(switch: Switch) -> None:
         assert len(switch.recovered_rows) == 20
         assert all("#" in name for uuid, name, _ in switch.recovered_rows[2:])
         dated = dict(moments)
-        assert 0.02 < dated["first_reinvite"] < 0.1, "as FreeSWITCH stamped it, not as it came"
+        stamped = came - began - 0.1
+        assert abs(dated["first_reinvite"] - stamped) < 0.05, "as stamped, not as it came"
         assert dated["first_reinvite"] < dated["injected"]
         again = await recovery.recover("east", ["pa"], calls(2), epoch=3, rest=given(20))
         assert short(again) == short(verdicts)
