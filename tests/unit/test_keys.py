@@ -249,12 +249,9 @@ def test_ctrl_c_waits_for_the_whole_and_then_takes_it_back(
 
     monkeypatch.setattr(keys, "_place", struck)
     # A shell that starts tests in the background has them ignore it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            keys.create(config)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        keys.create(config)
     assert len(seen) == 9, "the interrupt waits"
     assert len(names_in(tmp_path)) in (0, 9)
     assert not list(tmp_path.glob(".keys-*"))
