@@ -7,7 +7,6 @@ and no address had two holders.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections import Counter
@@ -15,28 +14,16 @@ from dataclasses import replace
 
 import pytest
 
-from haclusterd.lab import freeswitch, netns
+from haclusterd.lab import netns
 from haclusterd.lab.demo import is_slave
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.outcome import Outcome
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import bring_calls, conclude, endure, measure, ready_cluster
 from tests.freeswitch.bridged import BridgedCallers, bridge_target, telephone
+from tests.freeswitch.obstacle import obstacle
 
-
-def _obstacle() -> str:
-    if reason := netns.why_not():
-        return reason
-    if shutil.which("sipp") is None:
-        return "sipp is missing: sip-tester"
-    try:
-        freeswitch.find_binary()
-    except netns.LabError as error:
-        return str(error)
-    return ""
-
-
-_REASON = _obstacle()
+_REASON = obstacle()
 pytestmark = [
     pytest.mark.freeswitch,
     pytest.mark.skipif(bool(_REASON), reason=_REASON),

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import time
@@ -20,21 +19,9 @@ from haclusterd.lab import freeswitch, netns
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.plan import ESL_PASSWORD, LabPlan
 from haclusterd.lab.run import ready_cluster
+from tests.freeswitch.obstacle import obstacle
 
-
-def _obstacle() -> str:
-    if reason := netns.why_not():
-        return reason
-    if shutil.which("sipp") is None:
-        return "sipp is missing: sip-tester"
-    try:
-        freeswitch.find_binary()
-    except netns.LabError as error:
-        return str(error)
-    return ""
-
-
-_REASON = _obstacle()
+_REASON = obstacle()
 pytestmark = [
     pytest.mark.freeswitch,
     pytest.mark.skipif(bool(_REASON), reason=_REASON),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,27 +11,14 @@ from typing import Any
 
 import pytest
 
-from haclusterd.lab import freeswitch, netns
 from haclusterd.lab.demo import is_slave
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import endure, ready_cluster
 from tests.fixtures.phones import DOMAIN, Phone
+from tests.freeswitch.obstacle import obstacle
 
-
-def _obstacle() -> str:
-    if reason := netns.why_not():
-        return reason
-    if shutil.which("sipp") is None:
-        return "sipp is missing: sip-tester"
-    try:
-        freeswitch.find_binary()
-    except netns.LabError as error:
-        return str(error)
-    return ""
-
-
-_REASON = _obstacle()
+_REASON = obstacle()
 pytestmark = [
     pytest.mark.freeswitch,
     pytest.mark.skipif(bool(_REASON), reason=_REASON),
