@@ -11,6 +11,11 @@ def now_us() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
+def wall_s() -> int:
+    """The wall clock in whole seconds since 1970: which of two orders was given last."""
+    return int(time.time())
+
+
 def wall_text(at_us: int | None = None) -> str:
     """The wall clock at `at_us` (now if None) in ISO 8601, UTC, with ms."""
     past_s = 0.0 if at_us is None else (now_us() - at_us) / 1e6

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from haclusterd.agent.clock import now_us
+from haclusterd.agent.clock import now_us, wall_s
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.orders_file import (
     FILE_NAME,
@@ -117,16 +117,18 @@ class Orders:
         """Nothing moves by itself for `left_us` (FOR_GOOD_US: until resumed). As all here,
         raises OperatorError."""
         by = self._signed(by)
-        self._agreed.order_pause(left_us, by, now_us())
+        self._agreed.order_pause(left_us, by, now_us(), wall_s())
         length = "until it is resumed" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
         return await self._carry_out(f"the cluster is paused {length}", self._pause_at_heart)
 
     async def resume(self, by: str) -> str:
-        """Services move by themselves again. Raises OperatorError."""
+        """Services move by themselves again; for a node that is away also where nothing is known of
+        a pause, for it may keep one that nobody has heard of. Raises OperatorError."""
         by = self._signed(by)
-        if not self._agreed.left_us(now_us()):
+        away = [n.id for n in self._spec.nodes if n.id != self._me and not self._lives(n.id)]
+        if not self._agreed.left_us(now_us()) and not away:
             raise OperatorError(f"the cluster is not paused, as far as {self._me} knows")
-        self._agreed.order_pause(0, by, now_us())
+        self._agreed.order_pause(0, by, now_us(), wall_s())
         return await self._carry_out("the cluster is resumed", self._pause_at_heart)
 
     async def mark_dead(self, node: str, by: str) -> str:
@@ -134,12 +136,12 @@ class Orders:
         self._check_name(node)
         by = self._signed(by, place=False)
         await self._refuse_if_heard(node)
-        self._agreed.order_mark(node, by, dead=True)
+        self._agreed.order_mark(node, by, True, wall_s())
         text = f"{node} is marked dead, verified by {by}"
         try:
             return await self._carry_out(text, self._marks_at_heart, without=node)
         except _HeartRefused as error:
-            self._agreed.order_mark(node, by, dead=False)
+            self._agreed.order_mark(node, by, False, wall_s())
             await self._keep()
             raise OperatorError(str(error)) from None
 
@@ -148,7 +150,7 @@ class Orders:
         self._check_name(node)
         if self._agreed.mark_of(node) is None:
             raise OperatorError(f"{node} is not marked dead, as far as {self._me} knows")
-        self._agreed.order_mark(node, self._signed(by), dead=False)
+        self._agreed.order_mark(node, self._signed(by), False, wall_s())
         return await self._carry_out(f"{node} is not marked dead any more", self._marks_at_heart)
 
     async def keep_maintenance(self, on: bool, left_us: int) -> None:
@@ -284,7 +286,7 @@ class Orders:
         """Heart's word: who is heard as a standby again loses its mark for all."""
         cleared = [m.node for m in view.marks if m.cleared and self._is_newest(m.node, m.version)]
         for node in cleared:
-            self._agreed.order_mark(node, "the cluster", dead=False)
+            self._agreed.order_mark(node, "the cluster", False, wall_s())
         timed = 0 < self._agreed.left_us(now_us()) < FOR_GOOD_US or (
             self._maintenance.on and self._maintenance.left_us < FOR_GOOD_US
         )

@@ -1,8 +1,10 @@
 """What operators ordered for the whole cluster, as the agents keep it and pass it on: pure.
 
 Each order has a version, unique and growing; of two words about the same thing the newer wins, so
-that all who hear of each other come to agree, in whatever order they do. A pause for a time counts
-down by every node's own clock, and ends for all with the first.
+that all who hear of each other come to agree, in whatever order they do. A version is above all
+that its giver knew of and, as far as wall clocks agree, says when it was given: of two orders that
+knew nothing of each other the one given last wins. A pause for a time counts down by every node's
+own clock, and ends for all with the first.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 
 NODES_MAX = 256  # a version's lowest part tells who gave it
 VERSION_MAX = 2**53
+WALL_S_MAX = 2**40  # a wall clock gone mad leaves room for later versions
 NAME_MAX = 64
 
 
@@ -53,17 +56,18 @@ class Agreed:
 
     # -- giving orders --
 
-    def order_pause(self, left_us: int, by: str, now_us: int) -> None:
-        """Pause for `left_us`, or (0) resume."""
-        self._set_pause(PauseWord(self._next_version(), by, left_us), now_us)
+    def order_pause(self, left_us: int, by: str, now_us: int, wall_s: int = 0) -> None:
+        """Pause for `left_us`, or (0) resume. `wall_s`: the wall clock, 0 for none."""
+        self._set_pause(PauseWord(self._next_version(wall_s), by, left_us), now_us)
 
-    def order_mark(self, node: str, by: str, dead: bool) -> None:
+    def order_mark(self, node: str, by: str, dead: bool, wall_s: int = 0) -> None:
         """Mark a configured node dead, or take that back."""
-        self._marks[node] = MarkWord(node, self._next_version(), by, dead)
+        self._marks[node] = MarkWord(node, self._next_version(wall_s), by, dead)
 
-    def _next_version(self) -> int:
+    def _next_version(self, wall_s: int) -> int:
         newest = max([self._pause.version, *(mark.version for mark in self._marks.values())])
-        return (newest // NODES_MAX + 1) * NODES_MAX + self._spec.me % NODES_MAX
+        number = max(newest // NODES_MAX + 1, min(wall_s, WALL_S_MAX))
+        return number * NODES_MAX + self._spec.me % NODES_MAX
 
     # -- hearing of them --
 

@@ -126,14 +126,14 @@ def waits_for_resume(node: Node, service: Service, now_us: int) -> bool:
 def withholds(node: Node, service: Service, claimant: int, now_us: int) -> bool:
     """In a pause: does this node keep its vote from `claimant`, who may not know of the pause?
 
-    Not from the holder itself; and who stands by nobody, or by a claim of its own that came to
-    nothing, has nothing to keep.
+    Not from the holder itself. A former owner that restarted keeps it for itself. Who stands by
+    nobody, or by a claim of its own that came to nothing, has nothing to keep.
     """
     held = service.promise
     if not is_paused(node, now_us) or _is_free(node, service):
         return False
     if held.node == node.spec.me:
-        return service.state is not State.STANDBY
+        return service.state is not State.STANDBY or service.owned_epoch == held.epoch
     return held.node not in (NOBODY_NODE, claimant)
 
 

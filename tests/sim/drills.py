@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from tests.sim import dramas_changes
+from tests.sim import dramas_changes, dramas_orders
 from tests.sim import mutations as m
 from tests.sim import mutations_changes as c
 from tests.sim import mutations_time as t
@@ -30,7 +30,7 @@ from tests.sim.swarm import LAN, Swarm, draw_swarm
 from tests.sim.windows import WINDOWS
 from tests.sim.world import World
 
-ALL_DRAMAS = {**DRAMAS, **WINDOWS, **dramas_changes.DRAMAS}
+ALL_DRAMAS = {**DRAMAS, **WINDOWS, **dramas_changes.DRAMAS, **dramas_orders.DRAMAS}
 NET_SEEDS = 60
 
 
@@ -100,6 +100,9 @@ DRILLS: dict[str, Drill] = {
         m.claims_without_majority, **worlds("cut_node", ending="minority")
     ),
     "no claim for silence in a pause": Drill(m.claims_in_a_pause, **worlds("pause", "power_off")),
+    "a former owner keeps its vote in a pause": Drill(
+        dramas_orders.former_owner_votes, drama="owner_restarts_in_a_pause"
+    ),
     # leases and the fence
     "echo restarts the silence timer": Drill(t.echo_without_timer, **worlds("triangle")),
     "lease from the owner's send time": Drill(t.lease_from_hearing, **worlds("late_echoes")),

@@ -32,6 +32,7 @@ class Operators:
         self.agreed: list[Agreed] = []
         self.burnt: set[int] = set()  # powered off for as long as the network is not whole
         self.requests = 100
+        self.apart = False  # agents tell each other nothing
 
     def attach(self, hosts: list[Host]) -> None:
         self.agreed = [Agreed(host.spec) for host in hosts]
@@ -53,6 +54,8 @@ class Operators:
         return host.alive and host.thaw_at <= t and host.telephony.agent_up and not host.busy
 
     def _reaches(self, a: int, b: int) -> bool:
+        if self.apart:
+            return False
         cut = self.world.network.cut
         links = range(self.world.swarm.links)
         return any((a, b, x) not in cut and (b, a, x) not in cut for x in links)

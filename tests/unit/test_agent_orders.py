@@ -15,7 +15,7 @@ from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.orders_file import FILE_NAME, OrdersFileError, read
 from haclusterd.core.actions import Answered
-from haclusterd.core.agreed import AgreedWord, PauseWord
+from haclusterd.core.agreed import Agreed, AgreedWord, PauseWord
 from haclusterd.core.inputs import (
     FromAgent,
     MaintenanceRequested,
@@ -81,7 +81,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(module, "wall_s", lambda: 1)
     return Bench(tmp_path / "state")
 
 
@@ -120,7 +121,19 @@ async def test_ml6_who_lives_and_was_not_told_makes_it_partly(bench: Bench) -> N
     bench.view = seen(("fs-c",))
     text = await bench.orders.resume("ben")
     assert text == "the cluster is resumed; fs-c will hear of it when back"
+
+
+async def test_ml10_a_pause_that_a_lost_node_may_keep_can_be_resumed_before_it_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "is not paused" in str(await refused(bench.orders.resume("ben")))
+    lost = Agreed(spec())
+    lost.order_pause(FOR_GOOD_US, "anna", 0, 1_000)
+    monkeypatch.setattr(module, "wall_s", lambda: 2_000)
+    bench.view, bench.away = seen(("fs-c",)), {"fs-c"}
+    assert "fs-c will hear of it" in await bench.orders.resume("ben")
+    await bench.orders.heard(lost.word(0))
+    assert bench.orders.word().pause.left_us == 0
 
 
 async def test_ml10_a_restarted_agent_tells_heart_first(bench: Bench) -> None:

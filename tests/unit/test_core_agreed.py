@@ -7,7 +7,15 @@ import itertools
 import msgspec
 import pytest
 
-from haclusterd.core.agreed import NAME_MAX, Agreed, AgreedWord, MarkWord, PauseWord
+from haclusterd.core.agreed import (
+    NAME_MAX,
+    NODES_MAX,
+    WALL_S_MAX,
+    Agreed,
+    AgreedWord,
+    MarkWord,
+    PauseWord,
+)
 from haclusterd.core.inputs import Marked, MarksOrdered, PauseOrdered
 from haclusterd.core.model import FOR_GOOD_US
 from tests.unit.core_bench import spec_of
@@ -61,6 +69,29 @@ def test_a_pause_without_an_end_has_none() -> None:
     assert b.left_us(FOR_GOOD_US // 2) == FOR_GOOD_US
     b.order_pause(0, "ben", 5)
     assert b.left_us(5) == 0
+
+
+@pytest.mark.parametrize("pauses", [1, 3])
+def test_ml10_of_two_orders_apart_the_one_given_last_wins(pauses: int) -> None:
+    """However often the node that was lost had paused and resumed before."""
+    lost, here, _ = copies()
+    for i in range(pauses):
+        lost.order_pause(FOR_GOOD_US, f"anna {i}", 0, 1_000 + i)
+    here.order_pause(0, "ben", 0, 2_000)
+    assert not here.merge(lost.word(0), 0)
+    assert lost.merge(here.word(0), 0)
+    assert lost.left_us(0) == here.left_us(0) == 0
+
+
+def test_ml10_a_wall_clock_behind_or_gone_mad_is_no_hindrance_to_who_knows() -> None:
+    a, b, c = copies()
+    a.order_pause(FOR_GOOD_US, "anna", 0, 10**30)
+    assert a.word(0).pause.version == WALL_S_MAX * NODES_MAX
+    assert b.merge(a.word(0), 0)
+    b.order_pause(0, "ben", 0, 5)
+    for copy in (a, c):
+        assert copy.merge(b.word(0), 0)
+    assert a.left_us(0) == 0
 
 
 def test_heart_is_told_versions_and_only_the_dead() -> None:

@@ -76,6 +76,29 @@ def test_pause_a_released_service_is_granted() -> None:
     assert claims(bench, CLAIM)
 
 
+def back_from_a_restart(owned: int) -> Bench:
+    """It stood by itself at epoch 4 when it stopped; the newest term it knows of was `owned`."""
+    bench = Bench(ready=False)
+    bench.give(inp.Restored((Identity(4, 0, 9),), (owned,)))
+    bench.give(PAUSE)
+    bench.after_hold_down()
+    bench.keep_hearing(100, (1, STANDBY))
+    return bench
+
+
+def test_ml10_a_former_owner_keeps_its_vote_in_a_pause() -> None:
+    """Nobody else may hear of the pause: one vote of two would move what is being worked on."""
+    bench = back_from_a_restart(owned=4)
+    assert bench.stands_in(State.STANDBY)
+    assert not claims(bench, Identity(5, 2, 88))
+    bench.give(msgspec.structs.replace(PAUSE, version=512, left_us=0))
+    assert claims(bench, Identity(5, 2, 88))
+
+
+def test_ml10_what_another_owned_since_is_not_kept_in_a_pause() -> None:
+    assert claims(back_from_a_restart(owned=5), Identity(6, 1, 8))
+
+
 def test_pause_an_own_claim_that_came_to_nothing_is_no_term() -> None:
     bench = standby_bench()
     bench.keep_hearing(300, (2, entry(OWNER)))
