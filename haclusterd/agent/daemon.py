@@ -246,7 +246,7 @@ class Agent:
         from haclusterd.agent.http import Http
 
         api = self.config.api
-        http = Http(api.http_host, api.http_port, self.answers)
+        http = Http(api.http_host, api.http_port, self.answers, api.hosts)
         await http.start()
         self._stops.append(http.stop)
 

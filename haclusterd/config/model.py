@@ -79,11 +79,12 @@ class FreeSwitch:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """Section `[api]`. `http_port` 0: no HTTP."""
+    """Section `[api]`. `http_port` 0: no HTTP. `hosts`: names it may be asked for by."""
 
     socket: Path
     http_host: str
     http_port: int
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
