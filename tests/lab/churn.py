@@ -40,6 +40,7 @@ LOOKED_ON_S = 0.8
 # which a shutdown could explain it (0.3 s), and the way there.
 ENDED_FOR_SURE_S = 1.0
 LIMIT = 5000
+LOG_CHARS, LOG_LINES = 3000, 30
 
 
 @dataclass
@@ -141,6 +142,7 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
         print([v for v in verdicts if v["verdict"] != "recovered" or "ended" in v["reason"]])
         print(known)
         print([d["text"] for d in lab.nodes[heir].api("history", count=12)])
+        print(_logs(lab, heir))
     found += living_twice(lab)
     if sorted(rows(lab, neighbour)) != sorted(before):
         found.append(f"rows of {neighbour} changed")
@@ -161,6 +163,12 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
     if old := rows(lab, owner):
         count.complaints.append(f"round {number}: {owner} came back with {len(old)} rows (M12)")
         print(count.complaints[-1])
+
+
+def _logs(lab: Laboratory, node: str) -> str:
+    switch = lab.nodes[node].switch
+    said = switch.log_end(LOG_CHARS) if switch is not None else ""
+    return f"FreeSWITCH: {said}\nhaclusterd: {lab.nodes[node].log_end(LOG_LINES)}"
 
 
 def _reported(lab: Laboratory, heir: str, service: str, origin: str) -> bool:
