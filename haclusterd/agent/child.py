@@ -34,13 +34,13 @@ async def run(
     with tempfile.TemporaryFile() as complaint:
         try:
             process = await asyncio.create_subprocess_exec(
-                *_powerless(),
+                *powerless(),
                 *words,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=complaint,
                 start_new_session=True,
-                env={**_environment(), **environment},
+                env={**environment_for_others(), **environment},
             )
         except (OSError, ValueError) as error:
             return Ended(None, f"{words[0]}: {getattr(error, 'strerror', None) or error}")
@@ -60,13 +60,14 @@ async def run(
 
 
 @functools.cache
-def _powerless() -> tuple[str, ...]:
+def powerless() -> tuple[str, ...]:
     """What drops the ambient capabilities; with them gone, no plain program has any."""
     setpriv = shutil.which("setpriv")  # of util-linux, which is everywhere
     return () if setpriv is None else (setpriv, "--ambient-caps=-all", "--")
 
 
-def _environment() -> dict[str, str]:
+def environment_for_others() -> dict[str, str]:
+    """Ours, without what names the daemon's line to systemd."""
     return {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
 
 

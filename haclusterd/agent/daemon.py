@@ -122,6 +122,7 @@ class Agent:
         self._send_report()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
         self.voters.aside(self.voters.started())
+        self._tasks.append(loop.create_task(self.voters.watch(), name="files of this host"))
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
@@ -246,7 +247,7 @@ class Agent:
         from haclusterd.agent.http import Http
 
         api = self.config.api
-        http = Http(api.http_host, api.http_port, self.answers)
+        http = Http(api.http_host, api.http_port, self.answers, api.hosts)
         await http.start()
         self._stops.append(http.stop)
 

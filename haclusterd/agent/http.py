@@ -2,7 +2,8 @@
 
 `routes` knows the answers. GET and HEAD; OPTIONS answers with the code that GET would have, because
 that is what some load balancers ask by. Nothing can be changed over it. Sizes, times and clients
-are bounded; every response closes its connection, and only the feed of an open page stays.
+are bounded (`http_gate`); every response closes its connection, and only the feed of an open page
+stays.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Collection
 
 import h11
 
 from haclusterd.agent.commands import Source
 from haclusterd.agent.feed import Feed, TooMany
+from haclusterd.agent.http_gate import Gate, is_ours
 from haclusterd.agent.routes import FEED, Page, Routes, said
+from haclusterd.core.text import brief
 
 log = logging.getLogger(__name__)
 
-CLIENTS_MAX = 64
 REQUEST_BYTES_MAX = 16 * 1024
 BODY_BYTES_MAX = 4 * 1024
-REQUEST_S = 5.0
+REQUEST_S = 3.0  # from the first byte of a connection to the last one of its request
 WRITE_S = 10.0
 METHODS = "GET, HEAD, OPTIONS"
 
@@ -48,8 +51,11 @@ class HttpError(Exception):
 class Http:
     """The server of one node's `source`."""
 
-    def __init__(self, host: str, port: int, source: Source) -> None:
+    def __init__(self, host: str, port: int, source: Source, names: Collection[str] = ()) -> None:
+        """`names`: under which it may be asked for, beside its address and `host`."""
         self._host, self._port = host, port
+        self._names = {name.lower().removesuffix(".") for name in (host, *names)}
+        self.gate = Gate()
         self.routes = Routes(source)
         self.feed = Feed(self.routes.essence, self.routes.word)
         self._server: asyncio.Server | None = None
@@ -85,22 +91,29 @@ class Http:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if task is None or len(self._clients) >= CLIENTS_MAX:
-            writer.close()
+        peer = writer.get_extra_info("peername")
+        place = self.gate.enter(str(peer[0]) if peer else "", writer.transport.abort)
+        if task is None or not place:
+            self.gate.leave(place)
+            writer.transport.abort()
             return
         self._clients.add(task)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES_MAX)
         try:
             answer, method = await asyncio.wait_for(self._take(connection, reader), REQUEST_S)
             if answer is None:
-                await self._follow(connection, writer)
+                await self._follow(connection, writer, place)
             else:
                 await _reply(connection, writer, answer, method)
+            writer.close()
+            # With what is still to be sent it would be open, and counted by nobody.
+            await asyncio.wait_for(writer.wait_closed(), WRITE_S)
         except (TimeoutError, h11.ProtocolError, OSError) as error:
             log.debug("HTTP client: %s", error)
         finally:
             self._clients.discard(task)
-            writer.close()
+            self.gate.leave(place)
+            writer.transport.abort()
 
     async def _take(
         self, connection: h11.Connection, reader: asyncio.StreamReader
@@ -118,7 +131,9 @@ class Http:
                 connection.receive_data(await reader.read(4096))
             elif isinstance(event, h11.Request):
                 method = bytes(event.method)
-                answer = self._answer(method, event.target.decode("latin-1"))
+                answer = self._refusal(event) or self._answer(
+                    method, event.target.decode("latin-1")
+                )
             elif isinstance(event, h11.Data):
                 body += len(event.data)
                 if body > BODY_BYTES_MAX:
@@ -127,6 +142,17 @@ class Http:
                 return answer, method
             else:
                 raise ConnectionAbortedError("the client went away")
+
+    def _refusal(self, request: h11.Request) -> Page | None:
+        """For those who mean another server. HTTP/1.0 need not say whom it means."""
+        for key, value in request.headers:
+            if key == b"host" and not is_ours(host := value.decode("latin-1"), self._names):
+                return said(
+                    421,
+                    f'this is not "{brief(host)}": ask by address, or add that name to hosts in '
+                    "[api] of haclusterd's configuration",
+                )
+        return None
 
     def _answer(self, method: bytes, target: str) -> Page | None:
         if method == b"OPTIONS" and target == "*":
@@ -137,7 +163,9 @@ class Http:
             return None if method == b"GET" else said(200, "GET is answered by a stream")
         return self.routes.answer(target)
 
-    async def _follow(self, connection: h11.Connection, writer: asyncio.StreamWriter) -> None:
+    async def _follow(
+        self, connection: h11.Connection, writer: asyncio.StreamWriter, place: int
+    ) -> None:
         """Server-sent events until the page goes away."""
         try:
             self.feed.enter()
@@ -145,6 +173,7 @@ class Http:
             await _reply(connection, writer, said(503, "too many pages are open"), b"GET")
             return
         words = self.feed.words()
+        self.gate.keep(place)
         try:
             headers = [("Content-Type", "text/event-stream"), ("Connection", "close"), *_SECURITY]
             writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")

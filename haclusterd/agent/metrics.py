@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from haclusterd.agent import capacity
 from haclusterd.agent.clock import now_us
-from haclusterd.agent.schema import About, Report, Status
+from haclusterd.agent.schema import About, Node, Report, Status
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.view import View
 
@@ -42,12 +42,17 @@ CATALOG = (
     Metric("service_owner", "gauge", "1 for the node that owns the service", ("service", "node")),
     Metric("service_epoch", "gauge", "fencing number of the service", ("service",)),
     Metric("service_owned", "gauge", "1 while somebody serves it", ("service",)),
+    Metric("service_state", "gauge", "1 for the state it is in: `owned`, `moving`, `unserved`",
+           ("service", "state")),
     Metric("service_successors", "gauge", "nodes that could take it over now", ("service",)),
-    Metric("node_role", "gauge", "1 for the role the node has", ("node", "role")),
+    Metric("node_role", "gauge", "1 for the role the node has; `witness` for one that lives and "
+           "only votes", ("node", "role")),
     Metric("node_rank", "gauge", "0 for the primary slave, -1 for none", ("node",)),
     Metric("node_calls", "gauge", "call legs", ("node",)),
     Metric("node_capacity", "gauge", "call legs the node can carry", ("node",)),
     Metric("node_health", "gauge", "0 unusable to 100", ("node",)),
+    Metric("node_sync_state", "gauge", "1 for the state of the node's worst copy: `in-sync`, "
+           "`syncing`, `suspended`, `none`", ("node", "state")),
     Metric("node_sync_lag_seconds", "gauge", "lag of the node's worst copy", ("node",)),
     Metric("registrations", "gauge", "registrations this node knows: `own` made here, `copy` those "
            "of others", ("here",)),
@@ -157,18 +162,26 @@ def _cluster(sheet: Sheet, status: Status) -> None:
     for service in status.services:
         sheet.put("service_epoch", service.epoch, service.name)
         sheet.put("service_owned", service.state == "owned", service.name)
+        sheet.put("service_state", 1, service.name, service.state)
         sheet.put("service_successors", len(service.successors), service.name)
         if service.owner:
             sheet.put("service_owner", 1, service.name, service.owner)
 
 
+def shown_role(node: Node) -> str:
+    """For people a witness that lives is a witness; `status` calls it `maintenance`, because it
+    takes nothing over."""
+    return "witness" if node.witness and node.role == "maintenance" else node.role
+
+
 def _nodes(sheet: Sheet, status: Status) -> None:
     for node in status.nodes:
-        sheet.put("node_role", 1, node.id, node.role)
+        sheet.put("node_role", 1, node.id, shown_role(node))
         sheet.put("node_rank", -1 if node.rank is None else node.rank, node.id)
         sheet.put("node_calls", node.calls, node.id)
         sheet.put("node_capacity", node.capacity, node.id)
         sheet.put("node_health", node.health, node.id)
+        sheet.put("node_sync_state", 1, node.id, node.sync.state)
         sheet.put("node_sync_lag_seconds", node.sync.lag_ms / 1000, node.id)
         for link in node.links:
             sheet.put("link_up", link.up, node.id, link.address)

@@ -24,6 +24,7 @@ from haclusterd.core.inputs import (
     UpgradeRequested,
 )
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
+from haclusterd.core.text import brief
 from haclusterd.core.view import ServiceView, View
 from haclusterd.sync.rpc import RequestFailed
 
@@ -42,7 +43,7 @@ class OperatorError(Exception):
     """Refused or failed; `code` as in schema.Fault, the message says why and what next."""
 
     def __init__(self, message: str, code: str = REFUSED) -> None:
-        super().__init__(message)
+        super().__init__(brief(message))
         self.code = code
 
 

@@ -1,7 +1,8 @@
 """Bringing FreeSWITCH back: `start_command` after an exit, with a bounded number of attempts.
 
 A FreeSWITCH that was shut down on purpose (its SHUTDOWN event was seen) stays down, and one that
-something else starts first, such as systemd, is left alone.
+something else starts first, such as systemd, is left alone. The command, and the FreeSWITCH that it
+becomes or leaves behind, has neither the daemon's capabilities nor its line to systemd.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+
+from haclusterd.agent.child import environment_for_others, powerless
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +25,8 @@ PATIENCE_S = 15.0  # from a start to the pid file
 LOADING_POLL_S = 0.05
 COMMAND_S = 30.0
 COMPLAINT_BYTES = 400
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as every program says it that starts another
+CORRECT = "; correct start_command in [freeswitch]"
 
 
 class Starter:
@@ -95,16 +100,16 @@ class Starter:
         with tempfile.TemporaryFile() as complaint:  # a pipe would be held open by a daemon
             try:
                 process = await asyncio.create_subprocess_exec(
+                    *powerless(),
                     *self._command,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=complaint,
                     start_new_session=True,
+                    env=environment_for_others(),
                 )
             except OSError as error:
-                return (
-                    f"{self._command[0]}: {error.strerror}; correct start_command in [freeswitch]"
-                )
+                return f"{self._command[0]}: {error.strerror}{CORRECT}"
             waiting = asyncio.get_running_loop().create_task(process.wait())
             self._processes.add(waiting)
             waiting.add_done_callback(self._processes.discard)
@@ -113,5 +118,7 @@ class Starter:
                 if status != 0:
                     complaint.seek(0)
                     said = complaint.read(COMPLAINT_BYTES).decode(errors="replace").strip()
-                    return f"start_command ended with status {status}: {said or 'nothing said'}"
+                    hint = CORRECT if status in (NOT_EXECUTABLE, NOT_FOUND) else ""
+                    said = said or "nothing said"
+                    return f"start_command ended with status {status}: {said}{hint}"
         return ""

@@ -32,6 +32,8 @@ from haclusterd.core.view import RevisionView, View
 log = logging.getLogger(__name__)
 
 _PART = "revision"
+_HOST = "host"
+LOOK_S = 5.0  # how often the files of this host are looked at
 Ask = Callable[[Callable[[int], FromAgent]], Awaitable[Answered]]
 
 
@@ -47,6 +49,8 @@ class Voters:
         self._lock = asyncio.Lock()
         self._problems = problems
         self._asides: set[asyncio.Task[None]] = set()
+        self._last: Content | None = None  # what was written or read last
+        self._seen: object = None  # the files as they were looked at last
 
     def aside(self, work: Coroutine[None, None, None]) -> None:
         """Beside everything else, to its end."""
@@ -62,6 +66,39 @@ class Voters:
         """Write down what this process counts by, if it is not written yet."""
         if self._config.text:
             await self._update(lambda kept: revisions.after_start(kept, self._begun))
+
+    async def watch(self) -> None:
+        """Look at the files of this host for ever: what is wrong with them is an alarm for as
+        long as it is, and not until the next restart."""
+        while self._config.text:
+            await self._look()
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        marks = await asyncio.to_thread(self._marks)
+        if marks == self._seen and _PART not in self._problems:
+            return
+        # A file that is damaged, or gone, is written again as it was.
+        await self._update(lambda kept: kept)
+        said = await asyncio.to_thread(revisions.standing, self._config, self._last)
+        if said != self._problems.get(_HOST, ""):
+            log.warning("%s", said or f"{self._config.path} is in order again")
+        self._problems.pop(_HOST, None)
+        if said:
+            self._problems[_HOST] = said
+        self._seen = await asyncio.to_thread(self._marks)
+
+    def _marks(self) -> list[tuple[int, ...]]:
+        """Changes when one of the files does."""
+        found: list[tuple[int, ...]] = []
+        for path in (self._config.path, self._folder / revisions.FILE_NAME):
+            try:
+                status = path.stat()
+            except OSError as error:
+                found.append((error.errno or 0,))
+            else:
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode))
+        return found
 
     async def in_force(self, revision: int) -> None:
         """Heart knows it: of the set that it counts by, or of one without this node."""
@@ -82,20 +119,23 @@ class Voters:
                 await asyncio.to_thread(self._rewrite, change)
                 self._problems.pop(_PART, None)
             except (OSError, RevisionsError) as error:
+                before = self._problems.get(_PART)
                 self._problems[_PART] = (
                     f"{self._folder / revisions.FILE_NAME}: {error}: the set of nodes cannot be "
                     "kept; make the folder writable, then run `haclusterctl upgrade`"
                 )
-                log.error("%s", self._problems[_PART])
+                if self._problems[_PART] != before:
+                    log.error("%s", self._problems[_PART])
 
     def _rewrite(self, change: Callable[[Content | None], Content | None]) -> None:
         try:
-            kept = revisions.read(self._folder)
+            found = revisions.read(self._folder)
         except RevisionsError:
-            kept = None  # it is replaced; this process started without it
-        wanted = change(kept)
-        if wanted is not None and wanted != kept:
+            found = None  # it is replaced
+        wanted = change(found or self._last)
+        if wanted is not None and wanted != found:
             revisions.write(self._folder, wanted)
+        self._last = wanted
 
     @property
     def _folder(self) -> Path:

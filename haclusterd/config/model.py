@@ -16,7 +16,7 @@ from typing import Any
 
 from haclusterd.config.recovering import RecoverySection
 from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, ServiceSpec, Timing
-from haclusterd.core.text import printable
+from haclusterd.core.text import brief, printable
 
 NODE_PLACEHOLDER = "{node}"
 # esl_backend, and the module that each one needs beside what is always installed.
@@ -34,6 +34,11 @@ class Problem:
     key: str
     message: str
     fix: str
+
+    def __post_init__(self) -> None:
+        # Here, so that no reader of the file has to think of values without end.
+        for name in ("key", "message", "fix"):
+            object.__setattr__(self, name, brief(getattr(self, name)))
 
     def __str__(self) -> str:
         """One line that is safe on any terminal, whatever the file holds."""
@@ -74,11 +79,12 @@ class FreeSwitch:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """Section `[api]`. `http_port` 0: no HTTP."""
+    """Section `[api]`. `http_port` 0: no HTTP. `hosts`: names it may be asked for by."""
 
     socket: Path
     http_host: str
     http_port: int
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

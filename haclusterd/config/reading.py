@@ -16,12 +16,15 @@ from haclusterd.config.model import ConfigError, Problem
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "use 1 to 63 letters, digits, '.', '_' or '-', the first one a letter or digit"
 
+PROBLEMS_MAX = 100  # told of one file
+WORD_CHARS_MAX = 64  # no longer one is compared with what is known: the time goes with its length
+
 _TYPE_NAMES = {bool: "true or false", int: "an integer", str: "a string", list: "an array"}
 
 
 def suggestion(word: str, known: list[str]) -> str:
     """' (did you mean "x"?)' for the known word most like `word`, else nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:WORD_CHARS_MAX], known, n=1, cutoff=0.6)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 
@@ -45,14 +48,20 @@ class Problems:
     def __init__(self, file: str) -> None:
         self.file = file
         self.asked: list[Asked] = []
-        self._found: list[Problem] = []
+        self._found: dict[Problem, None] = {}
+        self._more = 0
 
     def note(self, key: str, message: str, fix: str) -> None:
         problem = Problem(self.file, key, message, fix)
-        if problem not in self._found:
-            self._found.append(problem)
+        if len(self._found) < PROBLEMS_MAX:
+            self._found[problem] = None
+        else:
+            self._more += problem not in self._found
 
     def raise_if_any(self) -> None:
+        if self._more:
+            fix = "correct these first"
+            self._found[Problem(self.file, "", f"{self._more} more problems", fix)] = None
         if self._found:
             raise ConfigError(tuple(self._found))
 

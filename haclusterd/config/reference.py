@@ -135,6 +135,8 @@ MEANINGS = {
     "bytes. `haclusterd --run-dir` overrides it.",
     "api.http": "Status page, metrics and health checks, read only and without a login: keep it on "
     "loopback or behind a firewall. Empty: none.",
+    "api.hosts": "Names by which HTTP may be asked for, beside addresses, `localhost` and the host "
+    "of `http`. A browser that comes by any other name gets 421.",
     "node.id": "Names the node everywhere, and its certificate file.",
     "node.links": "One address for each heartbeat NIC, 1 to 8, in the same order on every node: "
     "the first ones share a network, and so on. Not a loopback, link-local or service address.",

@@ -114,31 +114,57 @@ def _chosen(file: Config, kept: Content, run_dir: Path | None, revision: int) ->
     staged = load_cluster(file.path, kept.staged.toml) if kept.staged else None
     if staged is not None and revision == staged.revision != kept.active.revision:
         assumed = bound(kept.staged) if kept.staged else file
-        return Start(assumed, previous=_other(file.path, kept.active))
+        previous = _other(file.path, kept.active)
+        return Start(assumed, previous=previous, complaint=_complaint(file, assumed, 0))
     if revision and revision == file.revision > kept.active.revision:
         return Start(file, previous=_other(file.path, kept.active))
     active = bound(kept.active)
     previous = _other(file.path, kept.previous)
-    complaint, newer = "", None
+    staged_revision = staged.revision if staged is not None else 0
+    complaint = _complaint(file, active, staged_revision)
     if file.revision == active.revision and _voters(file) == _voters(active):
         active = file  # anything but the voters changes by a restart
-    elif file.revision == active.revision:
-        complaint = (
+    newer = file if file.revision > max(active.revision, staged_revision) else None
+    return Start(active, staged, newer, previous, kept.proven, complaint)
+
+
+def _complaint(file: Config, active: Config, staged_revision: int) -> str:
+    """What is to be done about the host's file beside the set in force; empty if nothing."""
+    known = f"revision {active.revision} is in force"
+    if file.revision == active.revision and _voters(file) != _voters(active):
+        return (
             f"{file.path} names other nodes than revision {active.revision}, which is in force: "
             f"set cluster.revision to {active.revision + 1} in it and run `haclusterctl reload`"
         )
-    elif file.revision < active.revision:
-        complaint = (
-            f"{file.path} is of revision {file.revision}, revision {active.revision} is in force: "
-            "install the newest file"
-        )
-    elif staged is None or file.revision > staged.revision:
-        newer = file
-        complaint = (
-            f"{file.path} is of revision {file.revision}, revision {active.revision} is in force: "
+    if file.revision < active.revision:
+        return f"{file.path} is of revision {file.revision}, {known}: install the newest file"
+    if file.revision > max(active.revision, staged_revision):
+        return (
+            f"{file.path} is of revision {file.revision}, {known}: "
             "run `haclusterctl reload` on every node"
         )
-    return Start(active, staged, newer, previous, kept.proven, complaint)
+    if file.revision < staged_revision:
+        return (
+            f"{file.path} is of revision {file.revision} again, {staged_revision} is staged on "
+            "this node: install the newest file"
+        )
+    return ""
+
+
+def standing(active: Config, kept: Content | None) -> str:
+    """What is wrong with the file on this host now, while `active` is in force; empty if nothing.
+
+    A running daemon does not read it again by itself: the next start or `reload` would find out.
+    """
+    staged_revision = kept.staged.revision if kept is not None and kept.staged is not None else 0
+    try:
+        return _complaint(load_cluster(active.path), active, staged_revision)
+    except ConfigError as error:
+        more = len(error.problems) - 1
+        return (
+            f"the next start of this node would fail: {error.problems[0]}"
+            f"{f' ({more} more: `haclusterctl config check`)' if more else ''}"
+        )
 
 
 def _refuse_removed(file: Config, kept: Content, run_dir: Path | None) -> None:

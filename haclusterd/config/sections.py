@@ -19,6 +19,7 @@ from haclusterd.core.model import AddressSpec, NodeSpec
 Document = dict[str, Any]
 
 ADDRESSES_MAX = PROFILES_MAX = 64  # of one service
+HOSTS_MAX = 32
 PREFIX_MIN = {4: 8, 6: 16}  # a shorter one would route much of the internet to the NIC
 # The kernel takes nearly everything; what it takes and nobody uses would need quoting elsewhere.
 _NIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@+-]{1,15}")
@@ -84,6 +85,7 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
 def read_api(section: Section, base: Path) -> tuple[Api, Document]:
     written, socket = read_path(section, "socket", base, "/run/haclusterd/haclusterd.sock")
     http = section.text("http", "127.0.0.1:7802", 'ADDRESS:PORT, or ""')
+    hosts = _read_hosts(section)
     section.finish()
     host, port = "", 0
     if http:
@@ -99,7 +101,21 @@ def read_api(section: Section, base: Path) -> tuple[Api, Document]:
             host, port = "", 0
         else:
             port = int(digits)
-    return Api(socket, host, port), {"socket": written, "http": http}
+    document: Document = {"socket": written, "http": http}
+    if hosts:  # a file without it means what it meant to earlier versions
+        document["hosts"] = hosts
+    return Api(socket, host, port, tuple(hosts)), document
+
+
+def _read_hosts(section: Section) -> list[str]:
+    hosts = section.texts("hosts", [], "host names")
+    for host in hosts:
+        if not is_host(host):
+            fix = 'write names without a port, for example "status.example.org"'
+            section.note("hosts", f'"{host}" is no host name', fix)
+    if len(hosts) > HOSTS_MAX:
+        section.note("hosts", f"{len(hosts)} are too many", f"use at most {HOSTS_MAX}")
+    return hosts
 
 
 def is_host(text: str) -> bool:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from haclusterd.core.records import CallRecord, Tombstone
 
-from . import changelog, metadata
+from . import changelog, metadata, tags
 from .changelog import RecoveryRow
 from .core_reader import Batch, CoreReader
 from .esl import Esl, EslFactory, EventItem, EventsLost
@@ -290,7 +290,7 @@ class CallSource:
         async with self._lock:
             if batch.runtime_uuid != self._core_uuid:
                 return True  # of a process that is gone; the new one begins with a full read
-            records = self._records(batch.rows)
+            records = await tags.complete(self._esl, self._records(batch.rows))
             for entry in batch.ended:
                 self._refused.pop(entry.uuid, None)
                 known = self._known.get(entry.uuid)

@@ -15,7 +15,7 @@ import msgspec
 
 from haclusterd.core.records import CallRecord
 
-from . import limits, metadata
+from . import limits, metadata, risks
 
 CSEQ_RAISE = 100
 CSEQ_MAX = 2**31 - 1
@@ -182,6 +182,8 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
     """All mends that are switched on. Raises metadata.MetadataError for a broken document."""
     metadata.check_uuid(record.uuid)
     metadata.check(record.metadata)
+    if metadata.untagged(record.metadata):
+        raise metadata.MetadataError(risks.UNTAGGED)
     if switches.profile:
         record = name_profile(record)
     if switches.cseq:

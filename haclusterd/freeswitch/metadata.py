@@ -94,6 +94,19 @@ def set_variable(xml: str, name: str, value: str) -> str:
     return xml[:start] + inner.rstrip() + "\n" + added + xml[end:]
 
 
+def untagged(xml: str) -> bool:
+    """Whether a tag of the dialog is missing, without which no phone takes a re-INVITE as its own.
+
+    FreeSWITCH writes the row of an inbound call at the answer, and the tags when the ACK has come:
+    two writes, up to a batch (205 ms) apart. Raises MetadataError.
+    """
+    for name in ("full_from", "full_to"):
+        whole = variable(xml, f"sip_handle_{name}") or variable(xml, f"sip_{name}")
+        if whole and ";tag=" not in whole.rpartition(">")[2].lower():
+            return True
+    return False
+
+
 class Application(NamedTuple):
     """One dialplan application, and where in the document its element is."""
 

@@ -14,6 +14,7 @@ from haclusterd.core.records import CallRecord
 from . import metadata
 
 CHANNELS_BYTES_MAX = 32 * 1024 * 1024
+UNTAGGED = "the phone has not acknowledged the answer, as far as FreeSWITCH has written"
 _STREAMS = ("tcp", "tls", "ws", "wss")
 _RINGING = ("RINGING", "EARLY")
 
@@ -35,7 +36,7 @@ def of_record(record: CallRecord) -> list[str]:
 
 
 def _of_document(xml: str) -> list[str]:
-    found = []
+    found = [UNTAGGED] if metadata.untagged(xml) else []
     transport = _transport(xml)
     if transport:
         found.append(f"over {transport.upper()}: the phone has to connect again")

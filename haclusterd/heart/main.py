@@ -155,9 +155,10 @@ class _Opening:
         self._lock: NodeLock | None = None
         self._fence: Fence | None = None
         self._addresses: ServiceAddresses | None = None
-        for warning in (*begun.config.warnings, begun.complaint):
-            if warning:
-                self._complain(warning)
+        for warning in begun.config.warnings:
+            self._complain(warning)
+        if begun.complaint:  # an alarm of the agent's, which sees it mended, too
+            journal.say(begun.complaint, WARNING)
 
     def _complain(self, text: str) -> None:
         self._complaints.append(text)

@@ -78,6 +78,13 @@ class Switch:
                 return pid
         return None
 
+    def log_end(self, chars: int = 600) -> str:
+        """The last words that it wrote to its output."""
+        try:
+            return self.log.read_text(errors="replace")[-chars:]
+        except OSError:
+            return "no log"
+
     def esl(self, timeout_s: float = 5.0) -> BlockingEsl:
         return BlockingEsl(ESL_PORT, ESL_PASSWORD, namespace=self.namespace, timeout_s=timeout_s)
 

@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 
 from haclusterd.agent.risks import UNACKNOWLEDGED
+from haclusterd.freeswitch.risks import UNTAGGED
 from haclusterd.lab.calls import has_media
 from haclusterd.lab.demo import is_slave
 from haclusterd.lab.ending import living_twice
@@ -40,6 +41,8 @@ LOOKED_ON_S = 0.8
 # which a shutdown could explain it (0.3 s), and the way there.
 ENDED_FOR_SURE_S = 1.0
 LIMIT = 5000
+NOT_YET = {UNACKNOWLEDGED, UNTAGGED}
+LOG_CHARS, LOG_LINES = 3000, 30
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Count:
     acknowledged: int = 0
     recovered: int = 0
     hung_up: int = 0
+    disturbed: int = 0  # rounds in which the other service moved by itself: the machine was busy
     complaints: list[str] = field(default_factory=list)
 
 
@@ -83,12 +87,12 @@ class Wave:
 
 
 def acknowledged(lab: Laboratory, owner: str, service: str) -> list[str]:
-    """uuids of calls that a standby has, as the owner says."""
+    """uuids of calls that a standby has, as the owner says, with all that it takes."""
     calls = lab.nodes[owner].api("calls", limit=LIMIT)["calls"]
     return [
         c["uuid"]
         for c in calls
-        if c["service"] == service and c["here"] == "own" and UNACKNOWLEDGED not in c["why"]
+        if c["service"] == service and c["here"] == "own" and not NOT_YET & set(c["why"])
     ]
 
 
@@ -122,7 +126,7 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
     """One round."""
     first, other = lab.plan.services[:2]
     owner, neighbour = lab.holder(first.ip), lab.holder(other.ip)
-    before = rows(lab, neighbour)
+    before, epoch = rows(lab, neighbour), epoch_of(lab, neighbour, other.name)
     dead = core_uuid(lab, owner)
     victim = Injector(lab.topology, lab.nodes[owner], "freeswitch", first.name)
     wave = Wave(lab, number, chance)
@@ -141,17 +145,19 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
         print([v for v in verdicts if v["verdict"] != "recovered" or "ended" in v["reason"]])
         print(known)
         print([d["text"] for d in lab.nodes[heir].api("history", count=12)])
+        print(_logs(lab, heir))
     found += living_twice(lab)
-    if sorted(rows(lab, neighbour)) != sorted(before):
-        found.append(f"rows of {neighbour} changed")
-    mine = {first.profile}
-    if odd := [p for p, _ in rows(lab, heir) if p.partition("#")[0] not in mine]:
-        found.append(f"{heir} has rows of {odd[0]}")
+    if epoch_of(lab, heir, other.name) == epoch:
+        found += _of_others(lab, heir, neighbour, before)
+        found += [
+            f"call {c} of {other.name} was touched"
+            for c in _touched(seen, other.ip, injection.at_ns)
+        ]
+    else:
+        count.disturbed += 1
+        print(f"round {number}: {other.name} moved, too", flush=True)
     if any(runtime == dead for _, runtime in rows(lab, heir)):
         found.append(f"{heir} still has rows of the dead process (M12)")
-    found += [
-        f"call {c} of {other.name} was touched" for c in _touched(seen, other.ip, injection.at_ns)
-    ]
     wave.end()
     count.rounds += 1
     count.complaints += [f"round {number}: {text}" for text in found]
@@ -161,6 +167,31 @@ def play(lab: Laboratory, number: int, chance: random.Random, count: Count) -> N
     if old := rows(lab, owner):
         count.complaints.append(f"round {number}: {owner} came back with {len(old)} rows (M12)")
         print(count.complaints[-1])
+
+
+def epoch_of(lab: Laboratory, node: str, service: str) -> int:
+    """As this node sees it."""
+    found = lab.nodes[node].api("status")["services"]
+    return next(int(s["epoch"]) for s in found if s["name"] == service)
+
+
+def _of_others(
+    lab: Laboratory, heir: str, neighbour: str, before: list[tuple[str, str]]
+) -> list[str]:
+    """What is wrong with rows of the other master."""
+    found = []
+    if sorted(rows(lab, neighbour)) != sorted(before):
+        found.append(f"rows of {neighbour} changed")
+    mine = {lab.plan.services[0].profile}
+    if odd := [p for p, _ in rows(lab, heir) if p.partition("#")[0] not in mine]:
+        found.append(f"{heir} has rows of {odd[0]}")
+    return found
+
+
+def _logs(lab: Laboratory, node: str) -> str:
+    switch = lab.nodes[node].switch
+    said = switch.log_end(LOG_CHARS) if switch is not None else ""
+    return f"FreeSWITCH: {said}\nhaclusterd: {lab.nodes[node].log_end(LOG_LINES)}"
 
 
 def _reported(lab: Laboratory, heir: str, service: str, origin: str) -> bool:
@@ -250,6 +281,7 @@ def _line(count: Count) -> str:
     return (
         f"{count.rounds} rounds: {count.recovered} of {count.acknowledged} acknowledged calls"
         f" recovered, {count.hung_up} ended ones stayed so, {len(count.complaints)} complaints"
+        f"{f', {count.disturbed} disturbed' if count.disturbed else ''}"
     )
 
 

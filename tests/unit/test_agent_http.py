@@ -43,7 +43,7 @@ async def get(http: Http, request: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 async def path_of(http: Http, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    return await get(http, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return await get(http, f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_the_page_is_fed_at_once_when_something_changes(
 ) -> None:
     """WEB: what an open page shows is never older than a second, and a change comes sooner."""
     reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
-    writer.write(b"GET /page.events HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /page.events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     assert b"text/event-stream" in head
     first = await event_of(reader)
@@ -150,7 +150,7 @@ async def event_of(reader: asyncio.StreamReader) -> dict[str, Any]:
 async def test_open_pages_are_bounded(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "FOLLOWERS_MAX", 1)
     reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
-    writer.write(b"GET /page.events HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /page.events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     await event_of(reader)
     assert (await path_of(http, "/page.events"))[0] == 503
     assert (await path_of(http, "/page.json"))[0] == 200, "one more page asks instead"
@@ -180,9 +180,9 @@ async def test_nothing_can_be_changed_or_overrun(http: Http) -> None:
     code, headers, _ = await path_of(http, "/status", "POST")
     assert (code, headers["allow"]) == (405, "GET, HEAD, OPTIONS")
     assert (await get(http, b"nonsense\r\n\r\n"))[0] == 400
-    long = b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    long = b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     assert (await get(http, long))[0] in (400, 414, 431)
-    big = b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000
+    big = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000
     assert (await get(http, big))[0] == 413
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,3 +178,61 @@ async def test_an_agent_that_was_replaced_stages_nothing(bench: Bench) -> None:
     await other.voters.reload()
     await other.voters.in_force(3)
     assert "has been taken up meanwhile" in await bench.refused(toml(3, "abce"))
+
+
+async def test_ml10_an_alarm_of_the_hosts_files_lasts_as_long_as_its_cause(bench: Bench) -> None:
+    await bench.voters.started()
+    await bench.voters._look()
+    assert bench.problems == {}
+    bench.file.write_text(toml(1))
+    await bench.voters._look()
+    assert "install the newest file" in bench.problems["host"]
+    bench.file.write_text(toml(2, more="# the newest\n"))
+    await bench.voters._look()
+    assert bench.problems == {}
+
+
+async def test_ml10_a_damaged_or_lost_file_is_written_again_as_it_was(bench: Bench) -> None:
+    """With what was agreed to: the next process would not know of it."""
+    bench.file.write_text(toml(3, "abcd"))
+    await bench.voters.reload()
+    path, before = bench.state / FILE_NAME, read(bench.state)
+    assert before is not None
+    assert before.staged is not None
+    path.write_text("{")
+    await bench.voters._look()
+    assert read(bench.state) == before
+    path.unlink()
+    await bench.voters._look()
+    assert read(bench.state) == before
+    assert bench.problems == {}
+
+
+async def test_what_could_not_be_written_is_tried_again(bench: Bench) -> None:
+    await bench.voters.started()
+    kept = bench.state / FILE_NAME
+    kept.unlink()
+    kept.mkdir()
+    await bench.voters._look()
+    assert "make the folder writable" in bench.problems["revision"]
+    kept.rmdir()
+    await bench.voters._look()
+    assert bench.problems == {}
+    assert read(bench.state) is not None
+
+
+async def test_the_alarm_of_a_start_with_a_damaged_file_goes_with_the_damage(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / FILE_NAME).write_text("{")
+    bench = Bench(tmp_path)
+    watching = asyncio.get_running_loop().create_task(bench.voters.watch())
+    await bench.voters.started()
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if bench.voters._seen is not None:
+            break
+    watching.cancel()
+    assert bench.problems == {}
+    assert read(tmp_path / "state") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from haclusterd.config.revisions import (
     differences,
     keep,
     read,
+    standing,
     write,
 )
 
@@ -205,3 +207,33 @@ def test_a_process_that_was_replaced_does_not_bring_its_set_back(host: Host) -> 
     old = host.start()
     host.keeps(toml(3, "abcd"), previous=toml(2))
     assert after_start(host.kept(), old) == host.kept()
+
+
+def test_an_older_file_installed_between_staging_and_taking_up_is_told(host: Host) -> None:
+    """The set in force is the staged one; the next `reload` or start would not know of it."""
+    host.keeps(toml(2), staged=toml(3, "abcd"))
+    host.has(toml(2))
+    before = host.start()
+    assert "is of revision 2 again, 3 is staged" in before.complaint
+    after = host.start(revision=3)
+    assert (ids(after), after.config.revision) == ("abcd", 3)
+    assert "is of revision 2, revision 3 is in force: install the newest" in after.complaint
+
+
+def test_what_stands_on_the_host_is_judged_again_at_any_time(host: Host) -> None:
+    host.has(toml(2))
+    active, kept = host.start().config, Content(Kept(2, toml(2)), staged=Kept(3, toml(3, "abcd")))
+    assert standing(active, None) == ""
+    host.has(toml(2, more='preset = "wan"\n'))
+    assert standing(active, None) == "", "changes by a restart"
+    host.has(toml(3, "abcd"))
+    assert "haclusterctl reload" in standing(active, None)
+    assert standing(active, kept) == ""
+    host.has(toml(1))
+    assert "install the newest file" in standing(active, None)
+    host.has("[cluster]\nname = 1\n")
+    assert re.search(r"next start of this node would fail: .*cluster\.name.*\d more", standing(
+        active, None
+    ))  # fmt: skip
+    host.file.unlink()
+    assert "cannot be read" in standing(active, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent import metrics, metrics_reference, schema, status
@@ -13,6 +14,7 @@ from haclusterd.wire import Outcome
 from tests.fixtures.agent_parts import spec, view
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+ROLES = ("master", "slave", "starting", "syncing", "maintenance", "failed", "dead", "left")
 ABOUT = schema.About("0.1.0", "fs-a", "voice1", 1, 2, "now", "c.toml", "ff", "/run")
 
 
@@ -82,3 +84,24 @@ def test_status_says_which_link_is_unreadable() -> None:
     nodes = {n.id: n for n in status.status(seen(), schema.Sync("none", 0), {}).nodes}
     assert [link.unreadable for link in nodes["fs-b"].links] == ["bad mac", ""]
     assert [link.unreadable for link in nodes["fs-c"].links] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("role", "witness", "shown"),
+    [*((role, False, role) for role in ROLES), ("maintenance", True, "witness"),
+     ("dead", True, "dead"), ("left", True, "left"), ("starting", True, "starting")],
+)  # fmt: skip
+def test_every_role_is_there(role: str, witness: bool, shown: str) -> None:
+    now = seen()
+    node = msgspec.structs.replace(now.nodes[1], role=role, witness=witness)
+    text = text_of(msgspec.structs.replace(now, nodes=(now.nodes[0], node, *now.nodes[2:])))
+    assert f'haclusterd_node_role{{node="fs-b",role="{shown}"}} 1.0' in text
+
+
+@pytest.mark.parametrize("state", ["owned", "moving", "unserved"])
+def test_every_state_of_a_service_is_there(state: str) -> None:
+    now = seen()
+    service = msgspec.structs.replace(now.services[0], state=state)
+    text = text_of(msgspec.structs.replace(now, services=(service, *now.services[1:])))
+    assert f'haclusterd_service_state{{service="east",state="{state}"}} 1.0' in text
+    assert 'haclusterd_node_sync_state{node="fs-a",state="none"} 1.0' in text

@@ -253,3 +253,37 @@ _CONTRAST = """(() => {
   }
   return [...poor];
 })()"""
+
+
+def test_every_role_and_state_has_a_place(page: tuple[Browser, Served]) -> None:
+    """Those of DESIGN section 8, and the witness, which lives and takes nothing over."""
+    browser, served = page
+    now = served.source.now
+    roles = ["starting", "syncing", "maintenance", "failed", "dead", "left"]
+    changed = [
+        *(msgspec.structs.replace(now.nodes[15 + k], role=role, rank=-1)
+          for k, role in enumerate(roles[:5])),
+        msgspec.structs.replace(now.nodes[3], role="maintenance", rank=-1, witness=True),
+        msgspec.structs.replace(now.nodes[2], role=roles[5], rank=-1),
+    ]  # fmt: skip
+    by_id = {node.id: node for node in changed}
+    states = [msgspec.structs.replace(now.services[0], state="moving"), *now.services[1:]]
+    served.source.now = msgspec.structs.replace(
+        now, nodes=tuple(by_id.get(n.id, n) for n in now.nodes), services=tuple(states)
+    )
+    browser.wait(lambda: "witness" in browser.text(".groups"), "the witness")
+    others = browser.text('.groups [data-key="others"]')
+    for role in ("starting", "syncing", "maintenance", "left", "witness, only votes"):
+        assert role in others
+    down = browser.text('.groups [data-key="down"]')
+    assert "failed" in down
+    assert "dead" in down
+    card = "document.querySelector('.groups [data-key=\"fs-04\"]')"
+    assert browser.run(f"{card}.dataset.tone") == "good"
+    witness = browser.text('.groups [data-key="fs-04"]')
+    assert "legs" not in witness
+    assert "moving" in browser.text('.tiles [data-key="berlin-1"]')
+    tones = browser.run("[...document.querySelectorAll('.groups .card')].map(c => c.dataset.tone)")
+    assert set(tones) <= {"good", "wait", "soft", "bad"}
+    assert counted(browser, ".groups .card") == NODES, "each is in one group"
+    assert browser.complaints() == []

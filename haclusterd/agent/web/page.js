@@ -5,13 +5,15 @@ import { draw as picture, ms } from "/timeline.js";
 
 const STALE_S = 3, RETRY_S = 10, POLL_MS = 1000, RECENT_S = 600;
 const TONES = {
-  master: "good", slave: "good", owned: "good", "in-sync": "good",
+  master: "good", slave: "good", witness: "good", owned: "good", "in-sync": "good",
   starting: "wait", syncing: "wait", moving: "wait", maintenance: "wait", suspended: "wait",
   left: "soft", none: "soft", dead: "bad", failed: "bad", unserved: "bad",
 };
 const PLACES = ["1st in line", "2nd in line", "3rd in line"];
 const $ = (selector) => document.querySelector(selector);
 const tone = (text) => TONES[text] ?? "bad";
+// A witness that lives is told as `maintenance`, because it takes nothing over: that is its duty.
+const role = (node) => (node.witness && node.role === "maintenance" ? "witness" : node.role);
 const glyph = () => el("span", { class: "glyph", "aria-hidden": "true" });
 const count = (n, one, many) => `${n} ${n === 1 ? one : many ?? `${one}s`}`;
 
@@ -75,20 +77,19 @@ function alarms(list) {
 
 function nodes(status) {
   const by = (test) => status.nodes.filter(test);
-  const witness = (node) => node.role === "slave" && node.rank === null;
   const groups = [
     ["down", "Down", by((node) => tone(node.role) === "bad")],
     ["masters", "Masters", by((node) => node.role === "master")],
-    ["slaves", "Slaves, ready to take over", by((node) => node.role === "slave" && !witness(node))
+    ["slaves", "Slaves, ready to take over", by((node) => node.role === "slave")
       .sort((a, b) => a.rank - b.rank)],
-    ["others", "Not in line", by((node) => witness(node) || ["wait", "soft"].includes(tone(node.role)))],
+    ["others", "Not in line", by((node) => role(node) === "witness" || ["wait", "soft"].includes(tone(node.role)))],
   ].filter(([, , list]) => list.length);
   keep($(".groups"), groups.map(([key]) => key), (key) => key,
     () => el("div", {}, el("h3"), el("div", { class: "grid" })));
   for (const [key, title, list] of groups) {
     const group = $(`.groups > [data-key="${key}"]`);
     group.firstElementChild.textContent = `${title} (${list.length})`;
-    keep(group.lastElementChild, list.map((node) => ({ ...node, here: node.id === status.node, lone: witness(node) })),
+    keep(group.lastElementChild, list.map((node) => ({ ...node, here: node.id === status.node, role: role(node) })),
       (node) => node.id, nodeCard);
   }
 }
@@ -97,23 +98,24 @@ function nodeCard(node) {
   const color = tone(node.role);
   const gone = color === "bad" || node.role === "left";
   const place = node.rank === null ? "" : PLACES[node.rank] ?? `${node.rank + 1}th in line`;
-  const duty = node.lone ? "votes" : place || node.role;
+  const votes = node.role === "witness";
+  const duty = votes ? "witness, only votes" : place || node.role;
   const up = node.links.filter((link) => link.up).length;
   const bad = up < node.links.length && !gone;
   const facts = [`${up} of ${count(node.links.length, "link")}`];
-  if (!gone && !["none", "in-sync"].includes(node.sync.state)) facts.push(`copies ${node.sync.state}`);
-  if (!gone && node.sync.lag_ms > 0) facts.push(`lag ${ms(node.sync.lag_ms, 0)}`);
+  if (!gone && !votes && !["none", "in-sync"].includes(node.sync.state)) facts.push(`copies ${node.sync.state}`);
+  if (!gone && !votes && node.sync.lag_ms > 0) facts.push(`lag ${ms(node.sync.lag_ms, 0)}`);
   const dots = node.links.map((link) => el("span", { class: "dot", "data-tone": gone ? "soft" : link.up ? "good" : "bad" }));
-  const worry = bad || (!gone && node.sync.state === "suspended") ? "wait" : color;
+  const worry = bad || (!gone && !votes && node.sync.state === "suspended") ? "wait" : color;
   return card(worry, [
     el("span", { class: "line", "data-tone": color }, glyph(), el("span", { class: "name" }, name(node.id),
       node.here ? el("span", { class: "soft" }, " (this page)") : null), el("span", { class: "word" }, duty)),
     node.services.length ? el("span", { class: "chips", "data-tone": "mark" },
       node.services.map((service) => el("span", { class: "chip" }, name(service)))) : null,
-    gone ? null : load(node),
+    gone || votes ? null : load(node),
     el("span", { class: "line sub" }, el("span", {}, el("span", { class: "dots", "aria-hidden": "true" }, dots), facts.join(", "))),
   ], [
-    ["role", node.role], ["health", `${node.health} of 100`], ["copies", copies(node.sync)],
+    ["role", node.role], ...(votes ? [] : [["health", `${node.health} of 100`], ["copies", copies(node.sync)]]),
     ["version", node.version || "not known"],
     ...node.links.map((link, k) => [`link ${k + 1}`, linkText(link)]),
   ]);
