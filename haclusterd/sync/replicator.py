@@ -286,6 +286,10 @@ class Replicator:
 
     # -- status --
 
+    def overflowed(self) -> list[tuple[str, str]]:
+        """(peer, stream's service) of peers that missed more changes than are kept."""
+        return [pair for lane in self._lanes for pair in lane.outgoing.overflowed]
+
     def status(self) -> SyncStatus:
         """For `haclusterctl sync`, status and metrics."""
         peers = [n for n in self.config.links if n != self.config.node]
