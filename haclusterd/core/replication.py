@@ -152,7 +152,7 @@ class ItemSet:
     Digests cover live calls only: tombstones are forgotten at different times in different places.
     """
 
-    __slots__ = ("bytes", "graves", "items", "live", "marks")
+    __slots__ = ("bytes", "graves", "items", "live", "marks", "watchers")
 
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
@@ -160,6 +160,7 @@ class ItemSet:
         self.graves: dict[str, int] = {}  # uuid -> ms of burial, oldest first
         self.live = 0
         self.bytes = 0
+        self.watchers: list[set[int]] = []  # each is told the buckets that change
 
     def merge(self, item: Item, now_ms: int) -> bool:
         """Take the item if it outranks what is known; True if it did."""
@@ -169,6 +170,8 @@ class ItemSet:
                 return False
             self._forget(known)
         self.items[item.uuid] = item
+        for watcher in self.watchers:
+            watcher.add(bucket(item.uuid))
         self.bytes += len(item.blob)
         if item.dead:
             self.graves[item.uuid] = now_ms
@@ -182,6 +185,18 @@ class ItemSet:
     def digest(self) -> int:
         """One number for all live calls, independent of the order in which they came."""
         return sum(self.marks) & _DIGEST_MASK
+
+    def recount(self) -> None:
+        """Work out anew what is kept up change by change, from the items that are there."""
+        self.marks = [0] * BUCKETS
+        self.live = self.bytes = 0
+        for item in self.items.values():
+            self.bytes += len(item.blob)
+            if not item.dead:
+                self.live += 1
+                at = bucket(item.uuid)
+                self.marks[at] = (self.marks[at] + _mark(item)) & _DIGEST_MASK
+        self.graves = {u: at_ms for u, at_ms in self.graves.items() if u in self.items}
 
     def _forget(self, item: Item) -> None:
         self.bytes -= len(item.blob)

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from haclusterd.agent.commands import Commands
+from haclusterd.agent.history import History
 from haclusterd.agent.routes import Routes
 from haclusterd.agent.schema import Sync
-from haclusterd.agent.syncing import alarms, is_stale
+from haclusterd.agent.syncing import alarms, is_stale, tell_repairs
 from haclusterd.cli import tables
 from haclusterd.core.replication import (
+    Ack,
     Chunk,
     Delta,
     Item,
@@ -23,6 +25,8 @@ from haclusterd.core.replication import (
     StreamId,
 )
 from haclusterd.core.standby import StreamCopy
+from haclusterd.sync.audit import Repair
+from haclusterd.sync.codec import Message
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_source import FakeSource
 from tests.unit.sync_cluster import TIMING, Cluster, call, held, until
@@ -122,10 +126,17 @@ async def test_ms19_overflow_of_a_peer_that_is_connected_and_slow(cluster: Clust
     a.own("east", 1, settled=True)
     a.append([call(1)])
     assert await a.wait_acked("east", 3000)
-    b.mesh.sessions["a"].send = lambda message: None  # type: ignore[method-assign]
+    session = b.mesh.sessions["a"]
+    send = session.send
+
+    def without_acks(message: Message) -> None:
+        if not isinstance(message, Ack):
+            send(message)
+
+    session.send = without_acks  # type: ignore[method-assign]
     a.append([call(n) for n in range(2, 60)])
     await until(lambda: a.overflowed() == [("b", "east")])
-    del b.mesh.sessions["a"].send
+    session.send = send  # type: ignore[method-assign]
     a.append([call(60)])
     await until(lambda: a.overflowed() == [])
 
@@ -147,3 +158,18 @@ async def test_ms20_answers_of_a_node_that_is_being_filled_say_so() -> None:
             assert body.get("stale", False) is filled, path
     shown = tables.status(json.loads(Routes(source).answer("/status").body))
     assert "STALE" in str(shown[0])
+
+
+async def test_ms17_what_was_mended_is_in_the_history(cluster: Cluster) -> None:
+    one = Replicator(cluster.config("a"), 1)
+    history = History()
+    tell_repairs(one, history, "a")
+    (told,) = one.auditor.told
+    told(Repair("east", "b", ["u1", "u2"], False))
+    told(Repair("registrations:east", "b", [], True))
+    texts = [(d.row, d.text) for d in history.last()]
+    assert texts == [
+        ("A17", "a mended 2 silent differences in its copy of the calls of east from b"),
+        ("A17", "a asks anew for all of its copy, which differed in too much, of the registrations"
+         " of east from b"),
+    ]  # fmt: skip
