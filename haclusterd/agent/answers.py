@@ -16,6 +16,8 @@ from haclusterd.agent.page import brief
 from haclusterd.agent.peers import REPORTS_TOLD, Word
 from haclusterd.agent.registrations import Listed
 from haclusterd.agent.switch import SwitchError
+from haclusterd.agent.syncing import alarms as syncing_alarms
+from haclusterd.agent.syncing import is_stale
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
@@ -58,10 +60,18 @@ class Answers:
             found.append(schema.Alarm("orders_file", agent.orders.problem))
         if agent.shared is not None:
             found += agent.shared.alarms()
+        if agent.replicator is not None:
+            found += syncing_alarms(agent.replicator.overflowed())
         return status.status(
-            self.view(), self.word().sync, words, found, self.registration_counts(),
-            self.reports.under_way(), 0 if switch is None else switch.orphans,
+            self.view(), self._own_sync(), words, found, self.registration_counts(),
+            self.reports.under_way(), 0 if switch is None else switch.orphans, self.stale(),
         )  # fmt: skip
+
+    def stale(self) -> bool:
+        """Whether this node is being filled: what it says of others' calls may be old (MS20)."""
+        config = self._agent.config
+        replicates = self._agent.replicator is not None and config.freeswitch is not None
+        return is_stale(self._own_sync(), replicates and not config.node.witness)
 
     def registration_counts(self) -> schema.Registered | None:
         """How many registrations this node knows; None where it keeps none."""
@@ -93,23 +103,26 @@ class Answers:
     def word(self) -> Word:
         """What this agent tells the others of itself."""
         agent = self._agent
-        sync = schema.Sync("none", 0)
-        if agent.replicator is not None and agent.config.freeswitch is not None:
-            fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
-            running = "replication" not in agent.problems
-            sync = status.own_sync(agent.owners(), agent.me, fresh, running)
         told = [brief(r) for r in self.reports.all()[-REPORTS_TOLD:]]
         names = [service.name for service in agent.spec.services]
         reports = agent.last_report.services if agent.last_report is not None else ()
         return Word(
             __version__,
-            sync,
+            self._own_sync(),
             told,
             agent.orders.word(),
             agent.comparison.digest,
             agent.comparison.differences(agent.owners()),
             {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason},
         )
+
+    def _own_sync(self) -> schema.Sync:
+        agent = self._agent
+        if agent.replicator is None or agent.config.freeswitch is None:
+            return schema.Sync("none", 0)
+        fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
+        running = "replication" not in agent.problems
+        return status.own_sync(agent.owners(), agent.me, fresh, running)
 
     def about(self) -> schema.About:
         """Which daemon this is."""

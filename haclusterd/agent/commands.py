@@ -61,6 +61,7 @@ class Source(Protocol):
     async def ringing(self) -> list[tuple[str, Ringing]]: ...
     def registrations(self) -> Iterator[Listed]: ...
     def not_ready(self) -> str: ...
+    def stale(self) -> bool: ...
     def counters(self) -> dict[str, int]: ...
     def known_reports(self) -> list[schema.Report]: ...
     def outside(self) -> Outside: ...
@@ -137,7 +138,7 @@ class Commands:
         return self._source.about()
 
     async def _rank(self, params: dict[str, Any]) -> schema.Rank:
-        return status.rank(self._source.view())
+        return status.rank(self._source.view(), self._source.stale())
 
     async def _history(self, params: dict[str, Any]) -> list[schema.Decision]:
         return self._source.history.last(number(params, "count", 100, 10_000))
@@ -183,7 +184,7 @@ class Commands:
             total, at_risk = total + 1, at_risk + 1
             if len(calls) < limit:
                 calls.append(_ringing(service, leg))
-        return schema.CallList(total, at_risk, calls)
+        return schema.CallList(total, at_risk, calls, self._source.stale())
 
     async def _registrations(self, params: dict[str, Any]) -> schema.RegistrationList:
         limit = number(params, "limit", CALLS_SHOWN, REGISTRATIONS_SHOWN_MAX)
@@ -197,7 +198,7 @@ class Commands:
             at_risk += listed.at_risk
             if len(found) < limit:
                 found.append(_registration(listed, now_s))
-        return schema.RegistrationList(total, at_risk, found)
+        return schema.RegistrationList(total, at_risk, found, self._source.stale())
 
     async def _sync(self, params: dict[str, Any]) -> Any:
         return self._source.sync()

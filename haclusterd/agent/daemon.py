@@ -30,11 +30,13 @@ from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.promised import Promised
 from haclusterd.agent.recoveries import Recoveries
+from haclusterd.agent.renewal import leave_copies, take_copies
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.shared import shared_with
 from haclusterd.agent.standing import Facts, judge
+from haclusterd.agent.syncing import tell_repairs
 from haclusterd.agent.traces import Traces
 from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec
@@ -93,7 +95,9 @@ class Agent:
         self.services = Services(
             self.spec, self.replicator, self.history, self.recoveries, self.changed
         )
-        self.shared = shared_with(self.spec, self.replicator, self.services.busy)
+        self.shared = shared_with(
+            self.spec, self.replicator, self.services.busy, config.recovery.registrations
+        )
         self.comparison = Comparison(self.me, self.spec.services, self.history, self.changed)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
@@ -120,6 +124,7 @@ class Agent:
         self._make_life()
         self.orders.load()  # before heart may count on this node for anything
         self._send_report()
+        self._take_copies()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
         self.voters.aside(self.voters.started())
         self._tasks.append(loop.create_task(self.voters.watch(), name="files of this host"))
@@ -137,6 +142,8 @@ class Agent:
             await asyncio.wait_for(self._stop_all(), STOP_S)
         except TimeoutError:
             log.warning("not everything stopped within %.1f s", STOP_S)
+        if self.replicator is not None:
+            leave_copies(self.config, self.replicator)
         return reason
 
     def stop(self) -> None:
@@ -181,6 +188,12 @@ class Agent:
                 self.changed()
                 return
 
+    def _take_copies(self) -> None:
+        """Before anything is recovered; peers that come later bring what has changed since."""
+        taken = "" if self.replicator is None else take_copies(self.config, self.replicator)
+        if taken:
+            self.history.add("A10", f"{self.me} {taken}")
+
     # -- parts --
 
     def _make_replicator(self) -> AgentReplicator | None:
@@ -200,6 +213,7 @@ class Agent:
         await replicator.start()
         self._stops.append(replicator.stop)
         replicator.on_change(lambda fresh: self.changed())
+        tell_repairs(replicator, self.history, self.me)
         self.operators.join(replicator)
         self.notices.join(replicator)
         self.orders.join(replicator)

@@ -32,6 +32,7 @@ RESUME_S = 1.0  # heart's order to recover comes within this time of its view, i
 FETCH_MS = 20
 CALLS_FIRST_S = 5.0  # telling the registrations on waits for the calls, but no longer
 POLL_S = 0.05
+RECYCLE_S = 2.0  # for removing rows; what is left then is told as if it were registered here
 COALESCE_S = 0.01
 SLICE = 64  # items (2 ms) between two turns of the event loop
 
@@ -47,11 +48,20 @@ class Listed(NamedTuple):
 
 
 class Registrations:
-    """See the module. `busy(service)` names what keeps a service's calls busy, empty if nothing."""
+    """See the module. `busy(service)` names what keeps a service's calls busy, empty if nothing.
+
+    `policy` of what the former owner had, `recovery.registrations`: recover, recycle, ignore.
+    """
 
     def __init__(
-        self, spec: ClusterSpec, replicator: AgentReplicator, busy: Callable[[str], str]
+        self,
+        spec: ClusterSpec,
+        replicator: AgentReplicator,
+        busy: Callable[[str], str],
+        policy: str = "recover",
     ) -> None:
+        self.policy = policy
+        self._recycled = 0
         self._spec = spec
         self._replicator = replicator
         self._lane = replicator.registrations
@@ -73,6 +83,8 @@ class Registrations:
 
     async def start(self, section: FreeSwitch, esl_factory: EslFactory) -> None:
         """Begin to follow the local FreeSWITCH."""
+        if self.policy == "ignore":
+            return
         self.keeper = RegistrationKeeper(
             section.core_db, esl_factory, self._by_profile, self._lane_of, self._report
         )
@@ -143,7 +155,9 @@ class Registrations:
             # others' copies of it.
             await asyncio.sleep(RESUME_S)
         lane_name = REGISTRATIONS + service.name
-        if inherit:
+        if inherit and self.policy == "recycle":
+            await self._recycle(keeper, service)
+        elif inherit:
             await self._replicator.fetch(lane_name, FETCH_MS)
             await self._load(lane_name, None)
         else:
@@ -158,6 +172,23 @@ class Registrations:
         self._unread[service.name] = set(service.profiles)
         for profile in service.profiles:
             keeper.follow(profile)  # tells all, also where it was followed at a lower epoch
+
+    async def _recycle(self, keeper: RegistrationKeeper, service: ServiceSpec) -> None:
+        """What the former owner had goes from this FreeSWITCH before the phones' own rows count.
+
+        The stream that begins now is settled without it, so it goes from the other nodes, too.
+        """
+        lane_name = REGISTRATIONS + service.name
+        gone = len(self._taken.get(lane_name, {}))
+        self._forget(lane_name)
+        until = asyncio.get_running_loop().time() + RECYCLE_S
+        while keeper.has_rows_of(service.profiles):
+            if asyncio.get_running_loop().time() > until:
+                log.warning("old registrations of %s are still being removed", service.name)
+                break
+            await asyncio.sleep(POLL_S / 10)
+        self._recycled += gone
+        log.info("%d registrations of %s are recycled: phones register anew", gone, service.name)
 
     def _disown(self, service: ServiceSpec) -> None:
         self._owned.pop(service.name, None)
@@ -267,6 +298,7 @@ class Registrations:
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
         counts: dict[str, int] = {"registrations_malformed": self._malformed}
+        counts["registrations_recycled"] = self._recycled
         if self.keeper is not None:
             counts |= {f"registrations_{k}": v for k, v in self.keeper.counters.items()}
         return counts

@@ -124,6 +124,7 @@ class Routes:
         for service in status.services:
             if service.name == name:
                 here = service.owner == status.node and service.state == "owned"
+                service = msgspec.structs.replace(service, stale=status.stale)
                 return Page(200 if here else 503, _JSON, msgspec.json.encode(service) + b"\n")
         known = ", ".join(s.name for s in status.services)
         return said(404, f"no such service; known: {known}")

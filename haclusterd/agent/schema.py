@@ -95,7 +95,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     """`owner` is null while nobody serves it; `state` in owned, moving, unserved. `recovering` is
-    there while this node recovers its calls."""
+    there while this node recovers its calls. `stale` (HTTP): the answering node is being filled."""
 
     name: str
     owner: str | None
@@ -104,6 +104,7 @@ class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     addresses: list[str]
     successors: list[str]
     recovering: Progress | None = None
+    stale: bool = False
 
 
 class Alarm(msgspec.Struct, frozen=True):
@@ -163,9 +164,10 @@ class Status(msgspec.Struct, frozen=True):
     registrations: Registered | None = None
     revision: Revision = Revision(1, None, [])
     orphans: int = 0  # recovered legs here that no phone has answered for yet
+    stale: bool = False  # this node is being filled: what it says of others may be old
 
 
-class Rank(msgspec.Struct, frozen=True):
+class Rank(msgspec.Struct, frozen=True, omit_defaults=True):
     """`rank --json`: slaves in order, who would take what, and a line per node that says why."""
 
     rank_hash: str
@@ -173,6 +175,7 @@ class Rank(msgspec.Struct, frozen=True):
     successors: dict[str, list[str]]
     why: list[str]
     not_ready: dict[str, str]  # this node: service -> why it could not take it over
+    stale: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -306,12 +309,16 @@ class Call(msgspec.Struct, frozen=True):
     why: list[str] = []
 
 
-class CallList(msgspec.Struct, frozen=True):
-    """`total` counts all that match; `calls` holds at most `limit` of them."""
+class CallList(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`total` counts all that match; `calls` holds at most `limit` of them.
+
+    `stale`: this node is being filled, so that calls of others may be missing or old.
+    """
 
     total: int
     at_risk: int
     calls: list[Call]
+    stale: bool = False
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -334,12 +341,13 @@ class Registration(msgspec.Struct, frozen=True):
     network: str
 
 
-class RegistrationList(msgspec.Struct, frozen=True):
-    """`total` counts all; `registrations` holds at most `limit` of them."""
+class RegistrationList(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`total` counts all; `registrations` holds at most `limit` of them. `stale` as in calls."""
 
     total: int
     at_risk: int
     registrations: list[Registration]
+    stale: bool = False
 
 
 class About(msgspec.Struct, frozen=True):

@@ -18,11 +18,15 @@ class Shared:
     """See the module. `busy(service)` names what keeps a service's calls busy, empty if nothing."""
 
     def __init__(
-        self, spec: ClusterSpec, replicator: AgentReplicator, busy: Callable[[str], str]
+        self,
+        spec: ClusterSpec,
+        replicator: AgentReplicator,
+        busy: Callable[[str], str],
+        policy: str = "recover",
     ) -> None:
         self._services = [service.name for service in spec.services]
         nodes = [node.id for node in spec.nodes]
-        self.registrations = Registrations(spec, replicator, busy)
+        self.registrations = Registrations(spec, replicator, busy, policy)
         self.limits = Limits(nodes[spec.me], nodes, replicator, busy)
 
     async def start(self, section: FreeSwitch, esl_factory: EslFactory, password: str) -> None:
@@ -57,7 +61,10 @@ class Shared:
 
 
 def shared_with(
-    spec: ClusterSpec, replicator: AgentReplicator | None, busy: Callable[[str], str]
+    spec: ClusterSpec,
+    replicator: AgentReplicator | None,
+    busy: Callable[[str], str],
+    policy: str = "recover",
 ) -> Shared | None:
     """None where there is nobody to share with."""
-    return None if replicator is None else Shared(spec, replicator, busy)
+    return None if replicator is None else Shared(spec, replicator, busy, policy)

@@ -33,7 +33,7 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
            alarms: Sequence[schema.Alarm] = (),
            registrations: schema.Registered | None = None,
            recovering: Mapping[str, schema.Progress] | None = None,
-           orphans: int = 0) -> schema.Status:  # fmt: skip
+           orphans: int = 0, stale: bool = False) -> schema.Status:  # fmt: skip
     """`status --json`. `alarms` are the agent's own, beside heart's."""
     under_way = recovering or {}
     return schema.Status(
@@ -51,6 +51,7 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
             view.revision.active, view.revision.staged or None, list(view.revision.lacking)
         ),
         orphans=orphans,
+        stale=stale,
     )
 
 
@@ -105,7 +106,7 @@ def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word
     )
 
 
-def rank(view: View) -> schema.Rank:
+def rank(view: View, stale: bool = False) -> schema.Rank:
     """`rank --json`."""
     slaves = sorted((n for n in view.nodes if n.rank >= 0), key=lambda n: n.rank)
     return schema.Rank(
@@ -114,6 +115,7 @@ def rank(view: View) -> schema.Rank:
         successors={s.name: list(s.successors) for s in view.services},
         why=list(view.why),
         not_ready={s.name: s.reason for s in view.services if s.reason and s.owner != view.node},
+        stale=stale,
     )
 
 

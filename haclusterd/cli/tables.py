@@ -10,7 +10,7 @@ from haclusterd.cli.show import Part, Table, cell
 
 _NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "acked", "head",
                       "snapshots", "have", "want", "at ms", "gap ms", "version", "number",
-                      "outage ms", "recovered", "lost"})  # fmt: skip
+                      "outage ms", "recovered", "lost", "%", "eta s"})  # fmt: skip
 _VERDICTS_SHOWN = 20
 
 
@@ -29,6 +29,8 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         head += f"; revision {revision['active']}, {revision['staged']} staged, missing on {late}"
     elif revision.get("active", 1) > 1:
         head += f"; revision {revision['active']}"
+    if found.get("stale"):
+        head += "; STALE: this node is being filled"
     services = [
         [s["name"], cell(s["owner"]), s["state"], cell(s["epoch"]), _bare(s["addresses"]),
          _first(s["successors"])]
@@ -238,25 +240,39 @@ def sync(found: dict[str, Any]) -> list[Part]:
         for p in found["peers"]
     ]  # fmt: skip
     outgoing = [
-        [p["node"], o["service"], cell(o["epoch"]), o["state"], cell(o["acked"]), cell(o["head"]),
-         cell(o["lag_ms"]), cell(o["snapshots"])]
+        [p["node"], _stream(o), o["data"], cell(o["epoch"]), o["state"], *_progress(o),
+         cell(o["acked"]), cell(o["head"]), cell(o["lag_ms"]), cell(o["snapshots"])]
         for p in found["peers"]
         for o in p["outgoing"]
     ]  # fmt: skip
     incoming = [
-        [i["service"], cell(i["origin"]), cell(i["epoch"]), i["state"], cell(i["have"]),
-         cell(i["want"]), cell(i["lag_ms"])]
+        [_stream(i), i["data"], cell(i["origin"]), cell(i["epoch"]), i["state"], *_progress(i),
+         cell(i["lag_ms"])]
         for i in found["incoming"]
     ]  # fmt: skip
     return [
         f"{found['waiting']} changes wait, {found['at_risk']} calls at risk, acknowledged within "
         f"{found['ack_ms_p50']} ms (p50) and {found['ack_ms_p99']} ms (p99)",
         Table("peers", ["node", "link", "address", "rtt ms", "state", "lag ms"], peers, _NUMBERS),
-        Table("sent: own services", ["to", "service", "epoch", "state", "acked", "head", "lag ms",
-                                     "snapshots"], outgoing, _NUMBERS),
-        Table("held: services of others", ["service", "from", "epoch", "state", "have", "want",
+        Table("sent: own services", ["to", "service", "data", "epoch", "state", *_PROGRESS,
+                                     "acked", "head", "lag ms", "snapshots"], outgoing, _NUMBERS),
+        Table("held: services of others", ["service", "data", "from", "epoch", "state", *_PROGRESS,
                                            "lag ms"], incoming, _NUMBERS),
     ]  # fmt: skip
+
+
+_PROGRESS = ["have", "want", "%", "eta s"]
+
+
+def _stream(row: dict[str, Any]) -> str:
+    """The service of a stream, without the name of its lane."""
+    return str(row["service"]).rpartition(":")[2]
+
+
+def _progress(row: dict[str, Any]) -> list[str]:
+    eta_ms = row["eta_ms"]
+    left = "" if eta_ms is None else f"{eta_ms / 1000:.1f}"
+    return [cell(row["have"]), cell(row["want"]), cell(row["percent"]), left]
 
 
 def checks(found: Sequence[dict[str, Any]]) -> list[Part]:

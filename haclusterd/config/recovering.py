@@ -24,6 +24,7 @@ class RecoverySection:
     orphan_timeout_ms: int = 10_000
     urgent_variable: str = ""
     calls: str = "recover"
+    registrations: str = "recover"
     limits: str = "recover"
     half_calls: str = "recycle"
     orphans: str = "recycle"
@@ -48,6 +49,7 @@ _RANGES = {
 _CHOICES = {
     "source": ["core_db", "esl"],
     "calls": POLICIES,
+    "registrations": POLICIES,
     "limits": ["recover", "ignore"],
     "half_calls": ["recycle", "ignore"],
     "orphans": ["recycle", "ignore"],

@@ -105,6 +105,10 @@ MEANINGS = {
     "then conferences, then the rest. Empty: only that.",
     "recovery.calls": "`recover`: bring them back. `recycle`: count them as lost and forget them. "
     "`ignore`: leave them to something else, without a verdict.",
+    "recovery.registrations": "What phones had registered at the lost master. `recover`: it is in "
+    "the new owner's table. `recycle`: it is removed from all nodes, and phones register anew. "
+    "`ignore`: haclusterd neither replicates nor writes registrations, for instance where the "
+    "profiles share a database.",
     "recovery.limits": "Calls that FreeSWITCH does not count against their `limit` by itself any "
     "more (bridged ones). `recover`: count them again. `ignore`: do not.",
     "recovery.half_calls": "A leg whose other leg is gone for good. `recycle`: end it. `ignore`: "

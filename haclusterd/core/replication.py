@@ -1,6 +1,7 @@
-"""The origin's side of replication, pure: items, ranks, the sequenced log, a peer's cursor in it.
+"""The origin's side of replication, pure: items, ranks, the sequenced log.
 
-What a standby makes of it is `core.standby`; sockets, compression and pacing are `sync`.
+A peer's place in it is `core.cursor`, what a standby makes of it is `core.standby`; sockets,
+compression and pacing are `sync`.
 
 A *stream* is the sequence of changes that one owner makes to one service while it owns it. It is
 named by `StreamId`, carries its epoch in band (a reclaim advances it without a new snapshot), and
@@ -11,7 +12,6 @@ keep the lower streams too, so that a slave that dies in mid-takeover loses noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from typing import TypeAlias
 from zlib import crc32
@@ -152,7 +152,7 @@ class ItemSet:
     Digests cover live calls only: tombstones are forgotten at different times in different places.
     """
 
-    __slots__ = ("bytes", "graves", "items", "live", "marks")
+    __slots__ = ("bytes", "graves", "items", "live", "marks", "watchers")
 
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
@@ -160,6 +160,7 @@ class ItemSet:
         self.graves: dict[str, int] = {}  # uuid -> ms of burial, oldest first
         self.live = 0
         self.bytes = 0
+        self.watchers: list[set[int]] = []  # each is told the buckets that change
 
     def merge(self, item: Item, now_ms: int) -> bool:
         """Take the item if it outranks what is known; True if it did."""
@@ -169,6 +170,8 @@ class ItemSet:
                 return False
             self._forget(known)
         self.items[item.uuid] = item
+        for watcher in self.watchers:
+            watcher.add(bucket(item.uuid))
         self.bytes += len(item.blob)
         if item.dead:
             self.graves[item.uuid] = now_ms
@@ -182,6 +185,18 @@ class ItemSet:
     def digest(self) -> int:
         """One number for all live calls, independent of the order in which they came."""
         return sum(self.marks) & _DIGEST_MASK
+
+    def recount(self) -> None:
+        """Work out anew what is kept up change by change, from the items that are there."""
+        self.marks = [0] * BUCKETS
+        self.live = self.bytes = 0
+        for item in self.items.values():
+            self.bytes += len(item.blob)
+            if not item.dead:
+                self.live += 1
+                at = bucket(item.uuid)
+                self.marks[at] = (self.marks[at] + _mark(item)) & _DIGEST_MASK
+        self.graves = {u: at_ms for u, at_ms in self.graves.items() if u in self.items}
 
     def _forget(self, item: Item) -> None:
         self.bytes -= len(item.blob)
@@ -263,6 +278,11 @@ class SequencedLog:
             return False
         return self.head - position <= max(1024, len(self.items.items))
 
+    @property
+    def kept_from(self) -> int:
+        """The lowest position from which the buffer still tells everything."""
+        return self._first - 1
+
     def since(self, position: int) -> list[Entry] | None:
         """The next few entries after `position`; None if the buffer no longer has them."""
         if position + 1 < self._first or position > self.head:
@@ -318,81 +338,6 @@ class SequencedLog:
             kept = self._kept.pop(self._first)
             self._kept_bytes -= _size(kept.entry)
             self._first += 1
-
-
-class Cursor:
-    """How far one peer's copy of a stream is, and what to send it next.
-
-    During a snapshot new changes go out between its chunks, so that a busy origin never has to
-    hold them back and the snapshot ends in the present.
-    """
-
-    def __init__(self, log: SequencedLog) -> None:
-        self.log = log
-        self.acked = -1  # nothing acknowledged: the peer does not hold the stream whole
-        self.sent: int | None = None  # None: the peer has not answered the offer
-        self.snapshots = 0
-        self._wants_snapshot = False
-        self._uuids: Iterator[str] | None = None
-
-    @property
-    def syncing(self) -> bool:
-        """A snapshot is due or under way."""
-        return self._wants_snapshot or self._uuids is not None
-
-    def resume(self, position: int) -> None:
-        """The peer said what it holds."""
-        self._uuids = None
-        self._wants_snapshot = not self.log.can_resume(position)
-        self.sent = self.log.head if self._wants_snapshot else position
-        self.acked = position if position <= self.log.head else -1
-
-    def ack(self, position: int) -> bool:
-        """The peer acknowledged; False if it claims what was never sent or already said."""
-        if self.sent is None or self.syncing or not self.acked < position <= self.sent:
-            return False
-        self.acked = position
-        return True
-
-    def next(self) -> OriginMessage | None:
-        """The next message for this peer; None while there is nothing to say."""
-        if self.sent is None:
-            return None
-        if self._wants_snapshot:
-            return self._begin()
-        if self.sent < self.log.head:
-            entries = self.log.since(self.sent)
-            if entries is None:
-                return self._begin()
-            first = self.sent + 1
-            self.sent += len(entries)
-            return Delta(self.log.stream, first, self.log.head, entries)
-        return None if self._uuids is None else self._chunk(self._uuids)
-
-    def _begin(self) -> SnapshotBegin:
-        log = self.log
-        self._wants_snapshot = False
-        self._uuids = iter(list(log.items.items))
-        self.sent = log.head
-        self.snapshots += 1
-        count = len(log.items.items)
-        return SnapshotBegin(log.stream, log.head, count, log.epoch, log.settled)
-
-    def _chunk(self, uuids: Iterator[str]) -> Chunk | SnapshotEnd:
-        items: list[Item] = []
-        size = 0
-        for uuid in uuids:
-            item = self.log.items.items.get(uuid)
-            if item is None:
-                continue
-            items.append(item)
-            size += len(item.blob)
-            if size >= CHUNK_BYTES or len(items) >= CHUNK_ITEMS:
-                break
-        if items:
-            return Chunk(self.log.stream, items)
-        self._uuids = None
-        return SnapshotEnd(self.log.stream, self.log.head, self.log.items.digest())
 
 
 def _size(entry: Entry) -> int:

@@ -45,9 +45,10 @@ class LimitExceeded(Exception):
 class _Staging:
     """A snapshot under way; it replaces the copy when it is whole."""
 
-    __slots__ = ("epoch", "items", "position", "settled", "want")
+    __slots__ = ("begun_ms", "epoch", "items", "position", "settled", "want")
 
-    def __init__(self, begin: SnapshotBegin) -> None:
+    def __init__(self, begin: SnapshotBegin, now_ms: int) -> None:
+        self.begun_ms = now_ms
         self.items = ItemSet()
         self.position = begin.position
         self.want = begin.count
@@ -101,9 +102,9 @@ class StreamCopy:
         at.position += len(message.entries)
         self.saw_head(message.head, now_ms)
 
-    def begin(self, message: SnapshotBegin) -> None:
+    def begin(self, message: SnapshotBegin, now_ms: int = 0) -> None:
         """A snapshot starts; one that was under way is forgotten."""
-        self.staging = _Staging(message)
+        self.staging = _Staging(message, now_ms)
         self.head = max(self.head, message.position)
 
     def chunk(self, message: Chunk, now_ms: int) -> None:
@@ -144,10 +145,24 @@ class StreamCopy:
             for item in staged.items.items.values():
                 self.items.merge(item, self.caught_up_ms or 0)
 
-    def age(self, now_ms: int) -> None:
-        """Judge the lag; not called while the origin is dead, whose last state is what counts."""
+    def age(self, now_ms: int, quiet_ms: int = 0) -> None:
+        """Judge the lag; not called while the origin is dead, whose last state is what counts.
+
+        Between two beats of an origin that says nothing new there is nothing to be behind of:
+        only a silence of more than `quiet_ms` counts.
+        """
         if self.caught_up_ms is not None:
-            self.lag_ms = max(0, now_ms - self.caught_up_ms)
+            silent_ms = max(0, now_ms - self.caught_up_ms)
+            has_all = self.staging is None and self.position >= self.head
+            self.lag_ms = 0 if has_all and silent_ms <= quiet_ms else silent_ms
+
+    def left_ms(self, now_ms: int) -> int | None:
+        """How long the snapshot under way will take at its pace so far; None without one."""
+        staged = self.staging
+        if staged is None or not staged.items.items:
+            return None
+        have = len(staged.items.items)
+        return max(0, now_ms - staged.begun_ms) * max(0, staged.want - have) // have
 
     def _check(self, items: ItemSet, entries: Iterable[Entry]) -> None:
         more = sum(len(e.blob) for e in entries if isinstance(e, Item))

@@ -69,6 +69,7 @@ class RegistrationKeeper:
         self._taking: dict[str, list[Registration]] = {}
         self._ready: dict[str, asyncio.Event] = {}
         self._news = asyncio.Event()
+        self._working = False
         self._introduced = self._introduced_now = False
         self._core_uuid = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,6 +116,12 @@ class RegistrationKeeper:
     def drop(self, key: str) -> None:
         """A registration of another node is gone."""
         self._look_at(self.plan.drop(key))
+
+    def has_rows_of(self, profiles: Iterable[str]) -> bool:
+        """Whether registrations of others are in these profiles' tables, or may just be going."""
+        wanted = set(profiles)
+        here = any(placed.profile in wanted for placed in self.plan.placed.values())
+        return here or bool(self._dirty) or self._working
 
     def set_lost(self, profiles: frozenset[str]) -> None:
         """Profiles of services without an owner for so long that calls to them are hopeless."""
@@ -219,7 +226,9 @@ class RegistrationKeeper:
             await self._news.wait()
             await asyncio.sleep(COALESCE_S)
             self._news.clear()
+            self._working = True
             await self._guarded("", self._work())
+            self._working = False
             if self._problems:
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._pause_s, self._news.set)

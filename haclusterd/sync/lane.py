@@ -59,7 +59,7 @@ class Lane:
         self.node, self.prefix = node, prefix
         self.store = StandbyStore(limits, now_ms)
         self.change_log = ChangeLog(node, incarnation, limits, now_ms, self._logged, self._replaced)
-        self.outgoing = Outgoing(self.change_log.logs, timing.lag_ms_max)
+        self.outgoing = Outgoing(self.change_log.logs, timing.lag_ms_max, prefix)
         self.owners: dict[str, tuple[str, int]] = {}
         self.on_items: Callable[[str, list[str] | None], None] | None = None
         self._timing = timing
@@ -163,7 +163,8 @@ class Lane:
                 continue
             owner = self.owners.get(service, (newest.stream.origin, 0))[0]
             if alive is None or owner in alive:
-                newest.age(at_ms)
+                newest.age(at_ms, self._timing.beat_ms * 3 // 2)
+        self.outgoing.judge()
         self.notify()
 
     def notify(self) -> None:
@@ -177,7 +178,7 @@ class Lane:
     def incoming(self) -> list[IncomingStatus]:
         """One row per service of others."""
         return [
-            incoming(s, copies.newest(), self.freshness(s))
+            incoming(s, self.prefix, copies.newest(), self.freshness(s), now_ms())
             for s, copies in sorted(self.store.services.items())
         ]
 

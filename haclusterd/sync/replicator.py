@@ -25,6 +25,7 @@ from haclusterd.core.replication import (
     SnapshotEnd,
 )
 from haclusterd.core.standby import Freshness
+from haclusterd.sync.audit import Auditor
 from haclusterd.sync.codec import Beat, Found, Head, Malformed, Message, Request, Response, Want
 from haclusterd.sync.collect import Collector, answer, known
 from haclusterd.sync.lane import REGISTRATIONS, Changed, Lane
@@ -63,7 +64,8 @@ class Replicator:
         self._collector = Collector(lambda name, items: self.lane(name).store.fetched(name, items))
         self._requests = Requests()
         self._alive: frozenset[str] | None = None
-        self._judge: asyncio.Task[None] | None = None
+        self.auditor = Auditor(self, self._lanes, self.mesh.sessions)
+        self._tasks: list[asyncio.Task[None]] = []
 
     def lane(self, service: str) -> Lane:
         """The lane that a stream of this (prefixed) service belongs to."""
@@ -78,12 +80,16 @@ class Replicator:
     async def start(self) -> None:
         """Listen and connect. Raises SyncError with the fix in its message."""
         await self.mesh.start()
-        self._judge = asyncio.get_running_loop().create_task(self._judge_for_ever())
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._judge_for_ever(), name="judging copies"),
+            loop.create_task(self.auditor.run(), name="auditing copies"),
+        ]
 
     async def stop(self) -> None:
         """Close all connections; what is stored stays readable."""
-        if self._judge is not None:
-            self._judge.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.mesh.stop()
 
     def observe(
@@ -285,6 +291,10 @@ class Replicator:
                 lane.judge(self._alive)
 
     # -- status --
+
+    def overflowed(self) -> list[tuple[str, str]]:
+        """(peer, stream's service) of peers that missed more changes than are kept."""
+        return [pair for lane in self._lanes for pair in lane.outgoing.overflowed]
 
     def status(self) -> SyncStatus:
         """For `haclusterctl sync`, status and metrics."""

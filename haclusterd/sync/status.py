@@ -11,8 +11,11 @@ from haclusterd.sync.store import StoreCounts
 class OutgoingStatus(msgspec.Struct, frozen=True):
     """One of this node's streams towards one peer.
 
-    `state` in-sync, syncing (snapshot or catching up), suspended (too far behind), none (the peer
-    has not answered the offer). `acked` and `head` are sequence numbers, acked -1: nothing whole.
+    `data` in calls, registrations. `state` in-sync, syncing (snapshot or catching up), suspended
+    (too far behind), none (the peer has not answered the offer). `acked` and `head` are sequence
+    numbers, acked -1: nothing whole. The peer has `have` of `want` items; `eta_ms` until it has
+    all, at the pace of the snapshot under way, null without one. `overflow`: it missed more
+    changes than are kept, and gets a snapshot.
     """
 
     service: str
@@ -22,10 +25,16 @@ class OutgoingStatus(msgspec.Struct, frozen=True):
     head: int
     lag_ms: int
     snapshots: int
+    data: str = "calls"
+    have: int = 0
+    want: int = 0
+    percent: int = 100
+    eta_ms: int | None = None
+    overflow: bool = False
 
 
 class IncomingStatus(msgspec.Struct, frozen=True):
-    """One service of another owner as this node holds it; `have` of `want` calls."""
+    """One service of another owner as this node holds it; `have` of `want` items of `data`."""
 
     service: str
     origin: str
@@ -36,12 +45,29 @@ class IncomingStatus(msgspec.Struct, frozen=True):
     want: int
     position: int
     lag_ms: int
+    data: str = "calls"
+    percent: int = 100
+    eta_ms: int | None = None
 
 
-def incoming(service: str, newest: StreamCopy | None, fresh: Freshness) -> IncomingStatus:
+def percent(have: int, want: int) -> int:
+    """Rounded down, so that 100 is all."""
+    return 100 if have >= want else have * 100 // want
+
+
+def data_of(prefix: str) -> str:
+    """What a lane's streams are made of."""
+    return prefix.rstrip(":") or "calls"
+
+
+def incoming(
+    service: str, prefix: str, newest: StreamCopy | None, fresh: Freshness, now_ms: int
+) -> IncomingStatus:
     """The row of one service in the standby store."""
+    data = data_of(prefix)
     if newest is None:
-        return IncomingStatus(service, "", 0, False, fresh.state, fresh.have, fresh.want, 0, 0)
+        have, want = fresh.have, fresh.want
+        return IncomingStatus(service, "", 0, False, fresh.state, have, want, 0, 0, data)
     return IncomingStatus(
         service,
         newest.stream.origin,
@@ -52,6 +78,9 @@ def incoming(service: str, newest: StreamCopy | None, fresh: Freshness) -> Incom
         fresh.want,
         newest.position,
         fresh.lag_ms,
+        data,
+        percent(fresh.have, fresh.want),
+        newest.left_ms(now_ms),
     )
 
 

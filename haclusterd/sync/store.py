@@ -77,7 +77,7 @@ class StandbyStore:
         if isinstance(message, Delta):
             copy.delta(message, now_ms)
         elif isinstance(message, SnapshotBegin):
-            copy.begin(message)
+            copy.begin(message, now_ms)
         elif isinstance(message, Chunk):
             copy.chunk(message, now_ms)
         elif not copy.end(message, now_ms):

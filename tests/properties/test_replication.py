@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from haclusterd.core.cursor import Cursor
 from haclusterd.core.replication import (
     Ack,
     Advanced,
     Chunk,
-    Cursor,
     Delta,
     Item,
     ItemSet,

@@ -67,7 +67,8 @@ ANSWERS: dict[str, Any] = {
              "peers": [{"node": "fs-b", "connected": True, "address": "10.1.0.2", "rtt_ms": 0.5,
                         "state": "in-sync", "lag_ms": 0, "outgoing": [
                             {"service": "east", "epoch": 7, "state": "in-sync", "acked": 4,
-                             "head": 4, "lag_ms": 0, "snapshots": 1}]}]},
+                             "head": 4, "lag_ms": 0, "snapshots": 1, "data": "calls", "have": 3,
+                             "want": 9, "percent": 33, "eta_ms": 1240, "overflow": False}]}]},
     "capacity": {"fail": 2, "cases": 3, "bad": 4, "fits": False, "misfits": [
         {"lost": ["fs-a"], "moves": {}, "unserved": ["west"], "majority": True,
          "overloaded": [{"node": "fs-c", "calls": 130, "capacity": 100}]},
@@ -150,7 +151,7 @@ def test_json_is_what_the_daemon_said_wherever_the_option_stands(
         (["report", "all"], ["fs-b is silent", "29"]),
         (["calls"], ["3 call legs", "at risk", "and 2 more"]),
         (["registrations"], ["2 registrations, 1 at risk", "1000@lab.test", "3599", "and 1 more"]),
-        (["sync"], ["10.1.0.2", "east", "held: services of others: none"]),
+        (["sync"], ["10.1.0.2", "east", "33", "1.2", "held: services of others: none"]),
         (
             ["capacity", "--fail", "2"],
             [

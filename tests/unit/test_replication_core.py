@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from haclusterd.core.cursor import Cursor
 from haclusterd.core.replication import (
     CHUNK_BYTES,
     CHUNK_ITEMS,
     GRAVE_MS,
     Advanced,
     Chunk,
-    Cursor,
     Delta,
     Item,
     ItemSet,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from haclusterd.core.cursor import Cursor
 from haclusterd.core.replication import (
     GRAVE_MS,
     Advanced,
     Chunk,
-    Cursor,
     Delta,
     Item,
     ItemSet,

@@ -169,6 +169,9 @@ class Large:
     def at_risk(self) -> list[str]:
         return []
 
+    def stale(self) -> bool:
+        return False
+
     def not_ready(self) -> str:
         return ""
 
