@@ -16,7 +16,7 @@ HOURS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills node-hours bench bench-registrations churn deb test-deb test-vagrant clean
+	coverage sim mutation-drills node-hours bench bench-registrations churn docs deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,11 +51,11 @@ test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hook
 	$(PYTEST) tests/web tests/lab/test_lab_hooks.py tests/unit/test_hooks.py \
 		tests/unit/test_courier.py tests/unit/test_dns.py tests/unit/test_contrib.py
 
-check: $(READY) ## lint, format, types, import rules and budgets
+check: $(READY) ## lint, format, types, import rules, budgets and links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -q tests/test_architecture.py tests/test_tidy.py
+	$(PYTEST) -q tests/test_architecture.py tests/test_tidy.py tests/test_links.py
 
 # Deterministic tests only: what is covered by luck one day is missing the next.
 COVERING := $(wildcard tests/unit/test_core_*.py tests/unit/test_wire*.py) \
@@ -84,6 +84,12 @@ bench-registrations: prepare-lab $(READY) ## 5,000 phones: to a new agent, and a
 churn: prepare-lab $(READY) ## kills at random moments of a wave of calls, ROUNDS times
 	$(BIN)/python -m tests.lab.churn --rounds $(ROUNDS)
 
+docs: $(READY) ## the documentation as a site, in site/; a link to nothing is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees \
+		-c docs . site
+	@echo "site/index.html"
+
 deb: prepare-deb ## the Debian package, in dist/
 	scripts/deb
 
@@ -94,4 +100,4 @@ test-vagrant: ## the walk through vagrant/README.md with chroots for machines (r
 	scripts/test-vagrant
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
