@@ -12,11 +12,10 @@ from itertools import combinations
 
 from haclusterd.agent.schema import BestNode, CapacityCase, Overload
 from haclusterd.core.model import ClusterSpec, LastResort, Quorum
-from haclusterd.core.ranking import service_order
+from haclusterd.core.ranking import IMPAIRED_HEALTH, service_order
 from haclusterd.core.view import NodeView, View
 
 FAIL_MAX = 3
-IMPAIRED_HEALTH = 50  # below it a node gets no new call while another one can take it
 LOAD_CLASSES = 10
 _GONE = ("dead", "left")
 

@@ -260,9 +260,13 @@ def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Act
     """The word is about one Recover, whatever right the service is held by now: a lease that was
     renewed or reclaimed since keeps the calls, and what is wrong with them."""
     service = node.services[event.service]
-    if event.identity == service.recovering and not event.ok:
-        service.unrecovered = event.reason or "no reason given"
-        leaving.leave_unrecovered(node, event.service, now_us, out)
+    if event.identity != service.recovering:
+        return
+    if event.ok:
+        service.unrecovered = ""  # a later attempt, while nobody else could have the service
+        return
+    service.unrecovered = event.reason or "no reason given"
+    leaving.leave_unrecovered(node, event.service, now_us, out)
 
 
 def _me(node: Node) -> str:

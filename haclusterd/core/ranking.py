@@ -22,6 +22,7 @@ from haclusterd.core.model import (
 
 ABSENT = Flag.STARTING | Flag.MAINTENANCE | Flag.LEAVING | Flag.MARKED
 TAKEN = (State.CLAIMING, State.ACQUIRING, State.OWNED)
+IMPAIRED_HEALTH = 50  # below it a node comes after all others that could, whatever its priority
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):
@@ -51,9 +52,13 @@ def service_order(spec: ClusterSpec) -> list[ServiceIndex]:
 
 
 def _merit(spec: ClusterSpec, facts: tuple[Facts, ...], n: NodeIndex) -> tuple[object, ...]:
-    """Smaller is better. Health counts in steps of ten so that noise does not reorder."""
+    """Smaller is better. Health counts in steps of ten so that noise does not reorder.
+
+    Who is impaired is still a candidate: where all have lost the same, they rank as ever (ML9).
+    """
     f = facts[n]
-    return (-spec.nodes[n].priority, -(f.health // 10), f.load, spec.nodes[n].id)
+    node = spec.nodes[n]
+    return (f.health < IMPAIRED_HEALTH, -node.priority, -(f.health // 10), f.load, node.id)
 
 
 def _candidates(spec: ClusterSpec, facts: tuple[Facts, ...]) -> list[NodeIndex]:
@@ -118,7 +123,14 @@ def _line(
             occupied.append(n)
     if spec.last_resort is LastResort.NONE:
         occupied = []
-    occupied.sort(key=lambda n: (facts[n].load, facts[n].calls + added[n], spec.nodes[n].id))
+    occupied.sort(
+        key=lambda n: (
+            facts[n].health < IMPAIRED_HEALTH,
+            facts[n].load,
+            facts[n].calls + added[n],
+            spec.nodes[n].id,
+        )
+    )
     return lapsed + free + occupied + small
 
 
@@ -149,9 +161,10 @@ def why(spec: ClusterSpec, facts: tuple[Facts, ...]) -> list[str]:
         else:
             ready = [spec.services[k].name for k, e in enumerate(f.services) if e.ready]
             owned = [spec.services[k].name for k, e in enumerate(f.services) if e.state in TAKEN]
+            impaired = " (impaired)" if f.health < IMPAIRED_HEALTH else ""
             lines.append(
                 f"{name}: place {nodes.index(n) if n in nodes else '-'} by priority "
-                f"{spec.nodes[n].priority}, health {f.health}, load {f.load}; "
+                f"{spec.nodes[n].priority}, health {f.health}{impaired}, load {f.load}; "
                 f"owns {', '.join(owned) or 'nothing'}; could take {', '.join(ready) or 'nothing'}"
             )
     return lines

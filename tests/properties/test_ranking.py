@@ -18,7 +18,15 @@ from haclusterd.core.model import (
     State,
     Timing,
 )
-from haclusterd.core.ranking import ABSENT, TAKEN, Facts, rank, service_order, why
+from haclusterd.core.ranking import (
+    ABSENT,
+    IMPAIRED_HEALTH,
+    TAKEN,
+    Facts,
+    rank,
+    service_order,
+    why,
+)
 
 LAN = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 2_000_000)
 HOLDING = (State.ACQUIRING, State.OWNED, State.RELEASING)
@@ -132,6 +140,26 @@ def test_stable_under_irrelevant_changes(view: View, who: int, noise: int) -> No
     calm = min(facts[n].health // 10 * 10 + noise, 100)
     other[n] = msgspec.structs.replace(facts[n], health=calm if facts[n].alive else noise)
     assert rank(spec, facts, lost) == rank(spec, tuple(other), lost)
+
+
+@given(views())
+def test_an_impaired_slave_comes_after_all_others(view: View) -> None:
+    """MS4: whatever its priority; and it stays a candidate, for the others may go, too (ML9)."""
+    spec, facts, lost = view
+    slaves = rank(spec, facts, lost).slaves
+    impaired = [facts[n].health < IMPAIRED_HEALTH for n in slaves]
+    assert impaired == sorted(impaired)
+    alike = tuple(msgspec.structs.replace(f, health=100) for f in facts)
+    assert set(slaves) == set(rank(spec, alike, lost).slaves)
+
+
+@given(views(), st.integers(0, 9))
+def test_what_all_have_lost_reorders_nobody(view: View, health: int) -> None:
+    """ML9: a fault of all nodes alike is no reason for another order."""
+    spec, facts, lost = view
+    well = tuple(msgspec.structs.replace(f, health=100) for f in facts)
+    ill = tuple(msgspec.structs.replace(f, health=health) for f in facts)
+    assert rank(spec, well, lost) == rank(spec, ill, lost)
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.permutations(range(5)))

@@ -34,7 +34,7 @@ from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
 from haclusterd.core.model import ClusterSpec, Identity, LastResort, Quorum, State
 from haclusterd.core.state import owns
-from tests.scenarios import ordering
+from tests.scenarios import agents, ordering
 from tests.sim.checkers import Checkers
 from tests.sim.dramas import calm
 from tests.sim.host import Host
@@ -213,13 +213,6 @@ class Player:
         until = self.cluster_world.now + duration_us(words[1])
         self.host(words[0]).kernel.fence_fails_until = until
 
-    def recovery_fails(self, words: list[str]) -> None:
-        host, k = self.host(words[0]), service(words[1])
-        if host.node is not None:
-            identity = host.node.services[k].identity
-            reason = "the profile does not start"
-            self._give(words[0], inp.RecoveryEnded(k, identity, False, reason))
-
     # operator -------------------------------------------------------------------------------
 
     def _give(self, name: str, event: inp.Input) -> None:
@@ -344,7 +337,8 @@ COMMANDS: dict[str, Callable[[Player, list[str]], None]] = {
     "freeswitch-back": Player.freeswitch_back,
     "carrier": Player.carrier,
     "addresses-fail": Player.addresses_fail,
-    "recovery-fails": Player.recovery_fails,
+    "recovery-fails": agents.recovery_fails,
+    "recovery-works": agents.recovery_works,
     "addresses-slow": Player.addresses_slow,
     "removal-fails": Player.removal_fails,
     "fence-fails": Player.fence_fails,
@@ -354,6 +348,7 @@ COMMANDS: dict[str, Callable[[Player, list[str]], None]] = {
     "maintenance": Player.maintenance,
     "stop": Player.stop,
     "calls": Player.calls,
+    "health": agents.health,
     "pause": ordering.pause,
     "resume": ordering.resume,
     "mark-dead": ordering.mark_dead,

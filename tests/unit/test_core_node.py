@@ -157,6 +157,19 @@ def test_a_new_agent_recovers_what_the_last_one_could_not_while_nobody_else_can(
     assert "still not" in bench.service.given_up
 
 
+def test_a_recovery_that_worked_at_last_is_no_reason_to_let_go() -> None:
+    bench = Bench()
+    bench.own()
+    identity = bench.service.identity
+    bench.hear(1, entry(identity, ready=False))
+    bench.hear(2, entry(identity, ready=False))
+    bench.give(inp.RecoveryEnded(0, identity, False, "nothing listens on 127.0.0.1:8021"))
+    bench.give(inp.RecoveryEnded(0, identity, True))
+    bench.hear(1, entry(identity))
+    bench.give(inp.Tick())
+    assert bench.stands_in(State.OWNED)
+
+
 def test_a_freeswitch_that_exits_is_ranked_by_nobody_any_more() -> None:
     bench = Bench(spec_of(3, 3)).after_hold_down()
     for _ in range(4):
