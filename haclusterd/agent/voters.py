@@ -26,7 +26,7 @@ from haclusterd.config import (
 from haclusterd.config.revisions import Content, RevisionsError, Start
 from haclusterd.core.actions import Answered
 from haclusterd.core.inputs import FromAgent, StageRequested
-from haclusterd.core.reconfigure import objections
+from haclusterd.core.reconfigure import deaf, objections
 from haclusterd.core.view import RevisionView, View
 
 log = logging.getLogger(__name__)
@@ -190,10 +190,8 @@ class Voters:
             found.append(
                 f"{view.node} reaches no majority of the nodes: the others would not hear of it"
             )
-        if said.plain:
-            found.append(
-                "a node was heard in the last seconds that does not know `reload`: upgrade it"
-            )
+        if said.plain or said.early:
+            found.append(deaf(said.plain))
         kept = {node.id for node in wanted.nodes}
         found += [
             f"{s.owner}, which would go, serves {s.name}: `haclusterctl switchover {s.name}` first"

@@ -27,6 +27,7 @@ def order(node: Node, event: MarksOrdered, now_us: int, out: list[Action]) -> No
         if 0 <= m.node < len(node.spec.nodes) and (m.node, m.version) not in known
     ]
     refusal = next((r for m in fresh if (r := _refusal(node, m.node, now_us))), "")
+    refusal = refusal or (_change_under_way(node) if fresh else "")
     if event.request >= 0 and refusal:
         out.append(Answered(event.request, False, refusal))
         return
@@ -54,6 +55,21 @@ def _refusal(node: Node, n: NodeIndex, now_us: int) -> str:
     if peer.alive or silent_us < 2 * node.spec.timing.dead_us:
         return f"{_id(node, n)} is heard by {me}: it is not dead; stop it first"
     return ""
+
+
+def _change_under_way(node: Node) -> str:
+    """A change of the voters that can still be decided has to be, first: marks beside it are safe
+    only while those who decided it live (docs/design.md). Without a majority of all voters it
+    cannot be, and marks are the way out."""
+    present = node.spec.revision
+    staged = max(node.roll.staged if node.roll.voted else 0, *(p.staged for p in node.peers))
+    living = 1 + sum(p.alive for n, p in enumerate(node.peers) if n != node.spec.me)
+    if staged <= present or 2 * living <= len(node.spec.nodes):
+        return ""
+    return (
+        f"the nodes change to revision {staged}, and {living} of {len(node.spec.nodes)} are alive, "
+        "a majority without any mark: finish it first, `haclusterctl reload` on all of them"
+    )
 
 
 def _said(node: Node, marked: Marked, now_us: int, out: list[Action]) -> None:

@@ -127,8 +127,25 @@ def refusals(node: Node, event: StageRequested) -> list[str]:
     if not roll.proven:
         found.append(f"{_me(node)} does not know yet whether its own revision is in force")
     if node.dialect == 1:
-        found.append("a node that was heard lately does not know this feature: upgrade it first")
+        found.append(deaf(node.plain_us != NEVER))
+    dead = [node.spec.nodes[m.node].id for m in node.marks if not m.cleared]
+    if dead:
+        # Nobody is locked out: what decides is a majority of all voters, which needs no marks.
+        found.append(
+            f"{', '.join(dead)} is marked dead: `haclusterctl node unmark {dead[0]}` first, with a "
+            "majority of all nodes alive; a dead node is removed without a mark"
+        )
     return found
+
+
+def deaf(older: bool) -> str:
+    """Version 1 of the wire, which knows no revisions, is sealed still: why, and what to do."""
+    if older:
+        return "a node was heard in the last seconds that does not know `reload`: upgrade it first"
+    return (
+        "it is not known yet whether all nodes know `reload`, this one has not listened for long "
+        "enough: try again in a few seconds"
+    )
 
 
 def overhear(node: Node, revision: int, config_hash: int, now_us: int, out: list[Action]) -> None:
@@ -270,7 +287,8 @@ def complaint(node: Node, now_us: int) -> str:
     if not may_claim(node):
         return (
             f"revision {roll.known} is in force elsewhere, {me} has {node.spec.revision} and takes "
-            f"nothing over: install the new file on {me} and run `haclusterctl reload` there"
+            f"nothing over: install the new file on {me} and run `haclusterctl reload` there; if "
+            f"that file does not name {me}, {me} is no longer part of the cluster, and that ends it"
         )
     late = lacking(node)
     if late and roll.due_us == FAR and now_us - roll.staged_us > STAGED_LONG_US:

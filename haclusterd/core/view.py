@@ -10,7 +10,7 @@ import msgspec
 from haclusterd.core.model import NOBODY_NODE, Flag, State
 from haclusterd.core.orders import span
 from haclusterd.core.quorum import voters, votes
-from haclusterd.core.ranking import why
+from haclusterd.core.ranking import Facts, why
 from haclusterd.core.reconfigure import complaint, is_akin, lacking
 from haclusterd.core.standing import RANK_DIFFERS_US, facts, lost_services, odd_config
 from haclusterd.core.state import FAR, NEVER, Node, holding_down, is_paused, owns
@@ -28,7 +28,10 @@ class LinkView(msgspec.Struct, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """One node. `role` in master, slave, starting, syncing, maintenance, failed, dead, left."""
+    """One node. `role` in master, slave, starting, syncing, maintenance, failed, dead, left.
+
+    `syncing`: in order, and no slave yet: copies of calls are missing here, or the majority is.
+    """
 
     id: str
     role: str
@@ -116,7 +119,8 @@ class RevisionView(msgspec.Struct, frozen=True):
     """The set of voters in force here, and the one that is staged (0: none).
 
     `known`: the newest in force anywhere, as far as this node heard. `lacking`: who has not staged
-    what is staged here. `plain`: version 1 of the wire is sealed, as a node reads no newer one.
+    what is staged here. `plain`: version 1 of the wire is sealed, as a node reads no newer one;
+    `early`: or as it is not known yet whether one does.
     """
 
     active: int
@@ -127,6 +131,7 @@ class RevisionView(msgspec.Struct, frozen=True):
     lacking: tuple[str, ...] = ()
     others: tuple[StagedView, ...] = ()
     plain: bool = False
+    early: bool = False
 
 
 class View(msgspec.Struct, frozen=True):
@@ -198,7 +203,8 @@ def _revision(node: Node) -> RevisionView:
             for n, p in enumerate(node.peers)
             if n != spec.me
         ),
-        plain=node.dialect == 1,
+        plain=node.dialect == 1 and node.plain_us != NEVER,
+        early=node.dialect == 1 and node.plain_us == NEVER,
     )
 
 
@@ -270,7 +276,14 @@ def _role(node: Node, n: int, master: bool, now_us: int) -> str:
         return "maintenance"  # of a witness, too: it lives, and takes nothing over
     if n in node.slaves and node.majority:
         return "slave"
-    return "syncing" if word.flags & Flag.SYNCING else "failed"
+    return "syncing" if word.flags & Flag.SYNCING or _waits(node, word) else "failed"
+
+
+def _waits(node: Node, word: Facts) -> bool:
+    """Nothing is wrong with it but that this node reaches no majority."""
+    fit = word.flags & Flag.FREESWITCH_UP or not node.spec.freeswitch
+    able = any(e.ready or e.state != State.STANDBY for e in word.services)
+    return not node.majority and bool(fit) and able
 
 
 def _service_view(node: Node, k: int, owner: int, now_us: int) -> ServiceView:

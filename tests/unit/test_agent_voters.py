@@ -96,6 +96,13 @@ async def test_all_reasons_come_at_once_and_nothing_is_written(bench: Bench) -> 
     assert not (bench.state / FILE_NAME).exists()
 
 
+async def test_right_after_a_start_reload_says_try_again(bench: Bench) -> None:
+    bench.sees(early=True)
+    text = await bench.refused(toml(3, "abcd"))
+    assert "try again in a few seconds" in text
+    assert "upgrade" not in text
+
+
 async def test_a_file_with_errors_is_refused_with_all_of_them(bench: Bench) -> None:
     text = await bench.refused(toml(3, "abcd") + "[sync]\nport = 0\n[heartbeat]\nport = 99999\n")
     assert "sync.port" in text

@@ -122,6 +122,8 @@ def test_nothing_is_staged_while_this_node_is_behind_or_does_not_know() -> None:
     assert "does not know yet" in stage(learner, FOUR).text
     plain = Bench(msgspec.structs.replace(THREE, revision=1))
     wanted = msgspec.structs.replace(FOUR, revision=2)
+    assert "try again in a few seconds" in stage(plain, wanted).text
+    plain.hear(1, flags=0)
     assert "upgrade it first" in stage(plain, wanted).text
 
 

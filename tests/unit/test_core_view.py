@@ -160,8 +160,25 @@ def test_nobody_is_a_slave_in_the_eyes_of_a_node_without_a_majority() -> None:
     """A slave could take over now (contract): alone nobody can."""
     bench = Bench().after_hold_down()
     bench.pass_ms(100)
-    assert roles(bench)[0] == "failed"
+    assert roles(bench)[0] == "syncing", "nothing is wrong with it"
     assert [node.rank for node in seen(bench).nodes] == [-1, -1, -1]
+
+
+def test_a_healthy_node_without_a_majority_is_not_failed() -> None:
+    bench = Bench()
+    bench.own()
+    bench.pass_ms(300)
+    assert bench.stands_in(State.LAPSED)
+    bench.report(ready=False)
+    assert roles(bench)[0] == "syncing", "it stands fenced, its calls kept"
+    bench.give(inp.AgentChanged(False))
+    bench.report(freeswitch_up=False)
+    assert roles(bench)[0] == "failed", "its FreeSWITCH is down"
+    bare = Bench(spec_of(freeswitch=False)).after_hold_down()
+    assert roles(bare)[0] == "syncing"
+    broken = Bench(ready=False).after_hold_down()
+    broken.report(ready=False)
+    assert roles(broken)[0] == "failed"
 
 
 def test_a_node_with_an_odd_configuration_is_ready_for_nothing() -> None:
