@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import socket
+from collections import deque
 from typing import Any, ClassVar
 
 import ESL
@@ -54,18 +55,21 @@ class PythonEslLink(ThreadLink):
         return _ENDED
 
     def _carry(self, connection: Any, heard: int) -> None:
+        asked: deque[Order] = deque()  # what FreeSWITCH has not answered yet; it keeps the order
         while not self.ending and connection.connected():
-            more = self._take_events(connection)
-            while self.orders and not self.ending:
-                more = True  # events that came before an answer wait inside the library
-                if not self._ask(connection, self.orders.popleft()):
-                    return
-            if not more and connection.connected():
+            while self.orders:
+                # Not `sendRecv`: until its answer comes that puts every event behind all others by
+                # walking along them, which took 15 s for 50,000 and 65 s for 100,000.
+                order = self.orders.popleft()
+                asked.append(order)
+                connection.send(order.text)
+            more = self._take(connection, asked)
+            if not more and not self.orders and connection.connected():
                 select.select([connection.socketDescriptor(), heard], [], [])
                 with contextlib.suppress(BlockingIOError):
                     os.read(heard, 4096)
 
-    def _take_events(self, connection: Any) -> bool:
+    def _take(self, connection: Any, asked: deque[Order]) -> bool:
         """Hand over what has come; True if there may be more."""
         for _ in range(EVENTS_IN_A_ROW):
             event = connection.recvEventTimed(1)
@@ -74,16 +78,13 @@ class PythonEslLink(ThreadLink):
             if event.getHeader("Event-Name") != "SOCKET_DATA":
                 text: str = event.serialize("json")
                 self.told(wire.parse_json_event(text.encode("utf-8", "surrogateescape")))
-        return True
-
-    def _ask(self, connection: Any, order: Order) -> bool:
-        answer = connection.sendRecv(order.text)
-        if answer is None or not connection.connected():
-            return False
-        if answer.getHeader("Content-Type") == "api/response":
-            self.answered(order, wire.ApiResponse(answer.getBody() or ""))
-        else:
-            self.answered(order, wire.CommandReply(answer.getHeader("Reply-Text") or "", {}))
+                continue
+            kind = event.getHeader("Content-Type")
+            if kind == "api/response" and asked:
+                self.answered(asked.popleft(), wire.ApiResponse(event.getBody() or ""))
+            elif kind == "command/reply" and asked:
+                reply = wire.CommandReply(event.getHeader("Reply-Text") or "", {})
+                self.answered(asked.popleft(), reply)
         return True
 
     def wake(self) -> None:

@@ -25,6 +25,9 @@ from tests.fixtures.freeswitch.fake_esl import FakeEsl, frame
 pytestmark = pytest.mark.timeout(30)
 
 
+FLOOD, FLOOD_S = 60_000, 15.0  # 0.3 to 4 s where each event costs the same, more than 20 s if not
+
+
 @pytest.fixture(params=esl_backends.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
@@ -256,6 +259,18 @@ async def test_everything_before_an_eof_is_delivered(backend: str, server: FakeE
         server.writers.clear()
         await client.until(lambda: client.seen.count(EventsLost("connected")) == 2, 10)
         assert client.numbers == [str(n) for n in range(5000)]
+
+
+async def test_a_flood_before_an_answer_costs_time_by_its_length(
+    backend: str, server: FakeEsl
+) -> None:
+    """60,000 events before an answer: 1,000 times as long as 60, not a million times."""
+    async with running(Client(backend, server)) as client:
+        server.send_all(numbered(server, FLOOD))
+        began = asyncio.get_running_loop().time()
+        assert await client.esl.api("echo on", 25_000) == "on"
+        assert asyncio.get_running_loop().time() - began < FLOOD_S
+        assert client.esl.up
 
 
 async def test_pending_command_fails_at_eof(backend: str, server: FakeEsl) -> None:
