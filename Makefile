@@ -16,7 +16,7 @@ HOURS ?= 100
 
 .DEFAULT_GOAL := help
 .PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
-	coverage sim mutation-drills node-hours bench bench-registrations churn docs deb test-deb test-vagrant clean
+	coverage sim mutation-drills node-hours bench bench-registrations churn docs generated deb test-deb test-vagrant clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -83,6 +83,10 @@ bench-registrations: prepare-lab $(READY) ## 5,000 phones: to a new agent, and a
 
 churn: prepare-lab $(READY) ## kills at random moments of a wave of calls, ROUNDS times
 	$(BIN)/python -m tests.lab.churn --rounds $(ROUNDS)
+
+generated: $(READY) ## the pages in docs/ that are made of the code, written anew
+	$(PYTEST) -q --rewrite tests/unit/test_config_reference.py tests/unit/test_metrics.py \
+		tests/unit/test_command_reference.py tests/scenarios/test_takeover_fsm.py
 
 docs: $(READY) ## the documentation as a site, in site/; a link to nothing is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -32,6 +32,8 @@ NAVIGATION = {
     "Decisions": sorted(f"docs/adr/{path.stem}" for path in (ROOT / "docs/adr").glob("*.md")),
 }  # fmt: skip
 
+TITLES = {"README": "Overview", "fs_conf/README": "FreeSWITCH as a node"}
+
 project = "haclusterd"
 copyright = "the haclusterd authors"
 extensions = ["myst_parser"]
@@ -57,7 +59,7 @@ def _navigation(_app: object, name: str, content: list[str]) -> None:
     """Hangs the navigation onto the first page."""
     if name == root_doc:
         for caption, pages in NAVIGATION.items():
-            entries = "\n".join(f"/{page}" for page in pages)
+            entries = "\n".join(f"{TITLES[p]} </{p}>" if p in TITLES else f"/{p}" for p in pages)
             content[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 

@@ -82,8 +82,8 @@ def command_line() -> argparse.ArgumentParser:
         prog="haclusterd", description="High-availability controller beside a FreeSWITCH."
     )
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE",
-        help=f"the configuration ({DEFAULT_CONFIG})",
+        "--config", type=Path, default=os.environ.get("HACLUSTERD_CONFIG") or DEFAULT_CONFIG,
+        metavar="FILE", help=f"the configuration ({DEFAULT_CONFIG}, or $HACLUSTERD_CONFIG)",
     )  # fmt: skip
     parser.add_argument("--node", metavar="ID", help="this node, where addresses do not tell")
     parser.add_argument(
