@@ -34,6 +34,7 @@ class Answers:
         self._agent = agent
         self._started = wall_text()
         self.history = agent.history
+        self.events = agent.events
         self.reports = agent.reports
         self.operators = agent.operators
         self.orders = agent.orders

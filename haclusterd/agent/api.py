@@ -1,8 +1,8 @@
 """The Unix socket API: one JSON request per line, one JSON response per line.
 
 `{"method": "status", "params": {}}` is answered `{"ok": true, "result": ...}` or
-`{"ok": false, "error": {"code", "message"}}`. After `events` the connection carries one decision
-per line until the client goes away. Clients, sizes and times are bounded.
+`{"ok": false, "error": {"code", "message"}}`. After `events` the connection carries one event per
+line (`events.Event`) until the client goes away. Clients, sizes and times are bounded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from haclusterd.agent.commands import Commands
-from haclusterd.agent.history import History, TooMany
+from haclusterd.agent.commands import Commands, text
+from haclusterd.agent.events import CURSOR_CHARS_MAX, TooManyReaders, start_of
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import (
     REFUSED,
@@ -49,9 +49,8 @@ class ApiError(Exception):
 class Api:
     """Serves `commands` on the socket at `path`."""
 
-    def __init__(self, path: Path, history: History, commands: Commands) -> None:
+    def __init__(self, path: Path, commands: Commands) -> None:
         self._path = path
-        self._history = history
         self._commands = commands
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -109,7 +108,7 @@ class Api:
             await _write(writer, Response(False, None, Fault(USAGE, f"not a request: {error}")))
             return
         if request.method == "events":
-            await self._events(reader, writer)
+            await self._events(request, reader, writer)
             return
         try:
             result = await self._commands.run(request.method, request.params)
@@ -124,12 +123,16 @@ class Api:
             return
         await _write(writer, Response(True, result))
 
-    async def _events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Decisions as they are made, until the client sends anything or goes away."""
+    async def _events(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Events as they come, until the client sends anything or goes away."""
         try:
-            follower = self._history.follow()
-        except TooMany as error:
-            await _write(writer, Response(False, None, Fault(REFUSED, str(error))))
+            after = start_of(text(request.params, "after", "", CURSOR_CHARS_MAX))
+            follower = self._commands.events.read(after, request.params.get("own") is True)
+        except (TooManyReaders, OperatorError) as error:
+            code = error.code if isinstance(error, OperatorError) else REFUSED
+            await _write(writer, Response(False, None, Fault(code, str(error))))
             return
         gone = asyncio.ensure_future(reader.read(1))
         try:
@@ -140,7 +143,8 @@ class Api:
                 if not news.done():
                     news.cancel()
                     break
-                await _write(writer, Response(True, news.result()))
+                for event in news.result():
+                    await _write(writer, Response(True, event))
         finally:
             gone.cancel()
             follower.close()

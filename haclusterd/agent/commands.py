@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.clock import wall_text_ms
+from haclusterd.agent.events import Book
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
@@ -39,6 +40,8 @@ class Source(Protocol):
 
     @property
     def history(self) -> History: ...
+    @property
+    def events(self) -> Book: ...
     @property
     def reports(self) -> Reports: ...
     @property
@@ -70,10 +73,10 @@ class Source(Protocol):
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
-def text(params: dict[str, Any], key: str, default: str | None = None) -> str:
-    """A text parameter. Raises OperatorError."""
+def text(params: dict[str, Any], key: str, default: str | None = None, most: int = 256) -> str:
+    """A text parameter of at most `most` characters. Raises OperatorError."""
     value = params.get(key, default)
-    if not isinstance(value, str) or len(value) > 256:
+    if not isinstance(value, str) or len(value) > most:
         raise OperatorError(f"parameter {key!r} is missing or no text", schema.USAGE)
     return value
 
@@ -122,6 +125,11 @@ class Commands:
             "trace_list": self._trace_list,
             "trace_read": self._trace_read,
         }
+
+    @property
+    def events(self) -> Book:
+        """The events of all nodes."""
+        return self._source.events
 
     async def run(self, method: str, params: dict[str, Any]) -> Any:
         """The result of one command. Raises OperatorError."""

@@ -29,8 +29,9 @@ from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.promised import Promised
+from haclusterd.agent.publishing import Publishing
 from haclusterd.agent.recoveries import Recoveries
-from haclusterd.agent.renewal import leave_copies, take_copies
+from haclusterd.agent.renewal import Renewal
 from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
@@ -99,6 +100,9 @@ class Agent:
             self.spec, self.replicator, self.services.busy, config.recovery.registrations
         )
         self.comparison = Comparison(self.me, self.spec.services, self.history, self.changed)
+        self.publishing = Publishing(self.me, self.history, self.replicator, self.recoveries.crier)
+        self.events = self.publishing.book
+        self.renewal = Renewal(config, self.replicator, self.events, self.history)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
         self.life: FreeswitchLife | None = None
@@ -124,7 +128,7 @@ class Agent:
         self._make_life()
         self.orders.load()  # before heart may count on this node for anything
         self._send_report()
-        self._take_copies()
+        self.renewal.take()
         self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
         self.voters.aside(self.voters.started())
         self._tasks.append(loop.create_task(self.voters.watch(), name="files of this host"))
@@ -133,7 +137,7 @@ class Agent:
             self._keep_trying("freeswitch", self._start_freeswitch)
         self.notices.start()
         self._stops += [self.traces.stop, self.orders.stop, self.notices.stop]
-        self._api = Api(self.config.api.socket, self.history, Commands(self.answers))
+        self._api = Api(self.config.api.socket, Commands(self.answers))
         self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
             self._keep_trying("http", self._start_http)
@@ -142,8 +146,7 @@ class Agent:
             await asyncio.wait_for(self._stop_all(), STOP_S)
         except TimeoutError:
             log.warning("not everything stopped within %.1f s", STOP_S)
-        if self.replicator is not None:
-            leave_copies(self.config, self.replicator)
+        self.renewal.leave()
         return reason
 
     def stop(self) -> None:
@@ -188,12 +191,6 @@ class Agent:
                 self.changed()
                 return
 
-    def _take_copies(self) -> None:
-        """Before anything is recovered; peers that come later bring what has changed since."""
-        taken = "" if self.replicator is None else take_copies(self.config, self.replicator)
-        if taken:
-            self.history.add("A10", f"{self.me} {taken}")
-
     # -- parts --
 
     def _make_replicator(self) -> AgentReplicator | None:
@@ -222,7 +219,8 @@ class Agent:
             others, replicator, self.answers.word, self.orders.heard, self.comparison
         )
         await self.peers.start()
-        self._stops.append(self.peers.stop)
+        await self.publishing.start(others, replicator)
+        self._stops += [self.peers.stop, self.publishing.stop]
 
     def _make_life(self) -> None:
         section = self.config.freeswitch
@@ -316,6 +314,7 @@ class Agent:
             self.replicator.take_view(view)
         self.services.observe(view)
         self.orders.observe(view)
+        self.events.seen(view.at_us)
         if self.shared is not None:
             self.shared.observe(view)
         self.changed()

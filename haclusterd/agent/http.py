@@ -2,8 +2,8 @@
 
 `routes` knows the answers. GET and HEAD; OPTIONS answers with the code that GET would have, because
 that is what some load balancers ask by. Nothing can be changed over it. Sizes, times and clients
-are bounded (`http_gate`); every response closes its connection, and only the feed of an open page
-stays.
+are bounded (`http_gate`); every response closes its connection, but for the feed of an open page
+and `/events`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 
 import h11
 
+from haclusterd.agent import http_events
 from haclusterd.agent.commands import Source
+from haclusterd.agent.events import TooManyReaders
 from haclusterd.agent.feed import Feed, TooMany
 from haclusterd.agent.http_gate import Gate, is_ours
+from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.routes import FEED, Page, Routes, said
 from haclusterd.core.text import brief
 
@@ -44,6 +47,9 @@ _SECURITY = [
 ]
 
 
+Stream = Callable[[], AsyncGenerator[bytes, None]]  # what does not end by itself
+
+
 class HttpError(Exception):
     """HTTP cannot be offered; the message names the address and the fix."""
 
@@ -56,6 +62,7 @@ class Http:
         self._host, self._port = host, port
         self._names = {name.lower().removesuffix(".") for name in (host, *names)}
         self.gate = Gate()
+        self._events = source.events
         self.routes = Routes(source)
         self.feed = Feed(self.routes.essence, self.routes.word)
         self._server: asyncio.Server | None = None
@@ -101,10 +108,11 @@ class Http:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES_MAX)
         try:
             answer, method = await asyncio.wait_for(self._take(connection, reader), REQUEST_S)
-            if answer is None:
-                await self._follow(connection, writer, place)
-            else:
+            if isinstance(answer, Page):
                 await _reply(connection, writer, answer, method)
+            else:
+                self.gate.keep(place)
+                await _stream(connection, writer, answer)
             writer.close()
             # With what is still to be sent it would be open, and counted by nobody.
             await asyncio.wait_for(writer.wait_closed(), WRITE_S)
@@ -117,9 +125,9 @@ class Http:
 
     async def _take(
         self, connection: h11.Connection, reader: asyncio.StreamReader
-    ) -> tuple[Page | None, bytes]:
-        """Read one request; its answer (None: the feed) and its method."""
-        answer: Page | None = said(400, "no request")
+    ) -> tuple[Page | Stream, bytes]:
+        """Read one request; its answer and its method."""
+        answer: Page | Stream = said(400, "no request")
         method = b"GET"
         body = 0
         while True:
@@ -131,8 +139,9 @@ class Http:
                 connection.receive_data(await reader.read(4096))
             elif isinstance(event, h11.Request):
                 method = bytes(event.method)
+                last_id = dict(event.headers).get(b"last-event-id", b"").decode("latin-1")
                 answer = self._refusal(event) or self._answer(
-                    method, event.target.decode("latin-1")
+                    method, event.target.decode("latin-1"), last_id
                 )
             elif isinstance(event, h11.Data):
                 body += len(event.data)
@@ -154,36 +163,50 @@ class Http:
                 )
         return None
 
-    def _answer(self, method: bytes, target: str) -> Page | None:
+    def _answer(self, method: bytes, target: str, last_id: str) -> Page | Stream:
         if method == b"OPTIONS" and target == "*":
             return said(200, METHODS)
         if method not in (b"GET", b"HEAD", b"OPTIONS"):
             return said(405, f"this interface only reads: {METHODS}")
-        if target.partition("?")[0] == FEED:
-            return None if method == b"GET" else said(200, "GET is answered by a stream")
-        return self.routes.answer(target)
+        path = target.partition("?")[0]
+        if path in (FEED, http_events.STREAM) and method != b"GET":
+            return said(200, "GET is answered by a stream")
+        if path == http_events.STREAM:
+            try:
+                wanted = http_events.start(target, last_id)
+            except OperatorError as error:
+                return said(400, str(error))
+            return lambda: http_events.follow(self._events, wanted)
+        return self._words if path == FEED else self.routes.answer(target)
 
-    async def _follow(
-        self, connection: h11.Connection, writer: asyncio.StreamWriter, place: int
-    ) -> None:
-        """Server-sent events until the page goes away."""
-        try:
-            self.feed.enter()
-        except TooMany:
-            await _reply(connection, writer, said(503, "too many pages are open"), b"GET")
-            return
+    async def _words(self) -> AsyncGenerator[bytes, None]:
+        """What feeds an open page, after an empty word. Raises TooMany."""
+        self.feed.enter()
         words = self.feed.words()
-        self.gate.keep(place)
         try:
-            headers = [("Content-Type", "text/event-stream"), ("Connection", "close"), *_SECURITY]
-            writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
+            yield b""
             async with contextlib.aclosing(words):
                 async for word in words:
-                    event = b"data: " + word.rstrip(b"\n") + b"\n\n"
-                    writer.write(connection.send(h11.Data(data=event)) or b"")
-                    await asyncio.wait_for(writer.drain(), WRITE_S)
+                    yield b"data: " + word.rstrip(b"\n") + b"\n\n"
         finally:
             self.feed.leave()
+
+
+async def _stream(connection: h11.Connection, writer: asyncio.StreamWriter, stream: Stream) -> None:
+    """Server-sent events until the client goes away."""
+    words = stream()
+    async with contextlib.aclosing(words):
+        try:
+            await anext(words)
+        except (TooMany, TooManyReaders) as error:
+            why = str(error) or "too many pages are open"
+            await _reply(connection, writer, said(503, why), b"GET")
+            return
+        headers = [("Content-Type", "text/event-stream"), ("Connection", "close"), *_SECURITY]
+        writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
+        async for word in words:
+            writer.write(connection.send(h11.Data(data=word)) or b"")
+            await asyncio.wait_for(writer.drain(), WRITE_S)
 
 
 async def _reply(

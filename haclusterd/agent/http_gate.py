@@ -41,16 +41,22 @@ class Gate:
         return self._number
 
     def keep(self, place: int) -> None:
-        """It stays for long, and is not ended for others."""
-        if place in self._inside:
+        """It stays for long, is not ended for others, and does not count among its client's."""
+        if place in self._inside and place not in self._kept:
             self._kept.add(place)
+            self._count_off(self._inside[place][0])
 
     def leave(self, place: int) -> None:
         """Also after it was ended."""
         if place not in self._inside:
             return
         client, _ = self._inside.pop(place)
-        self._kept.discard(place)
+        if place in self._kept:
+            self._kept.discard(place)
+        else:
+            self._count_off(client)
+
+    def _count_off(self, client: str) -> None:
         self._by_client[client] -= 1
         if not self._by_client[client]:
             del self._by_client[client]

@@ -12,8 +12,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from haclusterd.agent import metrics, page
+from haclusterd.agent import http_events, metrics, page
 from haclusterd.agent.commands import Source, best_nodes
+from haclusterd.agent.events import TooManyReaders
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import Status
 from haclusterd.core.text import printable
@@ -55,6 +56,8 @@ class Routes:
     def answer(self, target: str) -> Page:
         """The response to GET `target`. Never raises."""
         path = target.partition("?")[0]
+        if path == http_events.POLL:
+            return self._poll(target)
         file = page.files().get(path)
         if file is not None:
             return Page(200, file.type, file.body)
@@ -66,7 +69,8 @@ class Routes:
                 return self._service(unquote(path.removeprefix("/services/")))
         except OperatorError as error:
             return said(503, str(error))
-        known = " ".join(["/", *self._table, "/services/NAME"])
+        events = (http_events.STREAM, http_events.POLL)
+        known = " ".join(["/", *self._table, *events, "/services/NAME"])
         return said(404, f"there is: {known}")
 
     def word(self) -> bytes:
@@ -86,6 +90,14 @@ class Routes:
         )
 
     # -- routes --
+
+    def _poll(self, target: str) -> Page:
+        try:
+            return as_json(http_events.batch(self._source.events, target))
+        except OperatorError as error:
+            return said(400, str(error))
+        except TooManyReaders as error:
+            return said(503, str(error))
 
     def _status(self) -> Status:
         return self._source.status()

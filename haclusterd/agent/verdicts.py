@@ -29,6 +29,7 @@ class Crier:
     def __init__(self, history: History, switch: Callable[[], Switch | None]) -> None:
         self._history = history
         self._switch = switch
+        self.watchers: list[Callable[[str, int, Sequence[CallVerdict]], None]] = []
         self._said: dict[tuple[str, int], int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,6 +61,8 @@ class Crier:
         """These are the verdicts; `late`: another one than was given before."""
         if not verdicts:
             return
+        for watcher in self.watchers:
+            watcher(service, epoch, verdicts)
         key = (service, epoch)
         for verdict in verdicts:
             if verdict.verdict == "recovered" and not late:

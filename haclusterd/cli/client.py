@@ -12,6 +12,7 @@ from haclusterd.agent.schema import PARTLY, RESPONSE_BYTES_MAX
 
 CONNECT_S = 2.0
 ANSWER_S = 60.0
+SILENT_S = 20.0  # of a stream of events: a keepalive comes every 5 s
 
 
 class NotReachable(Exception):
@@ -40,13 +41,13 @@ class Client:
             with connection.makefile("rb") as answers:
                 return _result(self._line(answers))
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Decisions as they are made. Raises NotReachable when the daemon goes away."""
+    def events(self, **params: Any) -> Iterator[dict[str, Any]]:
+        """Events as they come. Raises NotReachable when the daemon goes away, or falls silent."""
         with self._connect() as connection:
-            self._send(connection, "events", {})
+            self._send(connection, "events", params)
             with connection.makefile("rb") as answers:
                 _result(self._line(answers))
-                connection.settimeout(None)
+                connection.settimeout(SILENT_S)
                 while True:
                     yield _result(self._line(answers))
 

@@ -175,7 +175,13 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     phones = add("registrations", "the phones that are registered at any node")
     phones.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
     add("sync", "replication: per peer and service have, want and lag")
-    add("events", "decisions as they are made, until interrupted")
+    events = add("events", "what happens on all nodes, without silent gaps, until interrupted")
+    where = events.add_mutually_exclusive_group()
+    where.add_argument(
+        "--after", default="", metavar="ID,..", help="what came after these: each node's last id"
+    )
+    where.add_argument("--all", action="store_true", help="all that is kept, then what comes")
+    events.add_argument("--own", action="store_true", help="only what this node says itself")
     watch = add("watch", "status, shown again and again")
     watch.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="seconds (1)")
 

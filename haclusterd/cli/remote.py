@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, socket: Path) -> int:
         method, params, render = _SHOWN[command](arguments)
         _print(client.ask(method, **params), render, arguments.json)
     elif command == "events":
-        _events(client, arguments.json)
+        _events(client, arguments)
     elif command == "upgrade":
         _print(_upgrade(client), _text, arguments.json)
     elif command == "hand-over":
@@ -106,9 +106,13 @@ def _export(client: Client, arguments: argparse.Namespace) -> None:
         print(upstream.export(arguments.form, status, wanted), end="")
 
 
-def _events(client: Client, as_json: bool) -> None:
-    for one in client.events():
-        print(json.dumps(one) if as_json else clean(tables.decision(one)), flush=True)
+def _events(client: Client, arguments: argparse.Namespace) -> None:
+    after = "begin" if arguments.all else arguments.after
+    for one in client.events(after=after, own=arguments.own):
+        if arguments.json:
+            print(json.dumps(one), flush=True)
+        elif one["kind"] != "keepalive":
+            print(clean(tables.event(one)), flush=True)
 
 
 def _watch(client: Client, arguments: argparse.Namespace) -> None:

@@ -120,7 +120,7 @@ def rank(found: dict[str, Any], why: bool) -> list[Part]:
 
 
 def history(found: Sequence[dict[str, Any]]) -> list[Part]:
-    """`history` and `events`."""
+    """`history`."""
     if not found:
         return ["nothing was decided yet"]
     return [decision(one) for one in found]
@@ -129,6 +129,19 @@ def history(found: Sequence[dict[str, Any]]) -> list[Part]:
 def decision(one: dict[str, Any]) -> str:
     """One decision as a line."""
     return f"{one['at']}  {one['row']:<5} {one['text']}"
+
+
+def event(one: dict[str, Any]) -> str:
+    """One record of `events` as a line that begins with its id."""
+    text = one.get("text", "")
+    what = f"{one.get('service')} {one.get('uuid')}"
+    said = {
+        "decision": f"{one.get('row', ''):<5} {text}",
+        "call": f"call  {what} {one.get('state')}",
+        "verdict": f"call  {what} {one.get('verdict')}: {text}",
+        "gap": f"GAP   {text}",
+    }
+    return f"{one['id']}  {one['at']}  {said.get(one['kind'], text)}"
 
 
 def report(found: dict[str, Any]) -> list[Part]:

@@ -216,7 +216,7 @@ def take(path: Path, whose: Whose, by_service: StoreOf, limits: Limits) -> Told 
         with contextlib.suppress(OSError):
             path.unlink()
         try:
-            _check(descriptor)
+            check(descriptor, FILE_BYTES_MAX)
             return _fill(_Reader(file, whose, limits), by_service)
         except OSError as error:
             return Told(problem=f"cannot be read: {error.strerror}")
@@ -235,13 +235,14 @@ class StoreOf(msgspec.Struct, frozen=True):
         return next(named, self.stores[""])
 
 
-def _check(descriptor: int) -> None:
+def check(descriptor: int, bytes_max: int) -> None:
+    """Is it a file of ours that nobody else could have written? Raises Malformed."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise Malformed("is no file")
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise Malformed("belongs to somebody else, or others may read or write it")
-    if found.st_size > FILE_BYTES_MAX + 1024:
+    if found.st_size > bytes_max + 1024:
         raise Malformed(f"has {found.st_size} bytes, more than this daemon writes")
 
 

@@ -39,7 +39,8 @@ class ChangeLog:
     """One `SequencedLog` per owned service.
 
     `logged(service)` is called when entries were added, `replaced(service)` when the service got
-    another stream or none. `counters`: stale (nothing new), unowned, oversize, full.
+    another stream or none. `counters`: stale (nothing new), unowned, oversize, full. `on_item(log,
+    item, was_live)` hears of each item that was logged just now.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ChangeLog:
         self.limits = limits
         self.logs: dict[str, SequencedLog] = {}
         self.counters: Counter[str] = Counter()
+        self.on_item: Callable[[SequencedLog, Item, bool], None] | None = None
         self._now_ms = now_ms
         self._logged = logged
         self._replaced = replaced
@@ -188,7 +190,12 @@ class ChangeLog:
         except Malformed:
             self._refuse("oversize", waiting)
             return
-        if log.append(item, now_ms) is None:
+        known = log.items.items.get(item.uuid)
+        was_live = known is not None and not known.dead
+        if log.append(item, now_ms) is not None:
+            if self.on_item is not None:
+                self.on_item(log, item, was_live)
+        else:
             if item.uuid in log.items.items:
                 self.counters["stale"] += 1
             else:

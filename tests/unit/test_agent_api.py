@@ -33,7 +33,7 @@ def source() -> FakeSource:
 
 @pytest.fixture
 async def served(tmp_path: Path, source: FakeSource) -> AsyncIterator[Path]:
-    api = Api(tmp_path / "s.sock", source.history, Commands(source))
+    api = Api(tmp_path / "s.sock", Commands(source))
     await api.start()
     yield tmp_path / "s.sock"
     await api.stop()
@@ -179,21 +179,36 @@ async def test_events_are_followed_until_the_client_leaves(
     reader, writer = await asyncio.open_unix_connection(str(served))
     writer.write(line("events") + b"\n")
     assert json.loads(await reader.readline())["ok"]
-    source.history.add("M3", "fs-b is alive")
-    assert json.loads(await reader.readline())["result"]["text"] == "fs-b is alive"
+    source.history.add("A1", "fs-a goes on")
+    event = json.loads(await reader.readline())["result"]
+    assert (event["text"], event["row"], event["id"]) == ("fs-a goes on", "A1", "fs-a:1:1")
     writer.close()
     await asyncio.sleep(0.05)
-    assert source.history._followers == []
+    assert not source.events.waiters
+
+
+async def test_ms24_events_go_on_after_an_id(served: Path, source: FakeSource) -> None:
+    for text in ("one", "two", "three"):
+        source.history.add("A1", text)
+    reader, writer = await asyncio.open_unix_connection(str(served))
+    writer.write(line("events", after="fs-a:1:1") + b"\n")
+    assert json.loads(await reader.readline())["ok"]
+    texts = [json.loads(await reader.readline())["result"]["text"] for _ in range(2)]
+    assert texts == ["two", "three"]
+    writer.close()
+    (wrong,) = await ask(served, line("events", after="yesterday"))
+    assert wrong["error"]["code"] == "usage"
+    assert "fs-a:1790000000000:17" in wrong["error"]["message"]
 
 
 async def test_the_socket_is_private_and_left_overs_are_replaced(
     tmp_path: Path, source: FakeSource
 ) -> None:
     path = tmp_path / "deep" / "s.sock"
-    first = Api(path, source.history, Commands(source))
+    first = Api(path, Commands(source))
     await first.start()
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    second = Api(path, source.history, Commands(source))
+    second = Api(path, Commands(source))
     with pytest.raises(ApiError, match="another daemon answers"):
         await second.start()
     assert (await ask(path, line("about")))[0]["ok"]
@@ -205,7 +220,7 @@ async def test_the_socket_is_private_and_left_overs_are_replaced(
     assert path.exists(), "an old daemon must not remove its successor's socket"
     await second.stop()
     with pytest.raises(ApiError, match="at most 107 bytes"):
-        await Api(tmp_path / ("x" * 120), source.history, Commands(source)).start()
+        await Api(tmp_path / ("x" * 120), Commands(source)).start()
 
 
 async def test_registrations_are_the_contract(served: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from haclusterd.agent.history import FOLLOWER_QUEUE, FOLLOWERS_MAX, History, TooMany
+from haclusterd.agent.history import History
 from haclusterd.agent.logs import REPEATS_MAX, JournalFormat, RateLimit
 from haclusterd.agent.pid import ExitWatch, Process, read_process, running
 from haclusterd.agent.reports import FILE_BYTES_MAX, Reports
@@ -117,25 +117,17 @@ async def test_the_end_of_a_process_is_news_at_once_and_another_one_is_not_mista
     watch.close()
 
 
-async def test_a_slow_follower_loses_the_oldest_and_stops_nobody() -> None:
+def test_history_is_bounded_and_its_watchers_hear_of_what_is_kept() -> None:
     history = History(kept=5)
-    follower = history.follow()
-    for number in range(FOLLOWER_QUEUE + 10):
+    heard: list[str] = []
+    history.watchers.append(lambda d: heard.append(history.last(1)[0].text + d.row))
+    for number in range(20):
         history.add("T101", f"decision {number}", service="east", epoch=0)
-    assert (await follower.next()).text == "decision 10"
-    assert [d.text for d in history.last(2)] == ["decision 264", "decision 265"]
+    assert heard[-1] == "decision 19T101"
+    assert [d.text for d in history.last(2)] == ["decision 18", "decision 19"]
     assert len(history.last()) == 5
+    assert history.total == 20
     assert history.last(1)[0].epoch is None
-    follower.close()
-
-
-async def test_followers_are_bounded() -> None:
-    history = History()
-    followers = [history.follow() for _ in range(FOLLOWERS_MAX)]
-    with pytest.raises(TooMany, match="end one"):
-        history.follow()
-    followers[0].close()
-    history.follow()
 
 
 def test_repeated_lines_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""All agents are renewed in the same second: each leaves its copies to the next one (E1)."""
+"""All agents are renewed in the same second: each leaves copies and events to the next (E1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from haclusterd.agent.events import Book
+from haclusterd.agent.renewal import EVENTS_BYTES_MAX, leave_events, take_events
 from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import Item, Limits, SequencedLog, StreamId
 from haclusterd.core.standby import StreamCopy
 from haclusterd.sync import handover
+from haclusterd.sync.codec import Malformed
 from haclusterd.sync.handover import StoreOf, Told, Whose
 from haclusterd.sync.lane import REGISTRATIONS
 from haclusterd.sync.outgoing import now_ms
@@ -242,3 +245,42 @@ def test_ten_thousand_calls_change_hands_quickly(tmp_path: Path) -> None:
     took = time.perf_counter()
     assert len(back.items("east")) == 10_000
     assert took - began < 2  # measured 0.15 on a quiet machine
+
+
+def test_ms24_events_change_hands(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    assert take_events(path, "a") is None
+    book = Book("a", 9)
+    for n in range(20):
+        book.publish("call", service="east", uuid=f"u{n}", state="live")
+    leave_events(path, book)
+    assert path.stat().st_mode & 0o777 == 0o600
+    ring = take_events(path, "a")
+    assert ring is not None
+    assert not path.exists()
+    assert (ring.run, ring.first, ring.last) == (9, 1, 20)
+    assert ring.all() == book.own.all()
+    following = Book("a", 5)
+    following.resumed(ring)
+    assert following.own.run == 10, "runs grow although the clock went back"
+    assert following.rings["a"][0].closed
+
+
+@pytest.mark.parametrize("damage", [_cut, _flipped, _nothing, _noise])
+def test_damaged_events_are_not_taken(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path, book = tmp_path / "events", Book("a", 9)
+    for n in range(20):
+        book.publish("decision", row="A1", text=f"t{n}")
+    leave_events(path, book)
+    path.write_bytes(damage(path.read_bytes()))
+    path.chmod(0o600)
+    with pytest.raises(Malformed):
+        take_events(path, "a")
+    assert not path.exists()
+    leave_events(path, book)
+    with pytest.raises(Malformed, match="another format, node or boot"):
+        take_events(path, "b")
+    path.write_bytes(b"x" * (EVENTS_BYTES_MAX + 2000))
+    path.chmod(0o600)
+    with pytest.raises(Malformed, match="more than this daemon writes"):
+        take_events(path, "a")

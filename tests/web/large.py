@@ -8,6 +8,7 @@ from typing import Any
 
 from haclusterd.agent import schema, status
 from haclusterd.agent.clock import now_us, wall_text
+from haclusterd.agent.events import Book
 from haclusterd.agent.history import History
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import Operators
@@ -119,6 +120,7 @@ class Large:
     def __init__(self, hostile: bool = False, quiet: bool = False) -> None:
         self.now = view(hostile, quiet)
         self.history = History()
+        self.events = Book("fs-a", 1)
         self.spec = spec()
         self.reports = Reports(None)
         self.traces = Traces(spec(), Path("none"), lambda message: None)
