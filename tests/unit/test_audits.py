@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from haclusterd.agent import metrics, page, schema, status
+from haclusterd.agent import http_events, metrics, page, schema, status
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
 from haclusterd.agent.routes import FEED, Routes
@@ -40,22 +40,26 @@ PATHS = {
     "/slave": ("text/plain", 503, 503),
     "/primary-slave": ("text/plain", 503, 503),
     "/best-node": ("application/json", 200, 503),
+    http_events.POLL: ("application/json", 200, 200),
     "/page.json": ("application/json", 200, 503),
     "/services/east": ("application/json", 200, 503),
     "/services/west": ("application/json", 503, 503),
 }
 
 
+STREAMS = {FEED, http_events.STREAM}
+
+
 def served() -> set[str]:
     routes = Routes(FakeSource())
-    return {*routes._table, *page.files(), FEED, "/services/NAME"}
+    return {*routes._table, *page.files(), *STREAMS, http_events.POLL, "/services/NAME"}
 
 
 def test_every_path_that_is_served_is_expected_and_documented() -> None:
     assets = {path for path in page.files() if path != "/"}
     asked = {p if not p.startswith("/services/") else "/services/NAME" for p in PATHS}
-    # The feed is a stream: tests/unit/test_agent_http.py reads it.
-    assert asked | assets | {FEED} == served()
+    # Streams are read by tests/unit/test_agent_http.py and test_http_events.py.
+    assert asked | assets | STREAMS == served()
     named = set(re.findall(r"`(/[\w./-]*)`", (DOCS / "http.md").read_text().split("\n\n## ")[0]))
     assert {path for path in named if path != "/services/NAME"} <= served()
     assert served() - assets <= named
@@ -86,6 +90,7 @@ VALUES: dict[str, str | None] = {
     "capacity_fits": " 1.0",
     "service_owner": '{node="fs-a",service="east"} 1.0',
     "service_epoch": '{service="east"} 9.0',
+    "service_state": '{service="west",state="unserved"} 1.0',
     "service_owned": '{service="west"} 0.0',
     "service_successors": '{service="east"} 2.0',
     "node_role": '{node="fs-b",role="slave"} 1.0',
@@ -93,6 +98,7 @@ VALUES: dict[str, str | None] = {
     "node_calls": '{node="fs-b"} 3.0',
     "node_capacity": '{node="fs-b"} 1000.0',
     "node_health": '{node="fs-b"} 100.0',
+    "node_sync_state": '{node="fs-a",state="in-sync"} 1.0',
     "node_sync_lag_seconds": '{node="fs-a"} 0.25',
     "registrations": '{here="copy"} 6.0',
     "link_up": '{address="10.2.0.1",node="fs-c"} 0.0',
