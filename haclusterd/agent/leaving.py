@@ -15,6 +15,7 @@ from haclusterd.agent.switch import Switch, SwitchError
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+SAY_AGAIN_S = 60.0
 END_RETRY_S = 2.0
 END_RETRIES_MAX = 10
 
@@ -44,12 +45,19 @@ async def end_calls(
 
 
 async def clear_old_rows(switch_of: Callable[[], Switch | None], history: History, me: str) -> None:
-    """Old rows would be recovered by any `recover` (FREESWITCH.md 2.3): away with them."""
+    """Old rows would be recovered by any `recover` (FREESWITCH.md 2.3): away with them.
+
+    A failure is said when it is new, then once a minute: core.db may stay read-only for hours.
+    """
+    said, next_s = "", 0.0
     while (switch := switch_of()) is not None and switch.up:
         try:
             count = await switch.clear_stale()
         except SwitchError as error:
-            log.info("old recovery rows are not cleared yet: %s", error)
+            now_s = asyncio.get_running_loop().time()
+            if str(error) != said or now_s >= next_s:
+                said, next_s = str(error), now_s + SAY_AGAIN_S
+                log.warning("old recovery rows are not cleared yet: %s", error)
             await asyncio.sleep(RETRY_S)
             continue
         if count:

@@ -132,7 +132,8 @@ MEANINGS = {
     "freeswitch.esl_backend": "Which library speaks to the event socket. The others are extras "
     "with known faults, listed in docs/esl-backends.md.",
     "freeswitch.compare": "Nodes tell each other their modules, codecs and profile settings; one "
-    "that lacks what a service's owner has is no candidate for it. `false`: nobody compares.",
+    "that lacks what a service's owner has is no candidate for it, until nobody has served it for "
+    "3 s. `false`: nobody compares.",
     "sync.port": "TCP, on every link address.",
     "heartbeat.port": "UDP, on every link address.",
     "api.socket": "The Unix socket of `haclusterctl`; its folder is the run directory. At most 107 "

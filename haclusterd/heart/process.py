@@ -25,7 +25,7 @@ from haclusterd.core.inputs import (
     UpgradeRequested,
 )
 from haclusterd.core.node import stopped
-from haclusterd.core.reconfigure import whose_turn
+from haclusterd.core.reconfigure import may_claim, whose_turn
 from haclusterd.core.state import Node
 from haclusterd.core.view import AlarmView, view
 from haclusterd.heart.errors import HeartError
@@ -227,7 +227,8 @@ class Heart(Chores):
     def _alarms(self) -> list[AlarmView]:
         alarms = [AlarmView("host", text) for text in self._parts.complaints]
         alarms += [AlarmView("link_closed", text) for text in self._link_faults.values() if text]
-        alarms += self._tallies.alarms()
+        # Where others have gone on to a later revision, `revision` says what to do.
+        alarms += self._tallies.alarms(behind=not may_claim(self.loop.node))
         alarms += [AlarmView("nic", text) for text in self._addresses.faults.values()]
         for fault in (self._executor.fence_fault, self._parts.fence.fault):
             if fault:

@@ -108,12 +108,14 @@ class Tallies:
                 if source.heard_us == now_us:
                     self._say(f"beats of {self._place(n, link)} can be read again", WARNING)
 
-    def alarms(self) -> list[AlarmView]:
-        """One for each peer and link of which only unreadable datagrams come."""
+    def alarms(self, behind: bool = False) -> list[AlarmView]:
+        """One for each peer and link of which only unreadable datagrams come. `behind`: others
+        count by a later revision, whose beats are no riddle."""
         return [
             AlarmView("unreadable_peer", self._sentence(n, link, source.outcome))
             for (n, link), source in self._sources.items()
             if source.outcome is not None
+            and not (behind and source.outcome is Outcome.OTHER_CONFIG)
         ]
 
     def of_links(self) -> tuple[LinkTally, ...]:

@@ -95,6 +95,17 @@ def test_all_peers_unreadable_means_this_node(here: Here) -> None:
     assert all("this node's own key file" in alarm for alarm in alarms)
 
 
+def test_a_later_revision_is_no_riddle_to_a_node_that_was_left_behind(here: Here) -> None:
+    """The alarm `revision` says what to do; a wrong key beside it is still told."""
+    for outcome, alarms in ((Outcome.OTHER_CONFIG, 0), (Outcome.BAD_MAC, 1)):
+        for _ in range(4):
+            here.wire.heard[0][ALICE].unreadable += 1
+            here.wire.heard[0][ALICE].outcome = outcome
+            here.second()
+        assert len(here.tallies.alarms(behind=True)) == alarms
+        assert len(here.tallies.alarms()) == 1
+
+
 def test_a_flapping_peer_does_not_fill_the_journal(here: Here) -> None:
     for _ in range(20):
         here.second(here.sealed())
