@@ -10,6 +10,7 @@ from haclusterd import __version__
 from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.alarms import alarms, differing
 from haclusterd.agent.clock import wall_text
+from haclusterd.agent.events import Book
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.page import brief
@@ -34,13 +35,17 @@ class Answers:
         self._agent = agent
         self._started = wall_text()
         self.history = agent.history
-        self.events = agent.events
         self.reports = agent.reports
         self.operators = agent.operators
         self.orders = agent.orders
         self.traces = agent.traces
         self.spec = agent.spec
         self._capacity: tuple[View | None, list[schema.Alarm]] = (None, [])
+
+    @property
+    def events(self) -> Book:
+        """The events of all nodes."""
+        return self._agent.events
 
     def view(self) -> View:
         """Heart's newest word. Raises OperatorError before the first."""

@@ -97,6 +97,9 @@ class Recoveries:
             dead_us = account.times.get("dead", last_heard_us)
             account.moment("last_heartbeat", min(last_heard_us, dead_us))
         account.moment("announced")
+        has_calls = any(s.name == name and s.profiles for s in self._spec.services)
+        if self._replication is not None and has_calls and origin not in (None, self._me):
+            account.copy = self._replication.copy_state(name)
         return account
 
     async def recover(self, action: Recover, account: Account, again: Sequence[CallRecord]) -> None:

@@ -43,6 +43,10 @@ class Replication(Protocol):
         """Live call legs of a service, as this node's copies and log have them."""
         ...
 
+    def copy_state(self, service: str) -> str:
+        """How good this node's copy of another's service is, as in `sync`."""
+        ...
+
 
 class AgentReplicator(Replicator):
     """Replicator of this node."""
@@ -120,6 +124,9 @@ class AgentReplicator(Replicator):
                 if not record.partner or (len(group) == 2 and group[1].partner == record.uuid):
                     found.update((leg.uuid, leg) for leg in group)
         return list(found.values())
+
+    def copy_state(self, service: str) -> str:
+        return self.freshness(service).state
 
     def known_legs(self, service: str) -> int:
         return len(self.items_of(service)[1])

@@ -56,6 +56,7 @@ class Account:
         self.injected = 0
         self.answered = 0
         self.unasked: list[str] = []
+        self.copy = ""
         self.verdicts: list[Verdict] = []
         self.done = False
         self._counts: dict[str, int] = {}
@@ -106,12 +107,16 @@ class Account:
             ),
             done=self.done,
             unasked=self.unasked,
+            copy=self.copy,
             progress=None if self.done else self.progress(),
         )
 
     def progress(self) -> Progress:
         """How far the recovery is."""
         return Progress(self.replicated, self.injected, self.answered)
+
+
+_COPY_WAS = {"none": "missing", "syncing": "not whole", "suspended": "too old"}
 
 
 def sentence(report: Report) -> str:
@@ -125,6 +130,9 @@ def sentence(report: Report) -> str:
     text += f": {calls.recovered} of {calls.replicated} call legs recovered"
     if calls.partial or calls.lost:
         text += f", {calls.partial} partly, {calls.lost} lost"
+    if report.copy not in ("", "in-sync"):
+        text += f"; the copy here was {_COPY_WAS.get(report.copy, report.copy)}"
+        text += ", so more may be lost than was counted"
     if report.unasked:
         text += f"; {', '.join(report.unasked)} did not tell which calls it knows"
     return text

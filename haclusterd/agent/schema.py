@@ -224,6 +224,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     `from_` is null at a cold start. `outage_ms` is null while the address is not up. `unasked`:
     living nodes that had not told which calls they know when this was closed; they are asked on.
+    `copy`: state of this node's copy of the calls when it took over, as in `sync`; where it was not
+    in-sync, more calls may be lost than anybody can count. Empty where there was none to have.
     `progress` is null once it is `done`.
     """
 
@@ -239,6 +241,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     calls: Calls
     done: bool = True
     unasked: list[str] = []
+    copy: str = ""
     progress: Progress | None = None
 
 

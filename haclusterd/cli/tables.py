@@ -163,6 +163,8 @@ def report(found: dict[str, Any]) -> list[Part]:
         f"{calls['partial']} partly, {calls['lost']} lost",
         timeline(found["timeline"], found["outage_ms"]),
     ]
+    if found.get("copy", "") not in ("", "in-sync"):
+        parts.append(f"the copy here was {found['copy']}: more may be lost than was counted")
     if verdicts:
         parts.append(Table("calls", ["call", "verdict", "gap ms", "why"], rows, _NUMBERS))
     if len(verdicts) > len(rows):

@@ -15,7 +15,7 @@ from haclusterd.sync.session import Session
 
 log = logging.getLogger(__name__)
 
-ASKED_MAX = 64  # open requests of ours, all peers together
+ASKED_MAX = 512  # open requests of ours; of each peer one waits for events
 SERVED_MAX = 16  # open requests of one peer
 METHOD_CHARS_MAX = 64
 

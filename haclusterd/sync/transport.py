@@ -250,6 +250,7 @@ class Mesh:
         address = config.links[peer][link]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         connection = socket.socket(family, socket.SOCK_STREAM)
+        handed = False  # to a transport, which closes it: its number must not be free before
         try:
             connection.setblocking(False)
             self._tune(connection)
@@ -259,6 +260,7 @@ class Mesh:
             async with asyncio.timeout(limit_s):  # wait_for of 3.11 can swallow a cancellation
                 await loop.sock_connect(connection, target)
             session = self._session(peer)
+            handed = True
             await loop.create_connection(
                 lambda: session,
                 sock=connection,
@@ -270,13 +272,12 @@ class Mesh:
             if await self._until_ready(session, 2 * limit_s):
                 return session
             self.counters["refused"] += 1
-        except (TimeoutError, OSError) as error:
+        except (TimeoutError, OSError, RuntimeError) as error:  # whatever it is, dial again
             self.counters["dial"] += 1
             log.debug("sync with %s over %s: %s", peer, address, error)
-            connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
+        finally:
+            if not handed:
+                connection.close()
         return None
 
     async def _until_ready(self, session: Session, limit_s: float) -> bool:

@@ -182,3 +182,22 @@ async def test_s8_a_silent_phones_call_is_buried_though_freeswitch_tracks_it(mak
     bench.replication.appended = [record("u0", version=9), record("u1", version=9)]
     await bench.take_over(2)
     assert bench.replication.appended[2:] == [Tombstone("east", "u0", 9, "")]
+
+
+@pytest.mark.parametrize(
+    ("copy", "text"),
+    [("in-sync", ""), ("none", "the copy here was missing"), ("syncing", "was not whole"),
+     ("suspended", "was too old")],
+)  # fmt: skip
+async def test_e1_none_lost_is_not_said_of_calls_that_nobody_knew(
+    make: Make, copy: str, text: str
+) -> None:
+    """Every agent was new when the owner was lost: what was lost cannot be counted."""
+    bench = make(RecoverySection())
+    bench.replication.copy = copy
+    await bench.take_over(0)
+    report = bench.reports.find("last")
+    assert (report.copy, report.calls.lost) == (copy, 0)
+    (said,) = bench.texts("A7")
+    assert text in said
+    assert ("more may be lost" in said) is (copy != "in-sync")
