@@ -1,7 +1,7 @@
 """Every `haclusterctl ...` in the Markdown here is a command that its parsers take.
 
-Placeholders (SERVICE, NODE) are words like any other; what stands in brackets may be there, so it
-is; of alternatives (`on|off`) the first one is tried.
+Placeholders (SERVICE, NODE) are words like any other; what stands in brackets is tried alone, and
+left out; of alternatives (`on|off`) the first one is tried.
 """
 
 from __future__ import annotations
@@ -25,27 +25,43 @@ DOCUMENTS = [
     for path in sorted((ROOT / folder).glob("*.md"))
     if path.name != "commands.md"  # made of the parsers themselves
 ]
-_FENCED = re.compile(r"^```(?:sh|)\n(.*?)^```$", re.M | re.S)
-_INDENTED = re.compile(r"^    +(.*)$", re.M)
-_SPAN = re.compile(r"`([^`]+)`")
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+_INDENTED = re.compile(r"^    +([^`\n]*)$", re.M)
+_SPAN = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
 _END = re.compile(r"\s{2,}.*|\s(?:[|&;>]|\|\|).*|[;:]$|\s#.*|\s\d?>.*")
 
 
 def commands(text: str) -> Iterator[str]:
     """What follows `haclusterctl` on lines of code and in code spans of prose."""
-    code = [line for block in _FENCED.findall(text) for line in block.splitlines()]
-    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    spans = (" ".join(span.split()) for span in _SPAN.findall(prose))
+    blocks = [block for language, block in _FENCED.findall(text) if language in ("", "sh")]
+    code = [line for block in blocks for line in block.splitlines()]
+    prose = _FENCED.sub("", text)
+    paragraphs = re.split(r"\n\s*\n|\n(?=\|)", prose)
+    found_in = (_SPAN.findall(paragraph) for paragraph in paragraphs)
+    spans = (" ".join(span.split()) for several in found_in for _, span in several)
     for joined in (*code, *_INDENTED.findall(prose), *spans):
         found = re.search(r"(?<![\w./-])(?:[\w./]*/)?haclusterctl ([a-z-].*)", joined)
         if found and "=" not in joined.split("haclusterctl")[0]:
             yield _END.sub("", found[1]).strip()
 
 
+def forms(command: str) -> Iterator[str]:
+    """The command without what may be left out, and with one of these at a time."""
+    parts = re.split(r"(\[[^\]]*\])", command)
+    optional = [n for n, part in enumerate(parts) if part.startswith("[")]
+    for kept in (-1, *optional):
+        chosen = [part for n, part in enumerate(parts) if n == kept or n not in optional]
+        yield "".join(chosen).replace("[", "").replace("]", "")
+
+
 def refusal(command: str) -> str:
-    """What the parser says against it, empty if it takes it."""
-    plain = re.sub(r"\.\.+", "X", command.replace("[", "").replace("]", ""))
-    words = [word.split("|")[0] for word in shlex.split(plain.strip("\"'"))]
+    """What the parser says against any of its forms, empty if it takes them."""
+    return next((why for form in forms(command) if (why := _refusal(form))), "")
+
+
+def _refusal(form: str) -> str:
+    plain = re.sub(r"\.\.+", "X", form).strip("\"'")
+    words = [word.split("|")[0] for word in shlex.split(plain)]
     words = [{"N": "1", "S": "1", "TIME": "1h"}.get(word, word) for word in words]
     parser = command_line()
     if words and words[0] == "lab":
@@ -56,8 +72,9 @@ def refusal(command: str) -> str:
             parser.parse_args(words)
     except SystemExit as end:
         said = complaint.getvalue()
-        # A text may name a command without all that it needs.
-        named = "arguments are required" in said and "--" not in command
+        # A text may name a command, or an option, without all that it needs.
+        named = "arguments are required" in said and "--" not in form
+        named |= "expected one argument" in said and words[-1].startswith("--")
         return said if end.code and not named else ""
     return ""
 
