@@ -90,7 +90,7 @@ generated: $(READY) ## the pages in docs/ that are made of the code, written ane
 
 docs: $(READY) ## the documentation as a site, in site/; a link to nothing is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees \
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -E -a -d build/doctrees \
 		-c docs . site
 	@echo "site/index.html"
 

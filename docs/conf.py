@@ -18,11 +18,13 @@ NAVIGATION = {
     "Begin": ["README", "docs/quick-start", "docs/by-hand", "docs/install", "fs_conf/README"],
     "Understand": [
         "docs/concepts", "docs/freeswitch-ha", "docs/recovery", "docs/registrations-and-limits",
+        "docs/replication",
         "docs/comparison", "docs/limits", "docs/figures",
     ],
     "Operate": [
         "docs/runbook", "docs/upgrade", "docs/commands", "docs/configuration", "docs/security",
-        "docs/upstream", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "contrib/README",
+        "docs/upstream", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "docs/events",
+        "contrib/README",
         "docs/esl-backends", "docs/trace",
     ],
     "Look inside": [

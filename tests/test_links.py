@@ -6,6 +6,7 @@ Nothing is fetched: addresses of the network are only looked at for their form.
 from __future__ import annotations
 
 import re
+import runpy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,16 @@ def problems(document: Path, root: Path = ROOT) -> Iterator[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_link_leads_somewhere(document: Path) -> None:
     assert list(problems(document)) == []
+
+
+def test_every_page_has_its_place_in_the_navigation() -> None:
+    """As `make docs` has it, which needs more than this does."""
+    parts = runpy.run_path(str(ROOT / "docs" / "conf.py"))["NAVIGATION"]
+    placed = [f"{page}.md" for pages in parts.values() for page in pages]
+    pages = {str(d) for d in DOCUMENTS if d.parts[0] == "docs"} - {"docs/index.md"}
+    assert pages - set(placed) == set(), "add them to NAVIGATION in docs/conf.py"
+    assert [page for page in placed if not (ROOT / page).exists()] == []
+    assert len(placed) == len(set(placed))
 
 
 def test_the_readme_is_among_them() -> None:

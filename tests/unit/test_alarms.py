@@ -77,6 +77,13 @@ def test_differences_name_the_node_and_are_cut() -> None:
     assert drift.text == "on fs-b, codec-prefs differ"
 
 
+class Bare(SimpleNamespace):
+    """An agent that has nothing but what it is given."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 def answers(calls: int, orders_problem: str = "") -> list[str]:
     """Names of alarms of a whole answer: fs-a serves both, each node carries `calls` legs."""
     import msgspec
@@ -84,11 +91,9 @@ def answers(calls: int, orders_problem: str = "") -> list[str]:
     word = view({"east": ("fs-a", 7), "west": ("fs-b", 3)})
     nodes = tuple(msgspec.structs.replace(node, calls=calls) for node in word.nodes)
     word = msgspec.structs.replace(word, nodes=nodes)
-    agent = SimpleNamespace(
-        life=None, peers=None, problems={}, me="fs-a", shared=None, view=lambda: word,
-        notices=SimpleNamespace(alarms=[]), orders=SimpleNamespace(problem=orders_problem),
-        history=None, reports=SimpleNamespace(under_way=dict), operators=None, traces=None,
-        spec=spec(), replicator=None, config=None,
+    agent = Bare(
+        problems={}, me="fs-a", view=lambda: word, spec=spec(), config=Bare(),
+        notices=Bare(alarms=[]), orders=Bare(problem=orders_problem), reports=Bare(under_way=dict),
     )  # fmt: skip
     one = Answers(cast(Any, agent))
     one.word = lambda: Word("1", Sync("in-sync", 0))  # type: ignore[method-assign]
