@@ -21,6 +21,7 @@ from haclusterd.core.actions import Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import Identity
 from haclusterd.core.view import View
+from haclusterd.sensors.movers import environment_of
 from haclusterd.sensors.program import Program, Ran
 
 log = logging.getLogger(__name__)
@@ -224,17 +225,6 @@ class Movers:
             for name, line in self._lines.items()
             if line.problem
         ]
-
-
-def environment_of(config: Config, mover: Mover) -> dict[str, str]:
-    """What a mover's commands are told, beside verb and epoch."""
-    service = next(s for s in config.services if s.name == mover.service)
-    return {
-        "HACLUSTERD_NODE": config.node.id,
-        "HACLUSTERD_SERVICE": service.name,
-        "HACLUSTERD_ADDRESSES": " ".join(address.ip for address in service.addresses),
-        "HACLUSTERD_NICS": " ".join(address.nic for address in service.addresses),
-    }
 
 
 def _said(ran: Ran) -> str:

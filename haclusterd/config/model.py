@@ -216,6 +216,7 @@ def _fill_mover(mover: Mover, node: str) -> Mover:
         mover_add=_fill_words(mover.mover_add, node),
         mover_remove=_fill_words(mover.mover_remove, node),
         mover_check=_fill_words(mover.mover_check, node),
+        mover_dry_run=_fill_words(mover.mover_dry_run, node),
     )
 
 

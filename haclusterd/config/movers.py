@@ -9,7 +9,7 @@ from haclusterd.config.watching import Mover
 
 MOVERS = ["netlink", "exec"]
 WORDS_MAX = 64
-_COMMANDS = ("mover_add", "mover_remove", "mover_check")
+_COMMANDS = ("mover_add", "mover_remove", "mover_check", "mover_dry_run")
 _NEEDS_EXEC = (*_COMMANDS, "mover_deadline_ms", "mover_check_ms")
 
 
@@ -35,6 +35,7 @@ def read_mover(section: Section, service: str) -> tuple[Mover | None, dict[str, 
         tuple(commands["mover_add"]),
         tuple(commands["mover_remove"]),
         tuple(commands["mover_check"]),
+        tuple(commands["mover_dry_run"]),
         deadline_ms,
         check_ms,
     )

@@ -9,6 +9,8 @@ MEANINGS = {
     "service.mover_remove": "Run by who is no owner any more. Left out: nothing is.",
     "service.mover_check": "Exit status 0: they come here, 1: they do not (`mover_add` is run "
     "again), else: not known. Left out: nobody looks.",
+    "service.mover_dry_run": "What `haclusterctl doctor` runs: exit status 0 if `mover_add` would "
+    "work; it moves nothing. Left out: doctor only looks whether the commands are there.",
     "service.mover_deadline_ms": "How long `mover_add`, its repetitions included, has until the "
     "service is handed to the next in line.",
     "service.mover_check_ms": "From one `mover_check` to the next.",

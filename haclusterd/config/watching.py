@@ -59,5 +59,6 @@ class Mover:
     mover_add: tuple[str, ...]
     mover_remove: tuple[str, ...]
     mover_check: tuple[str, ...]
+    mover_dry_run: tuple[str, ...]
     mover_deadline_ms: int
     mover_check_ms: int

@@ -21,6 +21,10 @@ class ProbeFailed(Exception):
     """No answer, or none that is good; the message is for people."""
 
 
+class NobodyListens(ProbeFailed):
+    """The host is there and says that nothing listens on this port."""
+
+
 def carrier(nic: str) -> str:
     """Why the NIC cannot carry anything now; empty if it can. Looks into this network namespace."""
     request = struct.pack("16sH14x", nic.encode(), 0)
@@ -134,6 +138,8 @@ async def _ask(
                 await asyncio.sleep(0)
     except TimeoutError:
         raise ProbeFailed(f"no answer within {timeout_s:g} s") from None
+    except ConnectionRefusedError as error:
+        raise NobodyListens(error.strerror or str(error)) from None
     except OSError as error:
         raise ProbeFailed(error.strerror or str(error)) from None
     return (loop.time() - began) * 1000

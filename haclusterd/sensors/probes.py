@@ -14,7 +14,7 @@ from pathlib import Path
 from haclusterd.config.sensors import split
 from haclusterd.config.watching import Sensor
 from haclusterd.sensors import look
-from haclusterd.sensors.network import ProbeFailed, carrier, options, ping
+from haclusterd.sensors.network import NobodyListens, ProbeFailed, carrier, options, ping
 from haclusterd.sensors.program import Program, Ran
 from haclusterd.sensors.reading import (
     CRITICAL,
@@ -128,14 +128,33 @@ async def _options(sensor: Sensor, timeout_s: float, asked: Addresses | None) ->
     readings = await asyncio.gather(
         *(_option(sensor, name, host, port, timeout_s) for name, host, port in wanted)
     )
+    # A service may have addresses on which no profile listens; those of it that answer will do.
+    answering = {
+        name for (name, _, _), found in zip(wanted, readings, strict=True) if found is not None
+    }
+    heard = [found for found in readings if found is not None]
+    deaf = [
+        Reading(CRITICAL, f"{_whom(*address)}: OPTIONS: nobody listens there")
+        for address in wanted
+        if address[0] not in answering
+    ]
     order = (CRITICAL, WARN, OK)
-    return min(readings, key=lambda reading: order.index(reading.level))
+    return min(heard + deaf, key=lambda reading: order.index(reading.level))
 
 
-async def _option(sensor: Sensor, name: str, host: str, port: int, timeout_s: float) -> Reading:
-    whom = f"{name} ({host})" if name else f"{host}:{port}"
+def _whom(name: str, host: str, port: int) -> str:
+    return f"{name} ({host})" if name else f"{host}:{port}"
+
+
+async def _option(
+    sensor: Sensor, name: str, host: str, port: int, timeout_s: float
+) -> Reading | None:
+    """None where nobody listens at all."""
+    whom = _whom(name, host, port)
     try:
         status, took_ms = await options(host, port, timeout_s)
+    except NobodyListens:
+        return None
     except ProbeFailed as failed:
         return Reading(CRITICAL, f"{whom}: OPTIONS: {failed}")
     if status >= _REFUSING:

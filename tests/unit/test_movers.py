@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from haclusterd.agent.history import History
-from haclusterd.agent.movers import Movers, environment_of
+from haclusterd.agent.movers import Movers
 from haclusterd.config import Config, load_cluster
 from haclusterd.config.watching import Mover
 from haclusterd.core.actions import Recover
 from haclusterd.core.inputs import FromAgent, LocalReport, RecoveryEnded
 from haclusterd.core.model import Identity
 from haclusterd.core.view import View
+from haclusterd.sensors.movers import environment_of
 from tests.fixtures.agent_parts import view
 from tests.unit.config_example import GOOD
 
@@ -50,7 +51,7 @@ class Cloud:
         path.write_text(GOOD)
         words = {verb: (str(self.folder / verb),) for verb in ("add", "check", "remove")}
         check = words["check"] if checked else ()
-        mover = Mover("east", words["add"], words["remove"], check, deadline_ms, check_ms)
+        mover = Mover("east", words["add"], words["remove"], check, (), deadline_ms, check_ms)
         return replace(load_cluster(path).bound_to(0), movers=(mover,))
 
     def movers(self, **options: int | bool) -> Movers:

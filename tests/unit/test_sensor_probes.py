@@ -259,6 +259,11 @@ def test_options_tells_whether_somebody_serves_there(status: str, level: str) ->
         own = replace(sensor, target="self", port=port)
         assert read(own, [("east", "127.0.0.1")]).level == level
         assert "east (127.0.0.1)" in read(own, [("east", "127.0.0.1")]).text
+        none_on_ipv6 = [("east", "::1"), ("east", "127.0.0.1")]
+        assert read(own, none_on_ipv6).level == level, "no profile there, another one serves"
+        deaf = read(own, [*none_on_ipv6, ("west", "::1")])
+        assert deaf.level == CRITICAL
+        assert level != OK or "west (::1): OPTIONS: nobody listens" in deaf.text
     assert read(own).level == IDLE
 
 
