@@ -32,6 +32,7 @@ Addresses = Callable[[], Sequence[tuple[str, str]]]
 
 ASKED_MAX = 64  # addresses of one `options` sensor
 _REFUSING = 500  # a SIP status from here on: it answers, but serves nobody
+_BUSY = 503  # of a FreeSWITCH that has all the calls it may have, too: no fault of the node
 
 
 def probe_of(sensor: Sensor, node: str, own: Addresses, others: Addresses) -> Probe:
@@ -157,6 +158,8 @@ async def _option(
         return None
     except ProbeFailed as failed:
         return Reading(CRITICAL, f"{whom}: OPTIONS: {failed}")
+    if status == _BUSY:
+        return Reading(WARN, f"{whom}: OPTIONS: 503, no new calls (full, paused or in standby)")
     if status >= _REFUSING:
         return Reading(CRITICAL, f"{whom}: OPTIONS: answered {status}")
     text = f"{whom}: OPTIONS: {status} after {took_ms:.0f} ms"

@@ -249,7 +249,13 @@ def reply(status: str) -> Answer:
 
 @pytest.mark.parametrize(
     ("status", "level"),
-    [("200 OK", OK), ("404 Not Found", OK), ("503 Maintenance", CRITICAL), ("600 No", CRITICAL)],
+    [
+        ("200 OK", OK),
+        ("404 Not Found", OK),
+        ("503 Maintenance", WARN),
+        ("500 Oops", CRITICAL),
+        ("600 No", CRITICAL),
+    ],
 )
 def test_options_tells_whether_somebody_serves_there(status: str, level: str) -> None:
     """MS10."""
