@@ -79,8 +79,9 @@ CATALOG = (
     Metric("dns_updates", "counter", "updates of a DNS name: `done`, `failed`",
            ("name", "outcome")),
     Metric("events", "counter", "what only counts up in the agent: decisions, replication's "
-           "counters, ESL logins, events lost on the way (`esl_events_dropped`), calls that no "
-           "other node could recover (`calls_refused`)", ("event",)),
+           "counters, hand-overs by health, movers, ESL logins, events lost on the way "
+           "(`esl_events_dropped`), calls that no other node could recover (`calls_refused`)",
+           ("event",)),
 )  # fmt: skip
 
 

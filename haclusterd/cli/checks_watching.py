@@ -17,7 +17,7 @@ from haclusterd.config.watching import Mover, Sensor
 from haclusterd.sensors import reading
 from haclusterd.sensors.movers import environment_of
 from haclusterd.sensors.probes import probe_of
-from haclusterd.sensors.program import Program
+from haclusterd.sensors.program import PATH, Program
 
 _STATES = {
     reading.OK: OK,
@@ -86,7 +86,7 @@ async def _run(
 def _not_runnable(words: Sequence[str]) -> str:
     program = words[0]
     if "/" not in program:
-        return "" if shutil.which(program) else f"{program} is not on the PATH"
+        return "" if shutil.which(program, path=PATH) else f"{program} is not on the PATH"
     path = Path(program)
     if not path.is_file():
         return f"{program} is not there"

@@ -20,7 +20,7 @@ from haclusterd.sensors.reading import plain
 OUTPUT_BYTES_MAX = 4096
 _CHUNK = 65536
 _REAPED_S = 0.5
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Ran(NamedTuple):
@@ -43,7 +43,7 @@ class Program:
         if self._left is not None and self._left.returncode is None:
             return Ran(None, f"process {self._left.pid} still hangs, not even SIGKILL ends it")
         self._left = None
-        environment = {"PATH": _PATH, "LANG": "C.UTF-8", **self._environment, **(more or {})}
+        environment = {"PATH": PATH, "LANG": "C.UTF-8", **self._environment, **(more or {})}
         hearing = _Hearing()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -121,7 +121,7 @@ class _Hearing:
 @functools.cache
 def powerless() -> tuple[str, ...]:
     """What gives up the daemon's capabilities for good; also those that root would have."""
-    setpriv = shutil.which("setpriv", path=_PATH)  # of util-linux, which is everywhere
+    setpriv = shutil.which("setpriv", path=PATH)  # of util-linux, which is everywhere
     if setpriv is None:
         return ()
     rights = ["--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
