@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-_READ_ONLY = 1  # ST_RDONLY
-
 
 def disk(path: str, warn: int, critical: int) -> tuple[int, str]:
     """How full it is, as df says: of what users may have; and its inodes."""
@@ -32,15 +30,28 @@ def _percent(used: int, free: int) -> int:
 def mount(path: str, file: str = "") -> tuple[int, str]:
     """Is something mounted there, does it answer, can it be written to?"""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        points = {_unescaped(line.split()[4]) for line in table}
-    if os.path.normpath(path) not in points:
+        options = options_of(table.read(), os.path.normpath(path))
+    if options is None:
         return 2, f"nothing is mounted on {path}"
-    found = os.statvfs(path)
-    if found.f_flag & _READ_ONLY:
-        return 2, f"{path} is mounted read-only"
+    if "ro" in options:
+        return 2, f"the file system on {path} is read-only"
+    os.statvfs(path)
     if file:
         _write(os.path.join(path, file))
     return 0, f"{path} is mounted and answers"
+
+
+def options_of(table: str, path: str) -> list[str] | None:
+    """Options of the file system itself that is mounted on `path`; None where none is.
+
+    Not those of the mount: in the daemon's unit everything is mounted read-only (ProtectSystem).
+    """
+    found = None
+    for line in table.splitlines():
+        mount, _, system = line.partition(" - ")
+        if _unescaped(mount.split()[4]) == path:
+            found = system.split()[-1].split(",")  # the last one is on top
+    return found
 
 
 def _write(name: str) -> None:

@@ -88,7 +88,10 @@ def answers(calls: int, orders_problem: str = "") -> list[str]:
         life=None, peers=None, problems={}, me="fs-a", shared=None, view=lambda: word,
         notices=SimpleNamespace(alarms=[]), orders=SimpleNamespace(problem=orders_problem),
         history=None, reports=SimpleNamespace(under_way=dict), operators=None, traces=None,
-        spec=spec(),
+        spec=spec(), events=None, replicator=None,
+        config=SimpleNamespace(freeswitch=None, node=spec().nodes[0]),
+        health=SimpleNamespace(alarms=[], sensors=SimpleNamespace(words=list)),
+        movers=SimpleNamespace(alarms=[]),
     )  # fmt: skip
     one = Answers(cast(Any, agent))
     one.word = lambda: Word("1", Sync("in-sync", 0))  # type: ignore[method-assign]

@@ -161,7 +161,9 @@ def test_past_the_deadline_heart_may_hand_on_and_here_it_is_tried_on(
         assert isinstance(failed, RecoveryEnded)
         assert (failed.identity, failed.ok) == (IDENTITY, False)
         assert reason in failed.reason
-        assert movers.alarms[0].text.startswith("east: mover_add")
+        (alarm,) = movers.alarms
+        assert alarm.name == "mover"
+        assert alarm.text.startswith("east: mover_add")
         cloud.script("add", 'echo "$HACLUSTERD_NODE" > at')
         await cloud.until(lambda: BACK in cloud.sent, "mended")
         assert len(cloud.sent) == 2, "once each, however often it was tried"

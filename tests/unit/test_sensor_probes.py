@@ -175,6 +175,14 @@ def test_a_file_system_that_hangs_is_critical_in_time() -> None:
 def test_look_says_what_is_wrong_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert look.main(["mount", "/proc/1/fd"]) == 2
     assert "nothing is mounted" in capsys.readouterr().out
+    table = (
+        "36 35 98:0 / /srv rw,noatime master:1 - ext4 /dev/a rw,errors=remount-ro\n"
+        "37 35 98:1 / /srv/rec\\040s ro,nosuid - nfs4 nas:/rec rw,vers=4.2\n"
+        "38 36 98:2 / /srv ro - xfs /dev/b ro\n"
+    )
+    assert look.options_of(table, "/srv") == ["ro"], "what is on top counts"
+    assert look.options_of(table, "/srv/rec s") == ["rw", "vers=4.2"], "ProtectSystem's is not it"
+    assert look.options_of(table, "/opt") is None
     assert look._unescaped("/a\\040b\\134") == "/a b\\"
 
 
