@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
         "freeswitch",
         "trace",
         "files",
+        "sensors",
     },
     "certificates": {"core"},
     "cli": {
@@ -41,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "trace",
         "whatif",
         "files",
+        "sensors",
     },
     "config": {"core", "files", "wire"},
     "core": set(),
@@ -49,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "heart": {"core", "wire", "replay", "config", "keys", "trace"},
     "keys": {"config", "core", "wire", "certificates"},
     "replay": set(),
+    "sensors": {"config", "freeswitch"},
     "sync": {"core", "config", "keys"},
     "trace": {"core", "files"},
     "whatif": {"core"},
@@ -102,7 +105,7 @@ CORE_STANDARD = {
     "zlib",
 }
 # Costs 27 MB in each daemon (docs: the lab and doctor only).
-DAEMONS = {"heart", "sync", "freeswitch", "core", "wire", "config", "keys"}
+DAEMONS = {"heart", "sensors", "sync", "freeswitch", "core", "wire", "config", "keys"}
 # Heart is mlocked and must not block: none of these belongs into its process.
 HEART_BANNED = {"asyncio", "sqlite3", "ssl", "logging", "http", "prometheus_client", "dns", "h11"}
 

@@ -59,6 +59,8 @@ class Answers:
         found = [
             *alarms(agent.problems, agent.life, switch),
             *agent.notices.alarms,
+            *agent.health.alarms,
+            *agent.movers.alarms,
             *differing({agent.me: self.word(), **words}),
             *self._too_little(self.view()),
         ]
@@ -71,6 +73,7 @@ class Answers:
         return status.status(
             self.view(), self._own_sync(), words, found, self.registration_counts(),
             self.reports.under_way(), 0 if switch is None else switch.orphans, self.stale(),
+            agent.health.sensors.words(),
         )  # fmt: skip
 
     def stale(self) -> bool:
@@ -120,6 +123,8 @@ class Answers:
             agent.comparison.digest,
             agent.comparison.differences(agent.owners()),
             {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason},
+            agent.health.sensors.words(),
+            agent.health.known_moves(),
         )
 
     def _own_sync(self) -> schema.Sync:
@@ -129,6 +134,11 @@ class Answers:
         fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
         running = "replication" not in agent.problems
         return status.own_sync(agent.owners(), agent.me, fresh, running)
+
+    def health_reasons(self) -> list[str]:
+        """What takes from whose health, and what this node does about it."""
+        words = self._agent.peers.words if self._agent.peers is not None else {}
+        return self._agent.health.why(self.view(), words)
 
     def about(self) -> schema.About:
         """Which daemon this is."""
@@ -218,4 +228,6 @@ class Answers:
             counts |= {f"sync_{k}": v for k, v in replicator.status().counters.items()}
         if self._agent.shared is not None:
             counts |= self._agent.shared.counters()
+        counts |= self._agent.movers.counters()
+        counts |= {f"health_moves_{k}": n for k, n in self._agent.health.moves.items()}
         return counts

@@ -68,6 +68,7 @@ class Source(Protocol):
     def counters(self) -> dict[str, int]: ...
     def known_reports(self) -> list[schema.Report]: ...
     def outside(self) -> Outside: ...
+    def health_reasons(self) -> list[str]: ...
 
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -146,7 +147,7 @@ class Commands:
         return self._source.about()
 
     async def _rank(self, params: dict[str, Any]) -> schema.Rank:
-        return status.rank(self._source.view(), self._source.stale())
+        return status.rank(self._source.view(), self._source.stale(), self._source.health_reasons())
 
     async def _history(self, params: dict[str, Any]) -> list[schema.Decision]:
         return self._source.history.last(number(params, "count", 100, 10_000))

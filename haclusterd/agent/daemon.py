@@ -21,9 +21,12 @@ from haclusterd.agent.assembly import local_switch, why_without
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.commands import Commands
 from haclusterd.agent.comparison import Comparison
+from haclusterd.agent.facts import facts_of
 from haclusterd.agent.freeswitch import FreeswitchLife
+from haclusterd.agent.health import NodeHealth
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
+from haclusterd.agent.movers import Movers
 from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
@@ -36,7 +39,7 @@ from haclusterd.agent.replication import AgentReplicator, mesh_config
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
 from haclusterd.agent.shared import shared_with
-from haclusterd.agent.standing import Facts, judge
+from haclusterd.agent.standing import judge
 from haclusterd.agent.syncing import tell_repairs
 from haclusterd.agent.traces import Traces
 from haclusterd.agent.voters import Voters
@@ -89,8 +92,9 @@ class Agent:
         self.operators.voters = self.voters
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
+        self.movers = Movers(config, self.link.send, self.history, self.changed)
         self.recoveries = Recoveries(
-            self.spec, self.replicator, self.history, self.reports, self.link.send,
+            self.spec, self.replicator, self.history, self.reports, self.movers.ended,
             config.recovery, lambda: why_without(config, self.problems),
         )  # fmt: skip
         self.services = Services(
@@ -105,6 +109,10 @@ class Agent:
         self.renewal = Renewal(config, self.replicator, self.events, self.history)
         self.answers = Answers(self)
         self.notices = Notices(config, self.answers, self.changed)
+        self.health = NodeHealth(
+            config, lambda: self._view, self.history, self.changed,
+            lambda: self.peers.words if self.peers is not None else {}, self.operators.switchover,
+        )  # fmt: skip
         self.life: FreeswitchLife | None = None
         self.peers: Peers | None = None
         self._view: View | None = None
@@ -136,7 +144,9 @@ class Agent:
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
         self.notices.start()
+        self.health.start()
         self._stops += [self.traces.stop, self.orders.stop, self.notices.stop]
+        self._stops += [self.health.stop, self.movers.stop]
         self._api = Api(self.config.api.socket, Commands(self.answers))
         self._keep_trying("api", self._api.start)
         if self.config.api.http_port:
@@ -249,6 +259,8 @@ class Agent:
                     switch.set_fenced(service.name, True)
             await switch.start()
             self._stops.append(switch.stop)
+            await self.health.sensors.attach(switch.connection)
+            self._stops.append(self.health.sensors.detach)
             if self.shared is not None:
                 self._stops.append(self.shared.stop)
                 await self.shared.start(section, switch.connection, read_password(section))
@@ -274,6 +286,7 @@ class Agent:
             case Decided():
                 self._decided(message)
             case Recover():
+                self.movers.recover(message)
                 self._take_view()  # what heart saw before tells when the fault was
                 self.services.recover(message)
                 if self.shared is not None:
@@ -315,6 +328,7 @@ class Agent:
         self.services.observe(view)
         self.orders.observe(view)
         self.events.seen(view.at_us)
+        self.movers.observe(view)
         if self.shared is not None:
             self.shared.observe(view)
         self.changed()
@@ -345,37 +359,12 @@ class Agent:
 
     def _send_report(self) -> None:
         """Send what changed; an unchanged word is repeated, because it says that we live."""
-        report = judge(self.spec, self._facts())
+        report = judge(self.spec, facts_of(self, self._orphaned_us))
         due = now_us() - self._reported_us >= int(REPORT_S * 900_000)
         if due or report != self._report:
             self._report = report
             self._reported_us = now_us()
             self.link.send(report)
-
-    def _facts(self) -> Facts:
-        life, replicator = self.life, self.replicator
-        switch = life.switch if life is not None else None
-        section = self.config.freeswitch
-        names = [service.name for service in self.spec.services]
-        now = now_us()
-        return Facts(
-            freeswitch=section is not None and not self.config.node.witness,
-            watched=section is not None and section.esl_port != 0,
-            process=life.process if life is not None else None,
-            esl_up=switch is not None and switch.up,
-            problem=self.problems.get("freeswitch", "") or (switch.problem if switch else ""),
-            health_state=switch.health.state if switch is not None else "up",
-            calls=switch.calls if switch is not None else 0,
-            own_calls={n: replicator.own_calls(n) for n in replicator.owned()}
-            if replicator is not None else {},
-            owners=self.owners(),
-            orphaned_s={n: (now - at_us) / 1e6 for n, at_us in self._orphaned_us.items()},
-            freshness={n: replicator.freshness(n) for n in names} if replicator else {},
-            profiles=life.profiles if life is not None else {},
-            lacking=self.comparison.differences(self.owners()).lacking,
-            busy={n: self.services.busy(n) for n in names},
-            replicating=self.problems.get("replication", ""),
-        )  # fmt: skip
 
     def owners(self) -> dict[str, tuple[str, int]]:
         """(owner, epoch) by service; owner empty while nobody has it."""

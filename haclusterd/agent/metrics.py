@@ -29,6 +29,7 @@ class Metric(NamedTuple):
 
 
 _LINK = ("node", "address")
+SENSOR_STATES = {"ok": 0, "warn": 1, "critical": 2}
 CATALOG = (
     Metric("info", "gauge", "1; which daemon answers", ("cluster", "node", "version")),
     Metric("view_age_seconds", "gauge", "how old heart's word on the cluster is"),
@@ -53,6 +54,8 @@ CATALOG = (
     Metric("node_health", "gauge", "0 unusable to 100", ("node",)),
     Metric("node_sync_state", "gauge", "1 for the state of the node's worst copy: `in-sync`, "
            "`syncing`, `suspended`, `none`", ("node", "state")),
+    Metric("sensor_state", "gauge", "0 ok, 1 warn, 2 critical, -1 unknown or not applicable",
+           ("node", "sensor")),
     Metric("node_sync_lag_seconds", "gauge", "lag of the node's worst copy", ("node",)),
     Metric("registrations", "gauge", "registrations this node knows: `own` made here, `copy` those "
            "of others", ("here",)),
@@ -76,8 +79,9 @@ CATALOG = (
     Metric("dns_updates", "counter", "updates of a DNS name: `done`, `failed`",
            ("name", "outcome")),
     Metric("events", "counter", "what only counts up in the agent: decisions, replication's "
-           "counters, ESL logins, events lost on the way (`esl_events_dropped`), calls that no "
-           "other node could recover (`calls_refused`)", ("event",)),
+           "counters, hand-overs by health, movers, ESL logins, events lost on the way "
+           "(`esl_events_dropped`), calls that no other node could recover (`calls_refused`)",
+           ("event",)),
 )  # fmt: skip
 
 
@@ -182,6 +186,9 @@ def _nodes(sheet: Sheet, status: Status) -> None:
         sheet.put("node_capacity", node.capacity, node.id)
         sheet.put("node_health", node.health, node.id)
         sheet.put("node_sync_state", 1, node.id, node.sync.state)
+        for sensor in node.sensors:
+            state = SENSOR_STATES.get(sensor.state, -1)
+            sheet.put("sensor_state", state, node.id, sensor.name)
         sheet.put("node_sync_lag_seconds", node.sync.lag_ms / 1000, node.id)
         for link in node.links:
             sheet.put("link_up", link.up, node.id, link.address)

@@ -14,7 +14,8 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.comparison import Comparison, Differences
-from haclusterd.agent.schema import Report, Sync
+from haclusterd.agent.hand_over import Move
+from haclusterd.agent.schema import Report, SensorState, Sync
 from haclusterd.core.agreed import AgreedWord
 from haclusterd.freeswitch import capabilities
 from haclusterd.sync.rpc import RequestFailed
@@ -38,6 +39,8 @@ class Word(msgspec.Struct, frozen=True):
     capabilities: str = ""  # digest; who knows another one asks for the whole
     differences: Differences = Differences()
     unready: dict[str, str] = {}  # service -> why it could not take it over now
+    sensors: list[SensorState] = []
+    moves: list[Move] = []  # by health, of any node, as far as it knows
 
 
 class Asking(Protocol):

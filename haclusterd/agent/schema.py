@@ -69,6 +69,19 @@ class Sync(msgspec.Struct, frozen=True):
     lag_ms: int
 
 
+class SensorState(msgspec.Struct, frozen=True):
+    """`state` in ok, warn, critical, unknown (it cannot be told), idle (it does not apply now);
+    `takes` is what it takes from the health; `since` is empty before the first change."""
+
+    name: str
+    kind: str
+    state: str
+    text: str
+    takes: int
+    required: bool
+    since: str
+
+
 class Node(msgspec.Struct, frozen=True):
     """`rank` is 0 for the primary slave and null for a node that could not take over now."""
 
@@ -83,6 +96,7 @@ class Node(msgspec.Struct, frozen=True):
     sync: Sync
     version: str
     witness: bool = False  # it votes only
+    sensors: list[SensorState] = []
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -176,6 +190,7 @@ class Rank(msgspec.Struct, frozen=True, omit_defaults=True):
     why: list[str]
     not_ready: dict[str, str]  # this node: service -> why it could not take it over
     stale: bool = False
+    health: list[str] = []  # what takes from whose health, and what this node does about it
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -43,6 +43,8 @@ class Facts:
     lacking: Mapping[str, str] = field(default_factory=dict)
     busy: Mapping[str, str] = field(default_factory=dict)
     replicating: str = ""  # why replication does not run, empty if it does
+    ailing: int = 0  # what its sensors take from this node's health
+    unfit: str = ""  # by a sensor without which it shall take nothing over
 
 
 def judge(spec: ClusterSpec, facts: Facts) -> LocalReport:
@@ -60,7 +62,7 @@ def judge(spec: ClusterSpec, facts: Facts) -> LocalReport:
     return LocalReport(
         freeswitch_up=up,
         pid=process.pid,
-        health=_health(facts),
+        health=max(0, _health(facts) - facts.ailing),
         load=load,
         calls=facts.calls,
         syncing=syncing,
@@ -103,13 +105,15 @@ def _reason(spec: ClusterSpec, facts: Facts, k: int) -> str:
     name = spec.services[k].name
     if spec.nodes[spec.me].witness:
         return "a witness only votes"
+    owner = facts.owners.get(name, ("", 0))[0]
+    if facts.unfit and owner != spec.nodes[spec.me].id and not _is_abandoned(facts, name):
+        return facts.unfit
     if not facts.freeswitch:
         return ""
     if not _is_up(facts):
         return "FreeSWITCH does not run here: start it"
     if facts.health_state == "hung":
         return "FreeSWITCH hangs here: it answers no status probe"
-    owner = facts.owners.get(name, ("", 0))[0]
     if owner == spec.nodes[spec.me].id or not facts.watched or not spec.services[k].profiles:
         return ""
     if not facts.esl_up or facts.problem:

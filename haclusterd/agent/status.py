@@ -33,15 +33,16 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
            alarms: Sequence[schema.Alarm] = (),
            registrations: schema.Registered | None = None,
            recovering: Mapping[str, schema.Progress] | None = None,
-           orphans: int = 0, stale: bool = False) -> schema.Status:  # fmt: skip
-    """`status --json`. `alarms` are the agent's own, beside heart's."""
+           orphans: int = 0, stale: bool = False,
+           sensors: Sequence[schema.SensorState] = ()) -> schema.Status:  # fmt: skip
+    """`status --json`. `alarms` and `sensors` are the agent's own, beside heart's word."""
     under_way = recovering or {}
     return schema.Status(
         cluster=view.cluster,
         node=view.node,
         quorum=schema.Quorum(view.policy, view.voters, view.reachable, view.quorate),
         rank_hash=f"{view.rank_hash:08x}",
-        nodes=[_node(node, view, own, words) for node in view.nodes],
+        nodes=[_node(node, view, own, words, sensors) for node in view.nodes],
         services=[_service(s, under_way.get(s.name)) for s in view.services],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
         paused=_paused(view),
@@ -75,11 +76,15 @@ def _paused(view: View) -> schema.Paused | None:
     return schema.Paused(view.pause.by, left_s)
 
 
-def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word]) -> schema.Node:
+def _node(
+    node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word],
+    mine: Sequence[schema.SensorState],
+) -> schema.Node:  # fmt: skip
     here = node.id == view.node
     unreadable = {t.address: t.unreadable_now for t in view.peer_tallies if t.node == node.id}
     word = words.get(node.id)
     sync = own if here else (word.sync if word is not None else _NONE)
+    sensors = mine if here else (word.sensors if word is not None else ())
     version = __version__ if here else (word.version if word is not None else "")
     links = [
         schema.Link(
@@ -103,10 +108,11 @@ def _node(node: NodeView, view: View, own: schema.Sync, words: Mapping[str, Word
         sync=sync,
         version=version,
         witness=node.witness,
+        sensors=list(sensors),
     )
 
 
-def rank(view: View, stale: bool = False) -> schema.Rank:
+def rank(view: View, stale: bool = False, health: Sequence[str] = ()) -> schema.Rank:
     """`rank --json`."""
     slaves = sorted((n for n in view.nodes if n.rank >= 0), key=lambda n: n.rank)
     return schema.Rank(
@@ -116,6 +122,7 @@ def rank(view: View, stale: bool = False) -> schema.Rank:
         why=list(view.why),
         not_ready={s.name: s.reason for s in view.services if s.reason and s.owner != view.node},
         stale=stale,
+        health=list(health),
     )
 
 

@@ -14,6 +14,7 @@ from haclusterd.cli import tables
 from haclusterd.cli.checks import FAILED, OK, WARNING, Check, HostProbe, host_checks
 from haclusterd.cli.checks_freeswitch import freeswitch_checks
 from haclusterd.cli.checks_peers import peer_checks
+from haclusterd.cli.checks_watching import watching_checks
 from haclusterd.cli.client import Client, NotReachable, Refused
 from haclusterd.cli.main import DONE
 from haclusterd.cli.main import FAILED as EXIT_FAILED
@@ -53,6 +54,7 @@ def examine(path: Path, node: str | None, socket: Path | None, host: HostProbe) 
     checks += peer_checks(config, host, status)
     if not config.node.witness:
         checks += asyncio.run(freeswitch_checks(config, host))
+        checks += asyncio.run(watching_checks(config))
     return [*checks, *daemon]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from haclusterd.cli.drawing import timeline
 from haclusterd.cli.show import Part, Table, cell
 
-_NUMBERS = frozenset({"rank", "calls", "health", "epoch", "lag ms", "rtt ms", "acked", "head",
-                      "snapshots", "have", "want", "at ms", "gap ms", "version", "number",
+_NUMBERS = frozenset({"rank", "calls", "health", "takes", "epoch", "lag ms", "rtt ms", "acked",
+                      "head", "snapshots", "have", "want", "at ms", "gap ms", "version", "number",
                       "outage ms", "recovered", "lost", "%", "eta s"})  # fmt: skip
 _VERDICTS_SHOWN = 20
 
@@ -47,7 +47,20 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
               services, _NUMBERS),
         _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
+    drawn += [] if watched else _sensors(found["nodes"])
     return [head, *registered, *alarms, *(drawn[::-1] if watched else drawn)]
+
+
+def _sensors(nodes: Sequence[dict[str, Any]]) -> list[Table]:
+    """Of all nodes, those that have something to say."""
+    rows = [
+        [node["id"], one["name"], one["kind"], one["state"], cell(one["takes"]), one["text"]]
+        for node in nodes
+        for one in node.get("sensors", ())
+        if one["state"] not in ("ok", "idle")
+    ]
+    headers = ["node", "sensor", "kind", "state", "takes", "what it says"]
+    return [Table("sensors", headers, rows, _NUMBERS)] if rows else []
 
 
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
@@ -114,7 +127,7 @@ def rank(found: dict[str, Any], why: bool) -> list[Part]:
         Table("who would take over", ["service", "in this order"], line),
     ]
     if why:
-        parts += ["", *found["why"]]
+        parts += ["", *found["why"], *found.get("health", ())]
         parts += [f"this node cannot take {s}: {r}" for s, r in found["not_ready"].items()]
     return parts
 

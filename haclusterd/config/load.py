@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haclusterd.config import identity, notices, recovering, rules, sections
+from haclusterd.config import identity, notices, recovering, rules, sections, sensors
 from haclusterd.config.model import (
     NODE_PLACEHOLDER,
     SOCKET_NAME,
@@ -30,7 +30,7 @@ REVISION_MAX = 1_000_000_000
 
 SECTIONS = [
     "cluster", "timing", "freeswitch", "recovery", "sync", "heartbeat", "api", "node", "service",
-    "hook", "dns",
+    "hook", "dns", "health", "sensor",
 ]  # fmt: skip
 
 
@@ -178,6 +178,7 @@ class _Reader:
             api=api,
             nodes=nodes,
             services=_services(texts, nodes),
+            movers=tuple(text.mover for text in texts if text.mover is not None),
             run_dir=api.socket.parent,
         )
         document = {
@@ -192,6 +193,21 @@ class _Reader:
         }
         return self._with_notices(dataclasses.replace(config, document=document))
 
+    def _with_sensors(self, config: Config) -> Config:
+        """And what it watches of itself."""
+        health, changed = sensors.read_health(self._table("health"))
+        read = [sensors.read_sensor(section) for section in self._tables("sensor", "name")]
+        found = tuple(sensor for sensor, _ in read)
+        document = dict(config.document)
+        if changed:
+            document["health"] = changed
+        if read:
+            document["sensor"] = [written for _, written in read]
+        ids = [node.id for node in config.nodes]
+        esl = config.freeswitch is not None and config.freeswitch.esl_port != 0
+        sensors.check(found, health, ids, esl, self._problems)
+        return dataclasses.replace(config, health=health, sensors=found, document=document)
+
     def _with_recovery(self, config: Config) -> Config:
         """And what becomes of calls."""
         recovery, changed = recovering.read_recovery(self._table("recovery"))
@@ -201,8 +217,8 @@ class _Reader:
         return dataclasses.replace(config, recovery=recovery, document=document)
 
     def _with_notices(self, config: Config) -> Config:
-        """And whom it tells outside of the cluster; what becomes of calls; warnings."""
-        config = self._with_recovery(config)
+        """And whom it tells outside of the cluster; calls, sensors; warnings."""
+        config = self._with_sensors(self._with_recovery(config))
         hooks = [notices.read_hook(s, self._base) for s in self._tables("hook", "name")]
         records = [notices.read_dns(s, self._base) for s in self._tables("dns", "name")]
         found = dataclasses.replace(

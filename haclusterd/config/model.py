@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.config.recovering import RecoverySection
+from haclusterd.config.watching import HealthSection, Mover, Sensor
 from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, ServiceSpec, Timing
 from haclusterd.core.text import brief, printable
 
@@ -152,6 +153,9 @@ class Config:
     recovery: RecoverySection = field(default_factory=RecoverySection)
     hooks: tuple[Hook, ...] = ()
     dns: tuple[Dns, ...] = ()
+    movers: tuple[Mover, ...] = ()
+    health: HealthSection = field(default_factory=HealthSection)
+    sensors: tuple[Sensor, ...] = ()
     state_dir: Path = STATE_DIR
     me: int = -1
     revision: int = 1  # of the set of nodes
@@ -182,6 +186,15 @@ class Config:
             state_dir=run_dir or _fill(self.state_dir, node),
             freeswitch=_fill_freeswitch(self.freeswitch, node),
             hooks=tuple(_fill_hook(hook, node) for hook in self.hooks),
+            movers=tuple(_fill_mover(mover, node) for mover in self.movers),
+            sensors=tuple(
+                dataclasses.replace(
+                    sensor,
+                    path=sensor.path.replace(NODE_PLACEHOLDER, node),
+                    exec=_fill_words(sensor.exec, node),
+                )
+                for sensor in self.sensors
+            ),
             dns=tuple(
                 dataclasses.replace(record, key_file=_fill(record.key_file, node))
                 for record in self.dns
@@ -193,6 +206,20 @@ def _fill(path: Path, node: str) -> Path:
     return Path(str(path).replace(NODE_PLACEHOLDER, node))
 
 
+def _fill_words(words: tuple[str, ...], node: str) -> tuple[str, ...]:
+    return tuple(word.replace(NODE_PLACEHOLDER, node) for word in words)
+
+
+def _fill_mover(mover: Mover, node: str) -> Mover:
+    return dataclasses.replace(
+        mover,
+        mover_add=_fill_words(mover.mover_add, node),
+        mover_remove=_fill_words(mover.mover_remove, node),
+        mover_check=_fill_words(mover.mover_check, node),
+        mover_dry_run=_fill_words(mover.mover_dry_run, node),
+    )
+
+
 def _fill_freeswitch(section: FreeSwitch | None, node: str) -> FreeSwitch | None:
     if section is None:
         return None
@@ -201,7 +228,7 @@ def _fill_freeswitch(section: FreeSwitch | None, node: str) -> FreeSwitch | None
         esl_password_file=_fill(section.esl_password_file, node),
         core_db=_fill(section.core_db, node),
         pid_file=_fill(section.pid_file, node),
-        start_command=tuple(word.replace(NODE_PLACEHOLDER, node) for word in section.start_command),
+        start_command=_fill_words(section.start_command, node),
     )
 
 
@@ -211,7 +238,7 @@ def _fill_hook(hook: Hook, node: str) -> Hook:
 
     return dataclasses.replace(
         hook,
-        exec=tuple(word.replace(NODE_PLACEHOLDER, node) for word in hook.exec),
+        exec=_fill_words(hook.exec, node),
         secret_file=filled(hook.secret_file),
         ca_file=filled(hook.ca_file),
         smtp_password_file=filled(hook.smtp_password_file),
@@ -237,6 +264,7 @@ def effective(config: Config) -> dict[str, Any]:
         used = dataclasses.asdict(config.freeswitch)
         shown["freeswitch"] = json.loads(json.dumps(used, default=str))
     shown["recovery"] = dataclasses.asdict(config.recovery)
+    shown["health"] = dataclasses.asdict(config.health)
     shown["node_id"] = config.nodes[config.me].id if config.me >= 0 else None
     shown["file"] = str(config.path)
     shown["run_dir"] = str(config.run_dir)

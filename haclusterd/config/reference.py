@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from haclusterd.config import sensor_meanings
 from haclusterd.config.load import SECTIONS, read_document
 from haclusterd.config.presets import PRESETS
 from haclusterd.config.reading import Asked, Problems
@@ -47,6 +48,9 @@ SECTION_TEXTS = {
     "and `email`: [hooks.md](hooks.md). Optional.",
     "dns": "One `[[dns]]` for each DNS name that holds the addresses in service, by RFC 2136 "
     "updates: [dns.md](dns.md). Optional.",
+    "health": "What follows from a node's health: [sensors.md](sensors.md).",
+    "sensor": "One `[[sensor]]` for each thing that a node watches of itself: "
+    "[sensors.md](sensors.md). Optional.",
 }
 MEANINGS = {
     "cluster.name": "Goes into every beat: clusters with other names do not hear each other, also "
@@ -185,12 +189,13 @@ MEANINGS |= {
     "moves them, and changes nothing here. They come back at once.",
     "dns.services": "Whose addresses. Left out: those of all services.",
 }
+MEANINGS |= sensor_meanings.MEANINGS
 TYPES = {str: "string", int: "integer", bool: "boolean", list: "array of strings"}
 # Just enough of a file for every reader to be asked.
 _SAMPLE: dict[str, Any] = {
-    "freeswitch": {}, "node": [{}], "service": [{}], "hook": [{}], "dns": [{}],
+    "freeswitch": {}, "node": [{}], "service": [{}], "hook": [{}], "dns": [{}], "sensor": [{}],
 }  # fmt: skip
-ARRAYS = ("node", "service", "hook", "dns")
+ARRAYS = ("node", "service", "hook", "dns", "sensor")
 
 
 def asked() -> list[Asked]:

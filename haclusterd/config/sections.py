@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.config.model import ESL_BACKENDS, NODE_PLACEHOLDER, Api, FreeSwitch
+from haclusterd.config.movers import read_mover
 from haclusterd.config.presets import KEYS, MS_MAX, PRESETS, broken_rules
 from haclusterd.config.reading import NAME, NAME_RULE, Section
 from haclusterd.core.model import AddressSpec, NodeSpec
@@ -203,6 +204,7 @@ class ServiceText:
                 section.note("profiles", f'"{profile}" cannot serve as a name', NAME_RULE)
         self.preferred = section.text("preferred", "", "the id of a node")
         self.priority = section.integer("priority", 10, 0, 65535)
+        self.mover, self._mover_document = read_mover(section, self.name)
         section.finish()
 
     def document(self) -> Document:
@@ -212,6 +214,7 @@ class ServiceText:
             "profiles": list(self.profiles),
             "preferred": self.preferred,
             "priority": self.priority,
+            **self._mover_document,  # only where it is: see `load`
         }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECOVERY_US = (20_000, 300_000)
 RESTART_US = (1_000_000, 3_000_000)
+TURN_US = 5_000_000  # in the first one everybody is well
 
 
 class Telephony:
@@ -45,7 +46,13 @@ class Telephony:
             return
         up = self.up
         services = tuple(inp.ServiceReport(up, "", 0) for _ in self.host.spec.services)
-        self.host.todo.append(inp.LocalReport(up, 1, 100 if up else 0, 0, 0, False, services))
+        health = self._health() if up else 0
+        self.host.todo.append(inp.LocalReport(up, 1, health, 0, 0, False, services))
+
+    def _health(self) -> int:
+        """Of a node that comes back one in four is impaired: that may only reorder (MS4)."""
+        turn = self.host.world.now // TURN_US
+        return 40 if turn and (turn + self.host.me) % 4 == 0 else 100
 
     def has(self, k: int) -> bool:
         """The calls of the service are here, or it is known that they are lost."""

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(20)
 STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "paused",
                "marked_dead", "registrations", "revision", "orphans", "stale"]  # fmt: skip
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
-             "version", "witness"]  # fmt: skip
+             "version", "witness", "sensors"]  # fmt: skip
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def answers(calls: int, orders_problem: str = "") -> list[str]:
     agent = Bare(
         problems={}, me="fs-a", view=lambda: word, spec=spec(), config=Bare(),
         notices=Bare(alarms=[]), orders=Bare(problem=orders_problem), reports=Bare(under_way=dict),
+        health=Bare(alarms=[], sensors=Bare(words=list)), movers=Bare(alarms=[]),
     )  # fmt: skip
     one = Answers(cast(Any, agent))
     one.word = lambda: Word("1", Sync("in-sync", 0))  # type: ignore[method-assign]
@@ -113,7 +114,8 @@ def test_what_heart_itself_finds() -> None:
     def heart(fence: str = "", nic: str = "", link: str = "", host: tuple[str, ...] = ()) -> Any:
         return SimpleNamespace(
             _parts=SimpleNamespace(complaints=host, fence=SimpleNamespace(fault="")),
-            _link_faults={0: link}, _tallies=SimpleNamespace(alarms=list),
+            _link_faults={0: link}, _tallies=SimpleNamespace(alarms=lambda behind: []),
+            loop=Bare(node=Bare(roll=Bare(known=1), spec=Bare(revision=1))),
             _addresses=SimpleNamespace(faults={"eth0": nic} if nic else {}),
             _executor=SimpleNamespace(fence_fault=fence),
         )  # fmt: skip

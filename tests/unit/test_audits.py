@@ -108,6 +108,7 @@ VALUES: dict[str, str | None] = {
     "node_calls": '{node="fs-b"} 3.0',
     "node_capacity": '{node="fs-b"} 1000.0',
     "node_health": '{node="fs-b"} 100.0',
+    "sensor_state": '{node="fs-a",sensor="nfs"} 2.0',
     "node_sync_state": '{node="fs-a",state="in-sync"} 1.0',
     "node_sync_lag_seconds": '{node="fs-a"} 0.25',
     "registrations": '{here="copy"} 6.0',
@@ -139,7 +140,9 @@ def world() -> View:
 def metrics_text() -> str:
     word = world()
     sync = schema.Sync("in-sync", 250)
-    shown = status.status(word, sync, {}, [], schema.Registered(5, 6, 0), {}, 4)
+    nfs = schema.SensorState("nfs", "mount", "critical", "/srv hangs", 60, True, "")
+    known = schema.Registered(5, 6, 0)
+    shown = status.status(word, sync, {}, [], known, {}, 4, sensors=[nfs])
     calls = schema.Calls(replicated=5, recovered=2, partial=2, lost=1, verdicts=[])
     report = schema.Report(
         number=1, at="2026-11-22T17:58:01.120Z", service="east", from_="fs-b", to="fs-a", epoch=9,

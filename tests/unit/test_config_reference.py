@@ -23,6 +23,7 @@ READ_AS = {
     "api.http": "http_port",
     "hook.smtp": "smtp_host",
     "dns.server": "server_host",
+    "service.mover": "movers",
     **{f"timing.{name}": name.replace("_ms", "_us") for name in PRESETS["lan"]},
 }
 # Enters a rule between the times, and nothing else.

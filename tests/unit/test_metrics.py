@@ -29,7 +29,9 @@ def seen() -> View:
 
 def text_of(word: View) -> str:
     registered = schema.Registered(3, 4, 0)
-    shown = status.status(word, schema.Sync("none", 0), {}, registrations=registered)
+    sensor = schema.SensorState("disk", "disk", "critical", "97 % used", 60, False, "")
+    none = schema.Sync("none", 0)
+    shown = status.status(word, none, {}, registrations=registered, sensors=[sensor])
     inside = metrics.Inside(word, ABOUT, [], {"decisions": 1}, 0, spec())
     outside = metrics.Outside({("pager", "failed"): 2}, {("sip.example.org", "done"): 4})
     return metrics.render(shown, inside, outside).decode()
@@ -55,6 +57,7 @@ def test_what_was_told_and_what_stands() -> None:
         'haclusterd_dns_updates_total{name="sip.example.org",outcome="done"} 4.0',
         'haclusterd_service_successors{service="east"} 2.0',
         "haclusterd_capacity_fits 1.0",
+        'haclusterd_sensor_state{node="fs-a",sensor="disk"} 2.0',
     ):
         assert line in text
 

@@ -183,5 +183,8 @@ class Large:
     def outside(self) -> Outside:
         return Outside({}, {})
 
+    def health_reasons(self) -> list[str]:
+        return ["fs-a: health 40: disk critical -60 (97 % used)"]
+
     def known_reports(self) -> list[schema.Report]:
         return self.told

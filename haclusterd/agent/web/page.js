@@ -104,6 +104,7 @@ function nodeCard(node) {
   const bad = up < node.links.length && !gone;
   const facts = [`${up} of ${count(node.links.length, "link")}`];
   if (!gone && !votes && !["none", "in-sync"].includes(node.sync.state)) facts.push(`copies ${node.sync.state}`);
+  if (!gone && !votes && node.health < 100) facts.push(`health ${node.health}`);
   if (!gone && !votes && node.sync.lag_ms > 0) facts.push(`lag ${ms(node.sync.lag_ms, 0)}`);
   const dots = node.links.map((link) => el("span", { class: "dot", "data-tone": gone ? "soft" : link.up ? "good" : "bad" }));
   const worry = bad || (!gone && !votes && node.sync.state === "suspended") ? "wait" : color;
@@ -118,6 +119,8 @@ function nodeCard(node) {
     ["role", node.role], ...(votes ? [] : [["health", `${node.health} of 100`], ["copies", copies(node.sync)]]),
     ["version", node.version || "not known"],
     ...node.links.map((link, k) => [`link ${k + 1}`, linkText(link)]),
+    ...(node.sensors || []).filter((one) => !["ok", "idle"].includes(one.state))
+      .map((one) => [`sensor ${one.name}`, `${one.state}: ${one.text}`]),
   ]);
 }
 
