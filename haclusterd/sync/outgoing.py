@@ -110,8 +110,9 @@ class Outgoing:
         elif lag_ms > self._lag_ms_max:
             state = "suspended"
         return OutgoingStatus(
-            own.stream.service, own.epoch, state, cursor.acked, own.head, lag_ms, cursor.snapshots
-        )
+            own.stream.service, own.epoch, state, cursor.acked, own.head, lag_ms, cursor.snapshots,
+            own.items.digest(),
+        )  # fmt: skip
 
 
 def now_ms() -> int:
