@@ -23,7 +23,7 @@ NAVIGATION = {
     ],
     "Operate": [
         "docs/runbook", "docs/upgrade", "docs/commands", "docs/configuration", "docs/security",
-        "docs/upstream", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "docs/events",
+        "docs/upstream", "docs/sensors", "docs/movers", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "docs/events",
         "contrib/README",
         "docs/esl-backends", "docs/trace",
     ],

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import nsmallest
 from typing import Protocol
 
+import msgspec
+
+from haclusterd.agent.protection import Protection
 from haclusterd.config import Config
 from haclusterd.core.records import CallRecord, Tombstone
-from haclusterd.core.replication import Item
+from haclusterd.core.replication import Ack, Item, Limits
 from haclusterd.core.view import View
 from haclusterd.keys import paths
+from haclusterd.sync.codec import Message
 from haclusterd.sync.collect import known
 from haclusterd.sync.replicator import UNPACK_SLICE, Replicator
+from haclusterd.sync.session import Session
+from haclusterd.sync.status import SyncStatus
 from haclusterd.sync.transport import Identity, MeshConfig
 
 
@@ -50,6 +56,27 @@ class Replication(Protocol):
 
 class AgentReplicator(Replicator):
     """Replicator of this node."""
+
+    def __init__(self, config: MeshConfig, incarnation: int, limits: Limits | None = None) -> None:
+        super().__init__(config, incarnation, limits)
+        self._protection = Protection(self.replicated)
+
+    def append(self, records: Iterable[CallRecord | Tombstone]) -> None:
+        records = list(records)
+        self._protection.logged(records)
+        super().append(records)
+
+    def session_message(self, session: Session, message: Message) -> None:
+        super().session_message(session, message)
+        if isinstance(message, Ack):
+            self._protection.acknowledged()
+
+    def status(self) -> SyncStatus:
+        p50, p99 = self._protection.quantiles_ms()
+        return msgspec.structs.replace(
+            super().status(), protected_ms_p50=p50, protected_ms_p99=p99,
+            protected=self._protection.total,
+        )  # fmt: skip
 
     def own_records(self, service: str) -> list[CallRecord]:
         """Live calls of an owned service, as they were last logged."""

@@ -1,8 +1,9 @@
 """Source 2 of call state: events say which leg changed, `uuid_dump` what it is now.
 
 For a FreeSWITCH whose core database the agent cannot read. The same interface and the same meaning
-as `calls.CallSource`; what a dump lacks is said in `synthesis`. Every dump is asked 250 ms after
-the event, because the ACK completes what the answer began and fires none (FREESWITCH.md 2.2).
+as `calls.CallSource`; what a dump lacks is said in `synthesis`. A dump is asked a little after the
+event, because the ACK completes what the answer began and fires none (FREESWITCH.md 2.2); where it
+has not come by then, again, later and later.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import NamedTuple
 from haclusterd.core.records import CallRecord, Tombstone
 
 from . import metadata, synthesis
-from .calls import TICK_S, TOMBSTONE_HOLD_MS, Change
+from .calls import TOMBSTONE_HOLD_MS, Change
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .esl_errors import EslError
 
 log = logging.getLogger(__name__)
 
-DUMP_AFTER_S = 0.25
+DUMP_AFTER_S = 0.06
+AGAIN_MAX_S = 2.0  # for the ACK; FreeSWITCH ends a call that gets none after 32 s
+TURN_S = 0.02  # changes that come together are told together
 DUMPS_AT_ONCE = 20
 LEGS_MAX = 100_000
 _CHANGES = (
@@ -59,6 +62,7 @@ class EslCallSource:
             name="calls", events=(*_CHANGES, "CHANNEL_HANGUP", "SHUTDOWN"), on_event=self._on_event
         )
         self._due: dict[str, float] = {}  # loop time at which a leg is dumped
+        self._again: dict[str, float] = {}  # how long a leg waits for its next dump for the ACK
         self._ending: dict[str, float] = {}  # loop time from which on a hang-up is an end
         self._known: dict[str, _Known] = {}
         self._fenced: set[str] = set()
@@ -171,11 +175,14 @@ class EslCallSource:
     def _plan(self, uuid: str, *, at_once: bool = False) -> None:
         if len(self._due) < LEGS_MAX:
             pause_s = 0.0 if at_once else self._dump_after_s
-            self._due[uuid] = asyncio.get_running_loop().time() + pause_s
+            due = asyncio.get_running_loop().time() + pause_s
+            # Events that come all the time must not put it off.
+            self._due[uuid] = min(due, self._due.get(uuid, due))
             self._work.set()
 
     def _hung_up(self, uuid: str) -> None:
         self._due.pop(uuid, None)
+        self._again.pop(uuid, None)
         self._refused.discard(uuid)
         known = self._known.get(uuid)
         if known is None or self._shutting_down or known.service in self._fenced:
@@ -194,7 +201,7 @@ class EslCallSource:
             if not self._due and not self._ending:
                 self._work.clear()
                 await self._work.wait()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(TURN_S)
             try:
                 await self._turn()
             except EslError as error:
@@ -230,6 +237,17 @@ class EslCallSource:
         for uuid in due:
             if self._due.get(uuid, now + 1) <= now:
                 del self._due[uuid]
+        for uuid, record in zip(due, found, strict=True):
+            self._look_again(uuid, record)
+
+    def _look_again(self, uuid: str, record: CallRecord | None) -> None:
+        """At a leg whose ACK has not come: without its tags nobody can recover it."""
+        if record is None or not metadata.untagged(record.metadata):
+            self._again.pop(uuid, None)
+            return
+        pause_s = self._again.get(uuid, self._dump_after_s)
+        self._again[uuid] = min(1.5 * pause_s, AGAIN_MAX_S)
+        self._due.setdefault(uuid, asyncio.get_running_loop().time() + pause_s)
 
     def _new(self, record: CallRecord) -> bool:
         self._ending.pop(record.uuid, None)

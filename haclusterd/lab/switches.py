@@ -151,6 +151,7 @@ class Switch:
             switchname=node_id,
             esl=EslConfig(port=ESL_PORT, password=ESL_PASSWORD),
             extensions={EXTENSION: "tone"},
+            media_pps=self._plan.media_pps,
         )
         path = self.directory / "emulator.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(config)))

@@ -152,7 +152,7 @@ class Outgoing:
         return OutgoingStatus(
             own.stream.service, own.epoch, state, cursor.acked, own.head, lag_ms, cursor.snapshots,
             self._data, have, want, percent(have, want), eta_ms,
-            (peer, own.stream.service) in self._overflowed,
+            (peer, own.stream.service) in self._overflowed, own.items.digest(),
         )  # fmt: skip
 
     def _state(self, cursor: Cursor, at_ms: int) -> tuple[str, int]:

@@ -31,6 +31,7 @@ class OutgoingStatus(msgspec.Struct, frozen=True):
     percent: int = 100
     eta_ms: int | None = None
     overflow: bool = False
+    digest: int = 0  # of what is live, as in the standby's store once it has all
 
 
 class IncomingStatus(msgspec.Struct, frozen=True):
@@ -97,7 +98,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class SyncStatus(msgspec.Struct, frozen=True):
-    """Everything. `waiting`: changes not sequenced yet; `ack_ms`: from logged to acknowledged."""
+    """Everything. `waiting`: changes not sequenced yet; `ack_ms`: from logged to acknowledged;
+    `protected_ms`: from the answer of a call to the acknowledgement of all that it takes."""
 
     node: str
     peers: list[PeerStatus]
@@ -108,3 +110,6 @@ class SyncStatus(msgspec.Struct, frozen=True):
     ack_ms_p50: int
     ack_ms_p99: int
     counters: dict[str, int]
+    protected_ms_p50: int = 0
+    protected_ms_p99: int = 0
+    protected: int = 0  # calls that this is of

@@ -204,3 +204,31 @@ async def test_another_process_resets_and_a_missed_hang_up_is_found(switch: Swit
         await until(lambda: told.resets == 1)
         await asyncio.sleep(0.15)
         assert told.dead == ["b"]
+
+
+async def test_e1_a_call_is_asked_for_until_its_ack_has_come(switch: Switch) -> None:
+    """It fires no event, and without the dialog's tag nobody can recover the call."""
+    told = Told()
+    whole = dump()["variable_sip_full_to"]
+    async with following(switch, told):
+        switch.answer("a", variable_sip_full_to=whole.partition(";tag=")[0])
+        await until(lambda: told.live == ["a"])
+        await asyncio.sleep(0.15)
+        assert told.live == ["a"], "told once"
+        switch.legs["a"]["variable_sip_full_to"] = whole  # no event
+        await until(lambda: told.live == ["a", "a"])
+        asked = switch.received.count("api uuid_dump a json")
+        await asyncio.sleep(0.3)
+        assert switch.received.count("api uuid_dump a json") == asked, "and no more"
+
+
+async def test_events_without_end_put_off_nothing(switch: Switch) -> None:
+    told = Told()
+    async with following(switch, told):
+        switch.answer("a")
+        for _ in range(60):
+            switch.event("CHANNEL_EXECUTE", "a")
+            await asyncio.sleep(0.01)
+            if told.live:
+                break
+        assert told.live == ["a"]
