@@ -16,6 +16,7 @@ from haclusterd.core.replication import (
     SnapshotBegin,
     SnapshotEnd,
     StreamId,
+    bucket,
 )
 from haclusterd.core.standby import ServiceCopies, StreamCopy
 
@@ -144,3 +145,36 @@ def items_of(*uuids: str) -> ItemSet:
     for uuid in uuids:
         items.merge(item(uuid), 0)
     return items
+
+
+def test_whoever_watches_a_walk_hears_what_changes_and_a_recount_mends_what_is_kept_up() -> None:
+    items = ItemSet()
+    touched: set[int] = set()
+    items.watchers.append(touched)
+    items.merge(item("u"), 0)
+    items.merge(item("v", 2, dead=True), 0)
+    assert touched == {bucket("u"), bucket("v")}
+    right = (list(items.marks), items.live, items.bytes)
+    items.marks, items.live, items.bytes = [7] * len(items.marks), 9, 9
+    items.graves["unknown"] = 0
+    items.recount()
+    assert (items.marks, items.live, items.bytes) == right
+    assert set(items.graves) == {"v"}
+
+
+def test_the_buffer_says_from_where_it_tells_everything() -> None:
+    log = SequencedLog(A1, Limits(buffer_entries=4))
+    assert log.kept_from == 0
+    for number in range(10):
+        log.append(item(f"u{number}"), 0)
+    assert log.since(log.kept_from)
+    assert log.since(log.kept_from - 1) is None
+
+
+def test_the_time_left_of_a_snapshot_is_by_its_pace_so_far() -> None:
+    copy = StreamCopy(A1, 9, Limits())
+    assert copy.left_ms(0) is None
+    copy.begin(SnapshotBegin(A1, 9, 4, 1, True), 1_000)
+    assert copy.left_ms(1_000) is None, "nothing has come yet"
+    copy.chunk(Chunk(A1, [item("u")]), 1_100)
+    assert copy.left_ms(1_100) == 300
