@@ -162,8 +162,11 @@ def test_an_ill_master_hands_over_its_calls_and_is_told_why(
     assert any("fs-a hands east1 over to fs-b: health 40 by told" in text for text in said)
     alarms = [a["text"] for a in (watched.nodes["fs-a"].status() or {})["alarms"]]
     assert any("told on fs-a is critical" in text for text in alarms)
+    netns.wait_for(
+        lambda: watched.nodes["fs-c"].api("rank")["slaves"] == ["fs-c", "fs-a"],
+        20.0, "fs-a to be a slave, and the last one: it is impaired",
+    )  # fmt: skip
     why = json.loads(watched.nodes["fs-c"].ctl("rank", "--why").stdout)
-    assert why["slaves"] == ["fs-c", "fs-a"], "an impaired one comes last"
     assert any(line.startswith("fs-a: health 40: told critical -60") for line in why["health"])
 
 
