@@ -32,8 +32,8 @@ def consider(node: Node, now_us: int, out: list[Action]) -> None:
     patience_us = node.spec.relinquish_us
     if not patience_us:
         return
-    words = facts(node, now_us)
-    found = None if _is_busy(node, now_us) else spare(node.spec, words)
+    words = () if _is_busy(node, now_us) else facts(node, now_us)
+    found = spare(node.spec, words) if words else None
     chosen = found.node if found is not None else -1
     if chosen != node.spare_node:
         node.spare_node, node.spare_since_us = chosen, now_us

@@ -16,10 +16,12 @@ _UNDER_WAY = (State.CLAIMING, State.ACQUIRING, State.OWNED)
 
 def odd_config(node: Node) -> bool:
     """Most of the others run another configuration: then this node claims nothing."""
-    others = [p.config_hash for n, p in enumerate(node.peers) if n != node.spec.me and p.alive]
-    known = (node.spec.config_hash, *node.roll.kin)
-    differing = sum(1 for h in others if h not in known)
-    return differing * 2 > len(others)
+    me, mine, kin = node.spec.me, node.spec.config_hash, node.roll.kin
+    balance = 0  # plain, because it is asked with every beat
+    for n, peer in enumerate(node.peers):
+        if peer.alive and n != me:
+            balance += 1 if peer.config_hash != mine and peer.config_hash not in kin else -1
+    return balance > 0
 
 
 def _entry(node: Node, service: Service, able: bool) -> ServiceEntry:
@@ -106,12 +108,10 @@ def refresh(node: Node, now_us: int) -> None:
 
 def watch_rank(node: Node, now_us: int) -> None:
     """Since when another node ranks the slaves otherwise; who counts by another set does."""
-    same = all(
-        p.rank_hash == node.rank_hash
-        for n, p in enumerate(node.peers)
-        if n != node.spec.me and p.alive and p.revision == node.spec.revision
-    )
-    if same:
-        node.rank_differs_us = NEVER
-    elif node.rank_differs_us == NEVER:
-        node.rank_differs_us = now_us
+    me, revision, mine = node.spec.me, node.spec.revision, node.rank_hash
+    for n, peer in enumerate(node.peers):
+        if peer.rank_hash != mine and peer.alive and n != me and peer.revision == revision:
+            if node.rank_differs_us == NEVER:
+                node.rank_differs_us = now_us
+            return
+    node.rank_differs_us = NEVER

@@ -41,6 +41,7 @@ class Open(msgspec.Struct, frozen=True):
     service: int
 
 
+_Received, _TICK = inp.Received, inp.Tick()  # looked up and made once: most of all turns
 _SWIFT = (act.SendBeat, act.Decided)  # no stop just before these: it would tell nothing new
 
 
@@ -227,23 +228,25 @@ class Host(Member):
             batch.extend(self.todo)
             self.todo.clear()
         for _ in range(min(TURN_INPUTS_MAX, len(queue))):
-            batch.append(inp.Received(*queue.popleft()))
+            link, beat = queue.popleft()
+            batch.append(_Received(link, beat))
 
     def _advance(self, t: int) -> bool:
         """Go on with the turn; False where the nemesis stopped or killed the process."""
         node, actions, results, batch = self.node, self.actions, self.results, self.batch
         if node is None:
             return True
+        world, now_us = self.world, self.now_us
         while True:
             while actions:
                 action = actions.popleft()
-                if self.world.failpoint is not None:
-                    outcome = self.world.failpoint.strikes(self, t, action)
+                if world.failpoint is not None:
+                    outcome = world.failpoint.strikes(self, t, action)
                     if outcome == "stop":
                         return False
                     if outcome == "next":
                         continue
-                if self.world.has_boundaries and not isinstance(action, _SWIFT):
+                if world.has_boundaries and not isinstance(action, _SWIFT):
                     if not self.passed and self._is_stopped(t, action):
                         return False
                     self.passed = False
@@ -257,12 +260,12 @@ class Host(Member):
                 return True
             else:
                 deadline_us = next_deadline_us(node)
-                if self.now_us < deadline_us:
+                if now_us < deadline_us:
                     self.deadline_us = deadline_us
                     return True
                 self.ticked = True
-                event = inp.Tick()
-            actions.extend(step(node, event, self.now_us)[1])
+                event = _TICK
+            actions.extend(step(node, event, now_us)[1])
 
     def _is_stopped(self, t: int, action: act.Action) -> bool:
         """The nemesis may freeze or kill the process just before `action`."""
