@@ -48,7 +48,7 @@ class Follower(threading.Thread):
 
     def _shows(self, event: dict[str, Any]) -> bool:
         """MS25: what the event tells of can be asked for at once, at its origin."""
-        calls = {c["uuid"]: c for c in self._node.api("calls", limit=1000)["calls"]}
+        calls = {c["uuid"] for c in self._node.api("calls", 10.0, limit=1000)["calls"]}
         return (event["uuid"] in calls) is (event["state"] == "live")
 
 
