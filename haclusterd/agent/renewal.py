@@ -16,7 +16,7 @@ import msgspec
 from haclusterd.agent.events import KEPT, Book, Event, Ring
 from haclusterd.agent.history import History
 from haclusterd.config import Config
-from haclusterd.files import boot_id, write_atomically
+from haclusterd.files import boot_id
 from haclusterd.sync import handover
 from haclusterd.sync.codec import Malformed
 from haclusterd.sync.lane import REGISTRATIONS
@@ -113,8 +113,14 @@ def leave_events(path: Path, book: Book) -> None:
     own = book.own
     ended = Ended(EVENTS_FORMAT, book.me, boot_id(), own.run, own.last, own.all())
     packed = msgspec.msgpack.encode(ended)
-    if len(packed) <= EVENTS_BYTES_MAX:
-        write_atomically(path, crc32(packed).to_bytes(4, "big") + packed)
+    if len(packed) > EVENTS_BYTES_MAX:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not written through to the disk: it is for the next seconds, and the next agent waits for it.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(crc32(packed).to_bytes(4, "big") + packed)
+    temporary.replace(path)
 
 
 def take_events(path: Path, me: str) -> Ring | None:
