@@ -95,6 +95,9 @@ MEANINGS = {
     "freeswitch.limits_port": "Where mod_hash of the local FreeSWITCH asks (127.0.0.1, see "
     "`hash.conf.xml` in `fs_conf`) what the other nodes count, so that limits hold in the whole "
     "cluster. 0: each FreeSWITCH counts for itself.",
+    "freeswitch.presence": "Lamps and message lights: presence and message waiting events reach "
+    "the subscribers at every node, and subscriptions survive a takeover. SIP profiles need "
+    "`manage-presence`.",
     "recovery.source": "Where a call's state is read. `core_db`: FreeSWITCH's own rows. `esl`: "
     "events and `uuid_dump`, where the core database is elsewhere; channel flags are lost then, "
     "and an unbridged call resumes at its present application and ends after it.",

@@ -188,6 +188,7 @@ def _freeswitch_lines(plan: LabPlan, root: Path) -> list[str]:
         f'core_db = "{here}/freeswitch/db/core.db"',
         f'pid_file = "{here}/freeswitch/run/freeswitch.pid"',
         f'start_command = ["{here}/start-freeswitch"]',
+        *(["presence = true"] if ("manage-presence", "true") in plan.profile_params else []),
     ]
 
 
