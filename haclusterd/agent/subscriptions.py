@@ -12,8 +12,9 @@ import logging
 import re
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -114,12 +115,12 @@ class Subscriptions:
             self._foreign |= new
             self._start(service, self._clear_rows(sorted(new)))
 
-    def _start(self, service: str, work: object) -> None:
+    def _start(self, service: str, work: Coroutine[Any, Any, None]) -> None:
         old = self._tasks.pop(service, None)
         if old is not None:
             old.cancel()
         loop = asyncio.get_running_loop()
-        self._tasks[service] = loop.create_task(work, name=f"subscriptions of {service}")  # type: ignore[arg-type]
+        self._tasks[service] = loop.create_task(work, name=f"subscriptions of {service}")
 
     async def _clear_rows(self, profiles: Sequence[str]) -> None:
         for profile in profiles:
