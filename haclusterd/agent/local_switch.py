@@ -89,6 +89,7 @@ def recovery_options(section: RecoverySection) -> RecoveryOptions:
             limits=section.limits == "recover",
             announcements=section.skip_announcements,
             addresses=section.mend_addresses,
+            transport=section.mend_transport,
             session_timeout_s=section.session_timeout_s,
         ),
     )

@@ -1,13 +1,16 @@
-"""What the nodes share beside calls: registrations and the usage of limits, started as one part."""
+"""What the nodes share beside calls, started as one part: registrations, the usage of limits, and,
+where it is asked for, presence and subscriptions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from haclusterd.agent.limits import Limits
+from haclusterd.agent.presence import Presence
 from haclusterd.agent.registrations import Registrations
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.schema import Alarm
+from haclusterd.agent.subscriptions import Subscriptions
 from haclusterd.config import FreeSwitch
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.view import View
@@ -28,14 +31,23 @@ class Shared:
         nodes = [node.id for node in spec.nodes]
         self.registrations = Registrations(spec, replicator, busy, policy)
         self.limits = Limits(nodes[spec.me], nodes, replicator, busy)
+        self._presence = Presence(nodes[spec.me], nodes, replicator)
+        self._subscriptions = Subscriptions(spec, replicator)
+        self._with_presence = False
 
     async def start(self, section: FreeSwitch, esl_factory: EslFactory, password: str) -> None:
         """Begin to follow the local FreeSWITCH."""
         await self.registrations.start(section, esl_factory)
         if section.limits_port:
             await self.limits.start(esl_factory, section.limits_port, password)
+        if section.presence:
+            self._with_presence = True
+            await self._presence.start(esl_factory)
+            await self._subscriptions.start(section.core_db, esl_factory)
 
     async def stop(self) -> None:
+        await self._subscriptions.stop()
+        await self._presence.stop()
         await self.limits.stop()
         await self.registrations.stop()
 
@@ -43,12 +55,17 @@ class Shared:
         """Heart's view."""
         self.registrations.observe(view)
         self.limits.observe(view)
+        if self._with_presence:
+            self._presence.observe(view)
+            self._subscriptions.observe(view)
 
     def recover(self, service: int, epoch: int) -> None:
         """This node took the service over."""
         name = self._services[service]
         self.registrations.recover(name, epoch)
         self.limits.recover(name)
+        if self._with_presence:
+            self._subscriptions.recover(name, epoch)
 
     def alarms(self) -> list[Alarm]:
         """What a person has to look at."""
@@ -57,7 +74,10 @@ class Shared:
 
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
-        return self.registrations.counters() | self.limits.counters()
+        counted = self.registrations.counters() | self.limits.counters()
+        if self._with_presence:
+            counted |= self._presence.counters() | self._subscriptions.counters()
+        return counted
 
 
 def shared_with(

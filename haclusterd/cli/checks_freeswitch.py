@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from haclusterd.cli.checks import FAILED, OK, SKIPPED, WARNING, Check, HostProbe
+from haclusterd.cli.checks_defects import defect_checks
 from haclusterd.config import Config, FreeSwitch
 from haclusterd.freeswitch.changelog import CoreDbError, explain, open_core_db
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
@@ -76,7 +77,8 @@ async def _esl(config: Config, section: FreeSwitch) -> list[Check]:
     text = f"logged in at {section.esl_host}:{section.esl_port}"
     words = found.version.split()
     text += f", FreeSWITCH {words[2]}" if len(words) > 2 else ""
-    return [Check("ESL", OK, text), *facts_checks(found)]
+    defects = defect_checks(found.version, config.recovery)
+    return [Check("ESL", OK, text), *facts_checks(found), *defects]
 
 
 def facts_checks(found: FreeswitchFacts) -> Iterator[Check]:

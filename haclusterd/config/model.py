@@ -76,6 +76,7 @@ class FreeSwitch:
     limits_port: int = 0
     esl_backend: str = "native"
     compare: bool = True
+    presence: bool = False
 
 
 @dataclass(frozen=True, slots=True)

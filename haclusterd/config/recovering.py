@@ -32,6 +32,7 @@ class RecoverySection:
     mend_profile: bool = True
     mend_position: bool = False
     mend_addresses: bool = True
+    mend_transport: bool = True
     skip_announcements: bool = False
     session_timeout_s: int = 0
     pace_invites_per_s: int = 200

@@ -95,6 +95,9 @@ MEANINGS = {
     "freeswitch.limits_port": "Where mod_hash of the local FreeSWITCH asks (127.0.0.1, see "
     "`hash.conf.xml` in `fs_conf`) what the other nodes count, so that limits hold in the whole "
     "cluster. 0: each FreeSWITCH counts for itself.",
+    "freeswitch.presence": "Lamps and message lights: presence and message waiting events reach "
+    "the subscribers at every node, and subscriptions survive a takeover. SIP profiles need "
+    "`manage-presence`.",
     "recovery.source": "Where a call's state is read. `core_db`: FreeSWITCH's own rows. `esl`: "
     "events and `uuid_dump`, where the core database is elsewhere; channel flags are lost then, "
     "and an unbridged call resumes at its present application and ends after it.",
@@ -125,10 +128,12 @@ MEANINGS = {
     "Every node then follows CHANNEL_EXECUTE of its calls, about 4 kB per application.",
     "recovery.mend_addresses": "Move the media of a call to this node's address where its profile "
     "has another one (`rtp-ip`, `ext-rtp-ip`).",
+    "recovery.mend_transport": "Let the re-INVITE to a phone on TCP or TLS say so in its Contact: "
+    "without it what the phone asks afterwards, its BYE as well, goes to UDP.",
     "recovery.skip_announcements": "Leave out `playback`, `speak`, `say` and `gentones` when an "
     "unbridged call runs its extension again, unless nothing else is left of it.",
-    "recovery.session_timeout_s": "Session timer that the re-INVITE asks for; 0: as the profile "
-    "has it.",
+    "recovery.session_timeout_s": "Session timer that the re-INVITE asks for, at least the "
+    "profile's `minimum-session-expires`; 0: its `session-timeout`, or none.",
     "recovery.pace_invites_per_s": "New INVITEs that are let through to a service while its calls "
     "are recovered; phones repeat the others after 0.5 s. UDP only. 0: all.",
     "recovery.pace_registers_per_s": "REGISTERs that are let through in the 10 s after that, and "

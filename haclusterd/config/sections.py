@@ -66,11 +66,13 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
     limits = section.integer("limits_port", 7803, 0, 65535)
     backend = section.choice("esl_backend", list(ESL_BACKENDS), "native")
     compare = section.flag("compare", True)
+    presence = section.flag("presence", False)
     section.finish()
     found = FreeSwitch(
-        host, port, password_path, db_path, pid_path, tuple(command), limits, backend, compare
-    )
-    return found, {
+        host, port, password_path, db_path, pid_path, tuple(command), limits, backend, compare,
+        presence,
+    )  # fmt: skip
+    written: Document = {
         "esl_host": host,
         "esl_port": port,
         "esl_password_file": password,
@@ -81,6 +83,7 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
         "esl_backend": backend,
         "compare": compare,
     }
+    return found, written | ({"presence": True} if presence else {})
 
 
 def read_api(section: Section, base: Path) -> tuple[Api, Document]:

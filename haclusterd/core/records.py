@@ -14,8 +14,9 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `version` grows with every change of this leg at its origin and never goes back, so of two
     records with the same uuid the higher version wins wherever they meet (RELIABILITY.md S9).
-    `metadata` is the XML CDR of the recovery row, kept as FreeSWITCH wrote it; mends are made
-    on a copy just before injection.
+    `metadata` is the XML CDR of the recovery row, kept as FreeSWITCH wrote it (but for variables
+    that only its events told, `freeswitch.positions`); mends are made on a copy just before
+    injection.
     """
 
     service: str

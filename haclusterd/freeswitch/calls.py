@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from haclusterd.core.records import CallRecord, Tombstone
 
 from . import changelog, metadata, tags
@@ -332,7 +330,7 @@ class CallSource:
     def _placed(self, record: CallRecord) -> CallRecord:
         if self._positions is None:
             return record
-        return replace(record, position=self._positions.of(record))
+        return self._positions.placed(record)
 
     def _note_refused(self, uuid: str, why: str) -> None:
         """Counted, and told once for each call: what is changed often need not be said often."""

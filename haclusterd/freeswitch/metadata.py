@@ -88,8 +88,9 @@ def set_variable(xml: str, name: str, value: str) -> str:
     """The document with one channel variable set to `value`, replacing earlier values."""
     if not _VARIABLE_NAME.match(name):
         raise MetadataError(f"not a channel variable name: {name[:40]!r}")
+    xml = without_variable(xml, name)
     start, end = _variables_span(xml)
-    inner = re.sub(rf"\s*<{re.escape(name)}>[^<]*</{re.escape(name)}>", "", xml[start:end])
+    inner = xml[start:end]
     added = f"    <{name}>{quote(value, safe='/,')}</{name}>\n  "
     return xml[:start] + inner.rstrip() + "\n" + added + xml[end:]
 
@@ -105,6 +106,13 @@ def untagged(xml: str) -> bool:
         if whole and ";tag=" not in whole.rpartition(">")[2].lower():
             return True
     return False
+
+
+def without_variable(xml: str, name: str) -> str:
+    """The document without any value of a channel variable. Raises MetadataError."""
+    start, end = _variables_span(xml)
+    inner = re.sub(rf"\s*<{re.escape(name)}>[^<]*</{re.escape(name)}>", "", xml[start:end])
+    return xml[:start] + inner + xml[end:]
 
 
 class Application(NamedTuple):

@@ -1,27 +1,46 @@
 """Where each unbridged call is in its dialplan: from CHANNEL_EXECUTE, because no row tells.
 
 FreeSWITCH does not write a row when the next application begins (FREESWITCH.md 1.2). Which one it
-is, is known by walking the extension along the applications that were heard to begin.
+is, is known by walking the extension along the applications that were heard to begin. The row's
+variables are as old as the row, mostly as the answer: whatever the dialplan has set since, or a
+caller has typed, comes with the event too (measured: a call that was resumed had lost it).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from haclusterd.core.records import CallRecord
 
 from . import changelog, metadata
 from .esl import Esl, EslFactory, EventItem, EventsLost
+from .esl_protocol import Event
 
 log = logging.getLogger(__name__)
 
 HEARD_MAX = 256  # applications of one call
 CALLS_MAX = 50_000
 SETTLE_S = 0.25  # applications that follow each other faster make one change
+VARIABLES_MAX = 64  # of one call
+VALUE_MAX = 1024
+
+_PREFIX = "variable_"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
+# What FreeSWITCH itself keeps for signalling and media: of these the row knows better.
+_OF_FREESWITCH = re.compile(
+    r"sip_|rtp_|sofia_|dlg_|local_|remote_|advertised_|recover|switch_|ep_codec|endpoint_|read_|"
+    r"write_|audio_|video_|dtmf_|current_application|channel_name\Z|uuid\Z|call_uuid\Z|"
+    r"session_id\Z|direction\Z|is_outbound\Z|signal_bond\Z|originat|bridge_|last_bridge|"
+    r"limit_|max_forwards\Z|core_uuid\Z|answer_|progress_|start_|end_"
+)
 
 
 def position(applications: list[metadata.Application], heard: list[str]) -> int:
@@ -33,13 +52,33 @@ def position(applications: list[metadata.Application], heard: list[str]) -> int:
     return at
 
 
+def variables(event: Event) -> dict[str, str]:
+    """What the dialplan has set so far, as far as it is plain and not too much."""
+    found: dict[str, str] = {}
+    for header, value in event.headers.items():
+        name = header.removeprefix(_PREFIX)
+        if name is header or not isinstance(value, str) or len(value) > VALUE_MAX:
+            continue
+        if _NAME.match(name) and not _OF_FREESWITCH.match(name) and value.isprintable():
+            found[name] = value
+        if len(found) == VARIABLES_MAX:
+            break
+    return found
+
+
+@dataclass(slots=True)
+class _Heard:
+    applications: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+
+
 class Positions:
     """Follows the applications of calls. `core_uuid()` is the process whose rows are touched."""
 
     def __init__(self, core_db: Path, esl_factory: EslFactory, core_uuid: Callable[[], str]):
         self._core_db = core_db
         self._core_uuid = core_uuid
-        self._heard: dict[str, list[str]] = {}
+        self._heard: dict[str, _Heard] = {}
         self._changed: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._esl: Esl = esl_factory(
@@ -55,12 +94,20 @@ class Positions:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def of(self, record: CallRecord) -> int:
-        """Where this call is; -1 where nobody can tell, or it is bridged."""
+    def placed(self, record: CallRecord) -> CallRecord:
+        """The record with where its call is, and what the dialplan has set on the way there.
+
+        Position -1 where nobody can tell, or it is bridged. Raises metadata.MetadataError.
+        """
         heard = self._heard.get(record.uuid)
         if heard is None or record.partner:
-            return -1
-        return position(metadata.extension(record.metadata), heard)
+            return record
+        at = position(metadata.extension(record.metadata), heard.applications)
+        text = record.metadata
+        for name, value in heard.variables.items() if at > 0 else ():
+            if metadata.variable(text, name) != value:
+                text = metadata.set_variable(text, name, value)
+        return msgspec.structs.replace(record, position=at, metadata=text)
 
     async def _on_event(self, item: EventItem) -> None:
         if isinstance(item, EventsLost):
@@ -72,9 +119,10 @@ class Positions:
             return
         if uuid not in self._heard and len(self._heard) >= CALLS_MAX:
             return
-        heard = self._heard.setdefault(uuid, [])
-        if len(heard) < HEARD_MAX:
-            heard.append(name)
+        heard = self._heard.setdefault(uuid, _Heard())
+        if len(heard.applications) < HEARD_MAX:
+            heard.applications.append(name)
+            heard.variables = variables(item)
             self._changed.add(uuid)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._settle(), name="positions of calls")

@@ -39,7 +39,7 @@ def _of_document(xml: str) -> list[str]:
     found = [UNTAGGED] if metadata.untagged(xml) else []
     transport = _transport(xml)
     if transport:
-        found.append(f"over {transport.upper()}: the phone has to connect again")
+        found.append(f"over {transport.upper()}: {_way_to_it(xml, transport)}")
     sdp = metadata.variable(xml, "switch_r_sdp")
     if "RTP/SAVP" in sdp or metadata.variable(xml, "rtp_has_crypto"):
         found.append("SRTP: not tried with this FreeSWITCH")
@@ -49,6 +49,17 @@ def _of_document(xml: str) -> list[str]:
         if metadata.variable(xml, name) in ("true", "1", "yes"):
             found.append(f"{name.replace('_', ' ')}: FreeSWITCH does not know its media")
     return found
+
+
+def _way_to_it(xml: str, transport: str) -> str:
+    """Whether anybody can connect to the phone, whose own connection ends with its FreeSWITCH."""
+    if transport in ("ws", "wss"):
+        return "nobody can connect to it, so the call is lost"
+    host = metadata.variable(xml, "sip_contact_host")
+    came_from = metadata.variable(xml, "sip_network_ip")
+    if metadata.variable(xml, "sip_nat_detected") == "true" or (host and host != came_from):
+        return "behind NAT, so nobody can connect to it and the call is lost"
+    return "it comes back if the phone takes connections at its Contact"
 
 
 def _transport(xml: str) -> str:

@@ -1,14 +1,15 @@
 """A blocking ESL connection into a namespace, for tests and the laboratory.
 
 Deliberately not the client of `haclusterd.freeswitch`: what checks the product must not share its
-mistakes. It knows `auth`, `api` and `event plain` and nothing else (FREESWITCH.md 2.4, 7).
+mistakes. It knows `auth`, `api`, `event plain` and `sendevent` and nothing else (FREESWITCH.md 2.4,
+7).
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from urllib.parse import unquote
 
@@ -70,6 +71,12 @@ class BlockingEsl:
             finally:
                 self._socket.settimeout(self._timeout_s)
             self._keep(headers, body)
+
+    def sendevent(self, name: str, headers: Mapping[str, str]) -> str:
+        """Fire an event; what FreeSWITCH answers."""
+        lines = [f"sendevent {name}", *(f"{key}: {value}" for key, value in headers.items())]
+        self._send("\n".join(lines))
+        return self._until("command/reply")[0].get("Reply-Text", "")
 
     def close(self) -> None:
         self._socket.close()

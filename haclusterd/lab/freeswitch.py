@@ -42,7 +42,8 @@ class ServiceProfile:
 class FreeswitchOptions:
     """What a laboratory may want to vary; every value reaches fs_conf as a variable.
 
-    `bridge_target` is HOST:PORT of the telephone that extension 41xx calls.
+    `bridge_target` is HOST:PORT of the telephone that extension 41xx calls; `profile_params` are
+    set in every SIP profile, instead of what fs_conf has there.
     """
 
     switchname: str = "lab"
@@ -51,6 +52,7 @@ class FreeswitchOptions:
     log_level: str = "notice"
     bridge_target: str = ""
     codecs: str = "PCMU,PCMA"
+    profile_params: tuple[tuple[str, str], ...] = ()
 
 
 def find_binary(prefix: str | Path | None = None) -> Path:
@@ -95,6 +97,15 @@ def write_conf(target: Path, services: Sequence[ServiceProfile], variables: dict
         for name, value in variables.items()
     )
     (target / "node" / "lab.xml").write_text("<include>\n" + "\n".join(lines) + "\n</include>\n")
+
+
+def vary_profile(path: Path, params: Sequence[tuple[str, str]]) -> None:
+    """Give the profile of all services these parameters, and no others of their names."""
+    text = path.read_text()
+    for name in {name for name, _ in params}:
+        text = re.sub(rf'\s*<param name="{re.escape(name)}" value="[^"]*"/>', "", text)
+    lines = [f"<param name={quoteattr(name)} value={quoteattr(value)}/>" for name, value in params]
+    path.write_text(text.replace("</settings>", "\n    ".join([*lines, "</settings>"])))
 
 
 class FreeswitchInstance:
@@ -186,6 +197,7 @@ class FreeswitchInstance:
             "test_bridge_target": options.bridge_target,
         }
         write_conf(self.directory / "conf", self.services, variables)
+        vary_profile(self.directory / "conf" / "service_profile.xml", options.profile_params)
 
     def start(self) -> None:
         """Start it in the namespace; `wait_ready` tells when it can be used."""

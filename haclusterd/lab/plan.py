@@ -53,7 +53,8 @@ class LabPlan:
     "emulator", or "real". `quorum` empty: majority, and two nodes get a witness, because two votes
     survive no loss. What only a
     real FreeSWITCH knows: `bridge_target`, HOST:PORT of the telephone that extension 41xx calls,
-    and `rtp_ports`, the first and last port of its media. Without `kernel_fence` the nodes find an
+    `rtp_ports`, the first and last port of its media, and `profile_params`, set in every SIP
+    profile instead of what fs_conf has there. Without `kernel_fence` the nodes find an
     `nft` that refuses, as on a kernel without egress hooks.
 
     `nice` is what FreeSWITCH, haclusterd, the echo service and SIPp run at. FreeSWITCH raises
@@ -73,6 +74,7 @@ class LabPlan:
     ipv6: bool = True
     bridge_target: str = ""
     rtp_ports: tuple[int, int] = (16384, 32768)
+    profile_params: tuple[tuple[str, str], ...] = ()
     timing: dict[str, int] = field(default_factory=dict)
     kernel_fence: bool = True
     nice: int = -10
@@ -186,6 +188,7 @@ def _freeswitch_lines(plan: LabPlan, root: Path) -> list[str]:
         f'core_db = "{here}/freeswitch/db/core.db"',
         f'pid_file = "{here}/freeswitch/run/freeswitch.pid"',
         f'start_command = ["{here}/start-freeswitch"]',
+        *(["presence = true"] if ("manage-presence", "true") in plan.profile_params else []),
     ]
 
 

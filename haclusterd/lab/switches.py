@@ -117,6 +117,7 @@ class Switch:
             options = FreeswitchOptions(
                 switchname=node_id,
                 bridge_target=self._plan.bridge_target,
+                profile_params=self._plan.profile_params,
                 rtp_start_port=first_port,
                 rtp_end_port=last_port,
             )

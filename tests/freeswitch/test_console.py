@@ -31,6 +31,7 @@ pytestmark = [
 PLAN = LabPlan(masters=1, slaves=2, freeswitch="real")
 AGAIN_S = 30.0
 KEYS_S = 5.0
+LAST = "ha_cluster switchover east1 --to "
 
 
 def program() -> Path:
@@ -116,9 +117,13 @@ def test_b14_a_restarted_freeswitch_is_given_the_command_again_and_once() -> Non
         os.kill(before, signal.SIGKILL)
         lab.wait(lambda: switch.pid not in (None, before), AGAIN_S, "FreeSWITCH to be started")
         lab.wait(lambda: "fs-a" in said(lab, "fs-c", "ha_cluster status"), AGAIN_S, "the command")
-        # A lost connection alone: everything is there still, and must not be there twice.
+        whole = {"fs-a", "fs-b", "fs-c"}
+        lab.wait(lambda: offered(lab, "fs-c", LAST) == whole, AGAIN_S, "all of the completion")
+        # A lost connection alone: everything is there still, and must not be there twice. What is
+        # taken away of it, the line that is made last, tells when it was made anew.
+        said(lab, "fs-c", f"complete del {LAST}fs-c")
+        lab.wait(lambda: offered(lab, "fs-c", LAST) == {"fs-a", "fs-b"}, AGAIN_S, "it to be gone")
         said(lab, "fs-c", "reload mod_event_socket")
-        lab.wait(lambda: "fs-a" in said(lab, "fs-c", "ha_cluster status"), AGAIN_S, "the command")
-        time.sleep(1)
+        lab.wait(lambda: offered(lab, "fs-c", LAST) == whole, AGAIN_S, "it again")
         answer = said(lab, "fs-c", "console_complete ha_cluster sw")
         assert re.findall(r"\[\s*(\S+)\]", answer) == ["switchover"]

@@ -10,6 +10,10 @@ from contextlib import closing
 
 import pytest
 
+from haclusterd.cli.checks import OK
+from haclusterd.cli.checks_defects import defect_checks
+from haclusterd.config import RecoverySection
+from haclusterd.freeswitch import defects
 from haclusterd.lab import netns
 from tests.freeswitch.rig import EAST, WEST, Rig, channels, eventually, rows
 
@@ -115,3 +119,11 @@ def test_a_conference_has_the_number_that_was_called_and_logs_no_error(rig: Rig)
     eventually(lambda: "Conference 3042" in rig.a.api("conference list"), "conference 3042")
     bad = [line for line in rig.a.log_file.read_text().splitlines() if "[ERR" in line]
     assert [line for line in bad if "/etc/haclusterd/esl.password" not in line] == []
+
+
+def test_doctor_knows_the_defects_of_this_version(rig: Rig) -> None:
+    checks = list(defect_checks(rig.a.api("version"), RecoverySection()))
+    assert [check.state for check in checks] == [OK]
+    version = defects.parse_version(rig.a.version())
+    assert version is not None
+    assert ".".join(map(str, version)) in checks[0].text

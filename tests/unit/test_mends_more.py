@@ -163,3 +163,27 @@ def test_bridged_legs_are_as_urgent_as_the_more_urgent_of_them() -> None:
 def test_a_record_of_an_earlier_version_has_no_position() -> None:
     packed = msgspec.msgpack.encode(list(msgspec.structs.astuple(record()))[:-1])
     assert msgspec.msgpack.decode(packed, type=CallRecord).position == -1
+
+
+def test_a_call_over_tcp_or_tls_keeps_its_transport() -> None:
+    def named(via: str, direction: str = "inbound", **more: str) -> str:
+        text = metadata.set_variable(TONE, "sip_via_protocol", via)
+        for name, value in more.items():
+            text = metadata.set_variable(text, name, value)
+        leg = msgspec.structs.replace(record(text=text), direction=direction)
+        return metadata.variable(mends.name_transport(leg).metadata, "sip_transport")
+
+    assert [named(via) for via in ("tcp", "TLS", "udp", "wss", "x")] == ["tcp", "tls", "", "", ""]
+    assert named("tcp", "outbound") == ""
+    assert named("tcp", sip_transport="sctp") == "sctp"
+    tcp = record(text=metadata.set_variable(TONE, "sip_via_protocol", "tcp"))
+    off = mends.mend(tcp, Mends(transport=False)).metadata
+    assert metadata.variable(off, "sip_transport") == ""
+
+
+def test_what_says_that_a_leg_is_bridged_is_dropped() -> None:
+    leg = record(text=metadata.set_variable(TONE, "bridge_uuid", "b"), partner="b")
+    mended = mends.mend(leg, Mends()).metadata
+    assert metadata.variable(mended, "bridge_uuid") == ""
+    assert mended.count("<") == TONE.count("<") + 2 * ("recovery_profile_name" not in TONE)
+    assert mends.forget_bridge(record()) == record()

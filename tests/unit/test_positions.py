@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from haclusterd.core.records import CallRecord
-from haclusterd.freeswitch import positions
+from haclusterd.freeswitch import metadata, positions
 from haclusterd.freeswitch.calls import CallSource, Change
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch.esl_protocol import Event
 from haclusterd.freeswitch.metadata import Application
 from haclusterd.freeswitch.positions import position
 from tests.fixtures.freeswitch.fake_esl import json_event
@@ -38,6 +39,20 @@ def test_the_extension_is_walked_forwards(heard: list[str], at: int) -> None:
     assert position([Application(name, "", 0, 0) for name in names], heard) == at
 
 
+def test_only_plain_variables_of_the_dialplan_are_taken() -> None:
+    taken = {"variable_menu": "3", "variable_ivr_path": "a/b", "variable_x.y": "é"}
+    left = {
+        "variable_sip_to_tag": "t", "variable_rtp_use_pt": "0", "variable_uuid": "u",
+        "variable_local_media_port": "1", "variable_current_application": "echo",
+        "variable_a b": "1", "variable_": "1", "variable_long": "x" * 1025, "Unique-ID": "u",
+        "variable_lines": "a\r\nb", "variable_<b>": "1",
+    }  # fmt: skip
+    found = positions.variables(Event({**taken, **left, "variable_list": ["a", "b"]}))
+    assert found == {header.removeprefix("variable_"): value for header, value in taken.items()}
+    many = Event({f"variable_v{n}": "1" for n in range(1000)})
+    assert len(positions.variables(many)) == positions.VARIABLES_MAX
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
@@ -58,6 +73,7 @@ async def test_a_new_application_is_a_new_version_of_the_call(
 
     def execute(uuid: str, name: str) -> None:
         headers = {"Event-Name": "CHANNEL_EXECUTE", "Unique-ID": uuid, "Application": name}
+        headers |= {"variable_digits": f"4 & {name}", "variable_sip_cseq": "999"}
         switch.send_all(json_event(headers))
 
     settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
@@ -81,6 +97,8 @@ async def test_a_new_application_is_a_new_version_of_the_call(
             await until(lambda: told[-1].position == 2)
             assert told[-1].version > told[0].version
             assert (await source.snapshot())[0].position == 2
+            assert metadata.variable(told[-1].metadata, "digits") == "4 & playback"
+            assert metadata.variable(told[-1].metadata, "sip_cseq") == told[0].sip_cseq
         else:
             await asyncio.sleep(0.2)
             assert len(told) == 1

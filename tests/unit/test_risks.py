@@ -51,6 +51,22 @@ def test_e3_each_reason_is_named(variables: dict[str, str], word: str) -> None:
     assert reason.startswith(word)
 
 
+@pytest.mark.parametrize(
+    ("variables", "end"),
+    [
+        ({"sip_via_protocol": "tcp"}, "if the phone takes connections at its Contact"),
+        ({"sip_via_protocol": "tls", "sip_network_ip": "198.51.100.7"}, "the call is lost"),
+        ({"sip_via_protocol": "tls", "sip_nat_detected": "true"}, "the call is lost"),
+        ({"sip_via_protocol": "wss"}, "nobody can connect to it, so the call is lost"),
+    ],
+)
+def test_e3_a_stream_says_whether_anybody_can_connect_to_the_phone(
+    variables: dict[str, str], end: str
+) -> None:
+    (reason,) = risks.of_record(call(**variables))
+    assert reason.endswith(end)
+
+
 def test_e3_udp_by_name_is_no_stream() -> None:
     assert risks.of_record(call(sip_contact_params="transport=udp")) == []
     broken = CallRecord("east", "u", 1, "pa", "core-a", "<cdr ></cdr>")
