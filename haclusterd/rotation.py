@@ -100,7 +100,8 @@ def joined(config: Config, number: str, by: str, origin: str, new: Generation) -
 
 
 def read(config: Config) -> Kept | None:
-    """The rotation that this node takes part in, or the last one. KeysError."""
+    """The rotation that this node takes part in, or the last one; in a configuration bound to no
+    node, whosever it is. KeysError."""
     path = _path(config)
     fix = "Fix: restore it from a backup, or move it away once all nodes have the same keys"
     try:
@@ -116,7 +117,7 @@ def read(config: Config) -> Kept | None:
         raise KeysError(f"{path}: is damaged. {fix}") from None
     if found.format != FORMAT or found.cluster != config.name or not OLD <= found.phase <= DONE:
         raise KeysError(f"{path}: is not of this cluster and version. {fix}")
-    if found.node != config.node.id:
+    if config.me >= 0 and found.node != config.node.id:
         if found.phase == DONE:
             return None  # it came with the folder of a node that had finished
         raise KeysError(

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 METHOD = "keys"
 PEER_MS = 10_000
+SETTLE_DEADS = 2  # times `dead_ms` between two phases: what was sealed before has been opened
 CONDUCTED_S = 30.0  # a conductor that says nothing for so long is one no more
 
 
@@ -177,8 +178,7 @@ class Rotation:
                     ) from None
                 await self._everywhere(Task(me, OLD, number))
                 raise OperatorError(f"{error}; the keys are as before") from None
-            # What was sealed before is opened before anybody gives a key up.
-            await asyncio.sleep(2 * self._config.timing.dead_us / 1e6)
+            await asyncio.sleep(SETTLE_DEADS * self._config.timing.dead_us / 1e6)
         self._history.add("A43", "all nodes have new keys and certificates; the old ones are void")
         return f"{len(told)} nodes have new keys and certificates; the old ones are void"
 
@@ -195,7 +195,7 @@ class Rotation:
             behind = {node: t for node, t in told.items() if _phase(t, number) > phase}
             if behind:
                 await self._enter(me, number, phase, list(behind))
-            await asyncio.sleep(2 * self._config.timing.dead_us / 1e6)
+            await asyncio.sleep(SETTLE_DEADS * self._config.timing.dead_us / 1e6)
         self._history.add("A45", "the rotation of keys was aborted: the old ones are in use")
         return f"{len(told)} nodes use the old keys, as before"
 

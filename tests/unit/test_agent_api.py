@@ -235,3 +235,25 @@ async def test_registrations_are_the_contract(served: Path) -> None:
     assert first["expires"] == "2038-01-19T03:14:08Z"
     (answer,) = await ask(served, line("registrations", limit=50_001))
     assert answer["error"]["code"] == "usage"
+
+
+async def test_an_order_is_carried_out_to_its_end_whoever_goes_away(
+    served: Path, source: FakeSource
+) -> None:
+    """Ctrl-C of haclusterctl closes its connection: nothing is left half done by that."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def switchover(service: str, to: str | None) -> str:
+        began.set()
+        await asyncio.sleep(0.1)
+        ended.set()
+        return "moved"
+
+    source.operators.switchover = switchover  # type: ignore[method-assign]
+    _, writer = await asyncio.open_unix_connection(str(served))
+    writer.write(line("switchover", service="east") + b"\n")
+    await began.wait()
+    writer.close()
+    await asyncio.wait_for(ended.wait(), 5)
+    (answer,) = await ask(served, line("status"))
+    assert answer["ok"]
