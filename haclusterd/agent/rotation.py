@@ -147,11 +147,21 @@ class Rotation:
             number = next(iter(under_way), "")
             if back:
                 return await self._go_back(me, number, told)
+            if number and self._is_lost(number, told):
+                await self._go_back(me, number, told)
+                number = ""
             if not number:
                 return await self._begin(me, by)
             return await self._go_on(me, number, told)
         finally:
             await self._everywhere(Task(me, OVER))
+
+    def _is_lost(self, number: str, told: dict[str, Told]) -> bool:
+        """Some never took part, nobody uses the new keys, and they are not here to be given."""
+        phases = {_phase(t, number) for t in told.values()}
+        kept = self._kept
+        here = kept is not None and kept.id == number and bool(kept.issued)
+        return phases == {OLD, KNOWN} and not here
 
     async def _begin(self, me: str, by: str) -> str:
         self._refuse_in_a_change()

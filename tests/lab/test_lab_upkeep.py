@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import time
 from typing import Any
 
@@ -204,24 +205,33 @@ def test_failover_is_not_a_switchover() -> None:
         assert owner(lab, "east1") == "fs-a"
 
 
+def own_folders(lab: Laboratory) -> None:
+    """Every node restarts with a copy of configuration and keys of its own."""
+    for name, node in lab.nodes.items():
+        folder = node.directory / "etc"
+        folder.mkdir()
+        for file in lab.directory.iterdir():
+            if file.is_file() and file.suffix in (".toml", ".key", ".crt", ".password"):
+                shutil.copy2(file, folder)
+        for pids in node.haclusterd_pids():
+            node.send(pids, signal.SIGKILL)
+        lab.wait(lambda n=node: n.status() is None, SOON_S, f"{name} to be gone")
+        node.start_haclusterd(folder / "haclusterd.toml")
+        lab.wait(lambda n=name: lab.role(n) in ("slave", "master"), SOON_S, f"{name} back")
+    for name in lab.nodes:
+        comes(
+            lab, "all to be in touch",
+            lambda n=name: len(status(lab, n)["nodes"]) == 3
+            and all(seen["version"] for seen in status(lab, n)["nodes"]),
+        )  # fmt: skip
+
+
 def test_25_keys_are_rotated_while_the_cluster_serves() -> None:
     with ready_cluster(LabPlan(masters=1, slaves=2, freeswitch="none"), None, print) as lab:
         said = refused(lab, "fs-a", "keys", "rotate")
         assert "folder of its own" in said  # the lab's nodes share one
         assert "as before" in said
-        for name, node in lab.nodes.items():
-            folder = node.directory / "etc"
-            folder.mkdir()
-            for file in lab.directory.iterdir():
-                if file.is_file() and file.suffix in (".toml", ".key", ".crt", ".password"):
-                    shutil.copy2(file, folder)
-            for pids in node.haclusterd_pids():
-                node.send(pids, signal.SIGKILL)
-            lab.wait(lambda n=node: n.status() is None, SOON_S, f"{name} to be gone")
-            node.start_haclusterd(folder / "haclusterd.toml")
-            lab.wait(lambda n=name: lab.role(n) in ("slave", "master"), SOON_S, f"{name} back")
-        comes(lab, "all to be ready", lambda: len(status(lab, "fs-a")["nodes"]) == 3)
-        time.sleep(3)
+        own_folders(lab)
         before = owner(lab, "east1")
         lab.arm()
         old = (lab.nodes["fs-b"].directory / "etc" / "cluster.key").read_text()
@@ -252,3 +262,43 @@ def test_25_keys_are_rotated_while_the_cluster_serves() -> None:
             lambda: all(n["version"] for n in status(lab, "fs-c")["nodes"]),
         )  # fmt: skip
         one_holder(lab)
+
+
+def test_25_a_master_dies_while_keys_are_rotated() -> None:
+    with ready_cluster(LabPlan(masters=1, slaves=2, freeswitch="none"), None, print) as lab:
+        own_folders(lab)
+        master = owner(lab, "east1")
+        conductor, other = (n for n in lab.nodes if n != master)
+        ended: list[Any] = []
+        rotation = threading.Thread(
+            target=lambda: ended.append(lab.nodes[conductor].ctl("keys", "rotate"))
+        )
+        lab.arm()
+        rotation.start()
+        comes(
+            lab, "the new keys to be known",
+            lambda: len(ring(lab, master)) == 2,
+        )  # fmt: skip
+        lab.topology.cut(master)
+        for pids in lab.nodes[master].haclusterd_pids():
+            lab.nodes[master].send(pids, signal.SIGKILL)
+        comes(lab, "a takeover", lambda: owner(lab, "east1") in (conductor, other))
+        rotation.join()
+        assert ended[0].returncode in (1, 4), ended[0]
+        assert master in ended[0].stderr
+        lab.topology.plug(master)
+        folder = lab.nodes[master].directory / "etc"
+        lab.nodes[master].start_haclusterd(folder / "haclusterd.toml")
+        lab.wait(lambda: lab.role(master) == "slave", SOON_S, f"{master} to be a slave")
+        for name in lab.nodes:
+            comes(lab, "touch", lambda n=name: all(x["version"] for x in status(lab, n)["nodes"]))
+        again = lab.nodes[conductor].ctl("keys", "rotate")
+        assert again.returncode == 0, again.stderr
+        assert {tuple(ring(lab, name)) for name in lab.nodes} == {(2,)}
+        one_holder(lab)
+
+
+def ring(lab: Laboratory, node: str) -> list[int]:
+    """The ids of the keys in a node's file, the one that seals first."""
+    file = lab.nodes[node].directory / "etc" / "cluster.key"
+    return [int(line.split()[1]) for line in file.read_text().splitlines()[1:]]

@@ -243,6 +243,17 @@ async def test_25_a_laggard_stops_it_where_all_understand_each_other(cluster: Cl
     assert cluster["b"].alarms() == []
 
 
+async def test_25_one_that_a_lost_node_only_began_is_begun_anew(cluster: Cluster) -> None:
+    config = cluster.hosts["fs-c"].config
+    rotation.enter(config, rotation.begin(config, "carl"), KNOWN)
+    cluster.hosts["fs-c"].start()
+    cluster.hosts["fs-c"].rotation._kept = msgspec.structs.replace(
+        rotation.settle(config), issued={}
+    )
+    assert "3 nodes have new keys" in await cluster["a"].rotate("anna")
+    assert cluster.rings() == {(2,)}
+
+
 async def test_25_who_cannot_read_a_beat_stops_it(cluster: Cluster) -> None:
     host = cluster.hosts["fs-b"]
     tally = PeerTally("fs-c", "10.1.0.3", 5, 5, "unknown key")
