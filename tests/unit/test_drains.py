@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from haclusterd.agent import drained, drains, schema
+from haclusterd.agent import drained, drains
 from haclusterd.agent.drains import Drains
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.schema_upkeep import Drain
 from haclusterd.agent.switch import SwitchError
 from haclusterd.core.agreed import DrainWord
 from haclusterd.core.model import FOR_GOOD_US
@@ -307,7 +308,7 @@ def test_b7_status_shows_how_far_a_drain_is() -> None:
     seen = owning(east="fs-a", west="fs-b")
     words = [drain("node:fs-a", 3_600_000_000, 59_500_000), drain("service:west")]
     first, second = drained.shown(seen, words, "", {"east": 4, "west": 2}, {"east": "stuck"})
-    assert first == schema.Drain("node", "fs-a", "anna on fs-a", 3600, 60, ["east"], 4, "stuck")
+    assert first == Drain("node", "fs-a", "anna on fs-a", 3600, 60, ["east"], 4, "stuck")
     assert (second.left_s, second.moves_s, second.services, second.calls) == (
         None, None, ["west"], 2,
     )  # fmt: skip

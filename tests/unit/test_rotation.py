@@ -247,9 +247,9 @@ async def test_25_one_that_a_lost_node_only_began_is_begun_anew(cluster: Cluster
     config = cluster.hosts["fs-c"].config
     rotation.enter(config, rotation.begin(config, "carl"), KNOWN)
     cluster.hosts["fs-c"].start()
-    cluster.hosts["fs-c"].rotation._kept = msgspec.structs.replace(
-        rotation.settle(config), issued={}
-    )
+    kept = rotation.settle(config)
+    assert kept is not None
+    cluster.hosts["fs-c"].rotation._kept = msgspec.structs.replace(kept, issued={})
     assert "3 nodes have new keys" in await cluster["a"].rotate("anna")
     assert cluster.rings() == {(2,)}
 
