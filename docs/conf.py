@@ -22,8 +22,10 @@ NAVIGATION = {
         "docs/comparison", "docs/limits", "docs/figures",
     ],
     "Operate": [
-        "docs/runbook", "docs/upgrade", "docs/commands", "docs/configuration", "docs/security",
-        "docs/upstream", "docs/sensors", "docs/movers", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "docs/events",
+        "docs/runbook", "docs/maintenance", "docs/upgrade", "docs/commands", "docs/configuration",
+        "docs/security",
+        "docs/upstream", "docs/sensors", "docs/movers", "docs/hooks", "docs/dns", "docs/http",
+        "docs/metrics", "docs/events",
         "contrib/README",
         "docs/esl-backends", "docs/trace",
     ],
