@@ -22,9 +22,10 @@ NAVIGATION = {
         "docs/comparison", "docs/limits", "docs/figures",
     ],
     "Operate": [
-        "docs/runbook", "docs/upgrade", "docs/commands", "docs/configuration", "docs/security",
-        "docs/upstream", "docs/sensors", "docs/movers", "docs/hooks", "docs/dns", "docs/http",
-        "docs/metrics", "docs/events", "contrib/README", "docs/esl-backends", "docs/trace",
+        "docs/runbook", "docs/maintenance", "docs/upgrade", "docs/commands", "docs/configuration",
+        "docs/security", "docs/upstream", "docs/sensors", "docs/movers", "docs/hooks", "docs/dns",
+        "docs/http", "docs/metrics", "docs/events", "contrib/README", "docs/esl-backends",
+        "docs/trace",
     ],
     "Look inside": [
         "docs/design", "docs/takeover-fsm", "docs/reliability", "docs/track-record",

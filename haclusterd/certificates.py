@@ -70,7 +70,7 @@ class Authority:
 def misfit(*, ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> str:
     """Why these three cannot serve a node together, or nothing."""
     try:
-        ca = x509.load_pem_x509_certificate(ca_pem)
+        trusted = x509.load_pem_x509_certificates(ca_pem)  # two in a rotation
         certificate = x509.load_pem_x509_certificate(certificate_pem)
     except ValueError:
         return "one of the certificates is not PEM"
@@ -80,11 +80,17 @@ def misfit(*, ca_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> str:
         return "the private key is not plain PEM"
     if key.public_key() != certificate.public_key():
         return "the private key belongs to another certificate"
+    if not any(_issued_by(certificate, ca) for ca in trusted):
+        return "the certificate was not issued by this CA"
+    return ""
+
+
+def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
-        return "the certificate was not issued by this CA"
-    return ""
+        return False
+    return True
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -297,7 +297,7 @@ def _write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
         with tempfile.TemporaryDirectory(prefix=".keys-", dir=folder) as temporary:
             for path, content in contents.items():
                 _write_synced(Path(temporary) / path.name, content, owner)
-            with _undisturbed():
+            with undisturbed():
                 _place_all(Path(temporary), list(contents), folder)
     except OSError as error:
         raise KeysError(
@@ -307,7 +307,7 @@ def _write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Ctrl-C and its like wait until the end of this."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)

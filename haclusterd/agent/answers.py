@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from haclusterd import __version__
-from haclusterd.agent import capacity, risks, schema, status
+from haclusterd.agent import capacity, drained, risks, schema, status
 from haclusterd.agent.alarms import alarms, differing
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.events import Book
@@ -16,6 +16,7 @@ from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.page import brief
 from haclusterd.agent.peers import REPORTS_TOLD, Word
 from haclusterd.agent.registrations import Listed
+from haclusterd.agent.schema_upkeep import Drain
 from haclusterd.agent.switch import SwitchError
 from haclusterd.agent.syncing import alarms as syncing_alarms
 from haclusterd.agent.syncing import is_stale
@@ -38,6 +39,8 @@ class Answers:
         self.reports = agent.reports
         self.operators = agent.operators
         self.orders = agent.orders
+        self.maintaining, self.failover = agent.upkeep.maintaining, agent.upkeep.failover
+        self.rotation = agent.upkeep.rotation
         self.traces = agent.traces
         self.spec = agent.spec
         self._capacity: tuple[View | None, list[schema.Alarm]] = (None, [])
@@ -70,10 +73,13 @@ class Answers:
             found += agent.shared.alarms()
         if agent.replicator is not None:
             found += syncing_alarms(agent.replicator.overflowed())
+        drains = self._drains(words)
+        found += [*drained.alarms(drains), *agent.upkeep.alarms()]
         return status.status(
             self.view(), self._own_sync(), words, found, self.registration_counts(),
             self.reports.under_way(), 0 if switch is None else switch.orphans, self.stale(),
             agent.health.sensors.words(),
+            drains, self.closed(),
         )  # fmt: skip
 
     def stale(self) -> bool:
@@ -81,6 +87,25 @@ class Answers:
         config = self._agent.config
         replicates = self._agent.replicator is not None and config.freeswitch is not None
         return is_stale(self._own_sync(), replicates and not config.node.witness)
+
+    def closed(self) -> dict[str, str]:
+        """By service: why it takes no new calls. Raises OperatorError."""
+        return self._agent.upkeep.drains.closed(self.view())
+
+    def _drains(self, words: Mapping[str, Word]) -> list[Drain]:
+        agent = self._agent
+        names = [service.name for service in agent.spec.services]
+        reports = agent.last_report.services if agent.last_report is not None else ()
+        problems = dict(agent.upkeep.drains.problems)
+        for word in words.values():
+            problems |= word.stuck
+        return drained.shown(
+            self.view(),
+            self.orders.drains(),
+            agent.config.maintenance_service,
+            {name: report.calls for name, report in zip(names, reports, strict=False)},
+            problems,
+        )
 
     def registration_counts(self) -> schema.Registered | None:
         """How many registrations this node knows; None where it keeps none."""
@@ -125,6 +150,7 @@ class Answers:
             {n: r.reason for n, r in zip(names, reports, strict=False) if r.reason},
             agent.health.sensors.words(),
             agent.health.known_moves(),
+            agent.upkeep.drains.problems,
         )
 
     def _own_sync(self) -> schema.Sync:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from haclusterd.agent.commands import Commands, text
-from haclusterd.agent.events import CURSOR_CHARS_MAX, TooManyReaders, start_of
+from haclusterd.agent.commands import Commands
+from haclusterd.agent.events import TooManyReaders, start_of
 from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.parameters import checked
 from haclusterd.agent.schema import (
     REFUSED,
     REQUEST_BYTES_MAX,
@@ -128,8 +129,8 @@ class Api:
     ) -> None:
         """Events as they come, until the client sends anything or goes away."""
         try:
-            after = start_of(text(request.params, "after", "", CURSOR_CHARS_MAX))
-            follower = self._commands.events.read(after, request.params.get("own") is True)
+            wanted = checked("events", request.params)
+            follower = self._commands.events.read(start_of(wanted["after"]), wanted["own"])
         except (TooManyReaders, OperatorError) as error:
             code = error.code if isinstance(error, OperatorError) else REFUSED
             await _write(writer, Response(False, None, Fault(code, str(error))))

@@ -7,7 +7,7 @@ a slave without enough room. A service's calls are its owner's, shared evenly am
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import combinations
 
 from haclusterd.agent.schema import BestNode, CapacityCase, Overload
@@ -106,13 +106,15 @@ class _Case:
         return (node.calls + self._added[n]) / max(1, node.capacity)
 
 
-def best_nodes(view: View) -> list[BestNode]:
-    """Nodes that can take a new call, the best first: by class of load, ties by id (MS3, MS7)."""
+def best_nodes(view: View, closed: Container[str] = ()) -> list[BestNode]:
+    """Nodes that can take a new call, the best first: by class of load, ties by id (MS3, MS7).
+
+    `closed`: services that take none."""
     addresses = {s.name: [a.partition("/")[0] for a in s.addresses] for s in view.services}
     states = {s.name: s.state for s in view.services}
     found = []
     for node in view.nodes:
-        serving = [name for name in node.services if states.get(name) == "owned"]
+        serving = [n for n in node.services if states.get(n) == "owned" and n not in closed]
         if node.role != "master" or not serving or node.calls >= node.capacity:
             continue
         found.append(

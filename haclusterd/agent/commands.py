@@ -6,19 +6,24 @@ The Unix socket and HTTP both come here; neither knows what a command means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from typing import Any, Protocol
 
 from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.events import Book
+from haclusterd.agent.failover import Failover
 from haclusterd.agent.history import History
+from haclusterd.agent.maintaining import Maintaining
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.page import brief
+from haclusterd.agent.parameters import checked
 from haclusterd.agent.registrations import Listed
 from haclusterd.agent.reports import Reports
+from haclusterd.agent.rotation import Rotation
+from haclusterd.agent.schema_upkeep import KeysAt
 from haclusterd.agent.traces import Traces
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.records import CallRecord
@@ -27,11 +32,7 @@ from haclusterd.freeswitch.registrations import wall_s
 from haclusterd.freeswitch.risks import Ringing
 from haclusterd.trace.folder import Saved
 
-CALLS_SHOWN = 1000
-CALLS_SHOWN_MAX = 20_000
 MISFITS_SHOWN = 50
-SPAN_S_MAX = 30 * 86_400
-REGISTRATIONS_SHOWN_MAX = 50_000
 SLICE = 64  # calls (2 ms) between two turns of the event loop
 
 
@@ -49,6 +50,12 @@ class Source(Protocol):
     @property
     def orders(self) -> Orders: ...
     @property
+    def maintaining(self) -> Maintaining: ...
+    @property
+    def failover(self) -> Failover: ...
+    @property
+    def rotation(self) -> Rotation: ...
+    @property
     def traces(self) -> Traces: ...
 
     @property
@@ -56,6 +63,7 @@ class Source(Protocol):
 
     def view(self) -> View: ...
     def status(self) -> schema.Status: ...
+    def closed(self) -> dict[str, str]: ...
     def about(self) -> schema.About: ...
     def sync(self) -> Any: ...
     def calls_here(self) -> Iterator[tuple[str, str, CallRecord]]: ...
@@ -74,26 +82,9 @@ class Source(Protocol):
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
-def text(params: dict[str, Any], key: str, default: str | None = None, most: int = 256) -> str:
-    """A text parameter of at most `most` characters. Raises OperatorError."""
-    value = params.get(key, default)
-    if not isinstance(value, str) or len(value) > most:
-        raise OperatorError(f"parameter {key!r} is missing or no text", schema.USAGE)
-    return value
-
-
-def number(params: dict[str, Any], key: str, default: int, most: int) -> int:
-    """A whole number from 0 to `most`. Raises OperatorError."""
-    value = params.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise OperatorError(f"parameter {key!r} must be 0..{most}", schema.USAGE)
-    return value
-
-
-def span_us(params: dict[str, Any]) -> int:
-    """Parameter `for_s` in us; 0 or absent: without an end. Raises OperatorError."""
-    seconds = number(params, "for_s", 0, SPAN_S_MAX)
-    return seconds * 1_000_000 if seconds else FOR_GOOD_US
+def span_us(seconds: int | None) -> int:
+    """A length of time in us; None: without an end."""
+    return FOR_GOOD_US if seconds is None else seconds * 1_000_000
 
 
 class Commands:
@@ -114,11 +105,18 @@ class Commands:
             "capacity": self._capacity,
             "best_node": self._best_node,
             "switchover": self._switchover,
+            "failover_check": self._failover_check,
+            "failover": self._failover,
             "maintenance": self._maintenance,
+            "drain": self._drain,
+            "undrain": self._undrain,
             "pause": self._pause,
             "resume": self._resume,
             "mark_dead": self._mark_dead,
             "unmark": self._unmark,
+            "keys_rotate": self._keys_rotate,
+            "keys_abort": self._keys_abort,
+            "keys_status": self._keys_status,
             "upgrade": self._upgrade,
             "reload": self._reload,
             "trace": self._trace,
@@ -138,7 +136,7 @@ class Commands:
         if command is None:
             known = ", ".join(sorted(self.table))
             raise OperatorError(f"unknown method {method[:64]!r}; known: {known}", schema.USAGE)
-        return await command(params)
+        return await command(checked(method, params))
 
     async def _status(self, params: dict[str, Any]) -> schema.Status:
         return self._source.status()
@@ -150,11 +148,11 @@ class Commands:
         return status.rank(self._source.view(), self._source.stale(), self._source.health_reasons())
 
     async def _history(self, params: dict[str, Any]) -> list[schema.Decision]:
-        return self._source.history.last(number(params, "count", 100, 10_000))
+        return self._source.history.last(params["count"])
 
     async def _report(self, params: dict[str, Any]) -> schema.Report:
         try:
-            return self._source.reports.find(text(params, "which", "last"))
+            return self._source.reports.find(params["which"])
         except KeyError as error:
             raise OperatorError(f"{error.args[0]}{self._elsewhere()}") from None
 
@@ -174,8 +172,8 @@ class Commands:
         return sorted(map(brief, self._source.known_reports()), key=lambda report: report.at)
 
     async def _calls(self, params: dict[str, Any]) -> schema.CallList:
-        limit = number(params, "limit", CALLS_SHOWN, CALLS_SHOWN_MAX)
-        only_risk = params.get("at_risk") is True
+        limit = params["limit"]
+        only_risk = params["at_risk"]
         waiting, lonely = set(self._source.at_risk()), self._source.service_risks()
         calls: list[schema.Call] = []
         total = at_risk = 0
@@ -196,7 +194,7 @@ class Commands:
         return schema.CallList(total, at_risk, calls, self._source.stale())
 
     async def _registrations(self, params: dict[str, Any]) -> schema.RegistrationList:
-        limit = number(params, "limit", CALLS_SHOWN, REGISTRATIONS_SHOWN_MAX)
+        limit = params["limit"]
         found: list[schema.Registration] = []
         total = at_risk = 0
         now_s = wall_s()
@@ -213,47 +211,72 @@ class Commands:
         return self._source.sync()
 
     async def _capacity(self, params: dict[str, Any]) -> schema.Capacity:
-        fail = number(params, "fail", 1, capacity.FAIL_MAX)
+        fail = params["fail"]
         view = self._source.view()
         seen, bad = 0, []
-        for case in capacity.cases(view, self._source.spec, max(1, fail)):
+        for case in capacity.cases(view, self._source.spec, fail):
             seen += 1
             if not capacity.fits(case):
                 bad.append(case)
             if seen % SLICE == 0:
                 await asyncio.sleep(0)
-        return schema.Capacity(max(1, fail), seen, len(bad), not bad, bad[:MISFITS_SHOWN])
+        return schema.Capacity(fail, seen, len(bad), not bad, bad[:MISFITS_SHOWN])
 
     async def _best_node(self, params: dict[str, Any]) -> list[schema.BestNode]:
-        return best_nodes(self._source.view())
+        return best_nodes(self._source.view(), self._source.closed())
 
     async def _switchover(self, params: dict[str, Any]) -> schema.Done:
-        to = text(params, "to", "") or None
-        service = text(params, "service")
-        return schema.Done(await self._source.operators.switchover(service, to))
+        to = params["to"] or None
+        return schema.Done(await self._source.operators.switchover(params["service"], to))
+
+    async def _failover_check(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.failover.check(params["service"], params["to"]))
+
+    async def _failover(self, params: dict[str, Any]) -> schema.Done:
+        service, to, by = params["service"], params["to"], params["by"]
+        return schema.Done(await self._source.failover.act(service, to, by))
 
     async def _maintenance(self, params: dict[str, Any]) -> schema.Done:
-        on = params.get("on")
-        if not isinstance(on, bool):
-            raise OperatorError("parameter 'on' must be true or false", schema.USAGE)
-        node = text(params, "node", "") or None
-        left_us = span_us(params)
-        return schema.Done(await self._source.operators.maintenance(on, node, left_us))
+        on, drain_s = params["on"], params["drain_s"]
+        if not on and (params["for_s"] or drain_s):
+            raise OperatorError("'for_s' and 'drain_s' belong to 'on': true", schema.USAGE)
+        if drain_s and not params["by"]:
+            raise OperatorError("maintenance with 'drain_s' needs parameter 'by'", schema.USAGE)
+        move_us = None if drain_s is None else span_us(drain_s)
+        left_us, by = span_us(params["for_s"]), params["by"] or "an operator"
+        return schema.Done(
+            await self._source.maintaining.maintenance(on, params["node"], left_us, move_us, by)
+        )
+
+    async def _drain(self, params: dict[str, Any]) -> schema.Done:
+        target, left_us = params["target"], span_us(params["for_s"])
+        return schema.Done(await self._source.maintaining.drain(target, left_us, params["by"]))
+
+    async def _undrain(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.maintaining.undrain(params["target"], params["by"]))
 
     async def _pause(self, params: dict[str, Any]) -> schema.Done:
-        by = text(params, "by")
-        return schema.Done(await self._source.orders.pause(span_us(params), by))
+        left_us = span_us(params["for_s"])
+        return schema.Done(await self._source.orders.pause(left_us, params["by"]))
 
     async def _resume(self, params: dict[str, Any]) -> schema.Done:
-        return schema.Done(await self._source.orders.resume(text(params, "by")))
+        return schema.Done(await self._source.orders.resume(params["by"]))
 
     async def _mark_dead(self, params: dict[str, Any]) -> schema.Done:
-        node, by = text(params, "node"), text(params, "verified_by")
+        node, by = params["node"], params["verified_by"]
         return schema.Done(await self._source.orders.mark_dead(node, by))
 
     async def _unmark(self, params: dict[str, Any]) -> schema.Done:
-        node, by = text(params, "node"), text(params, "by")
-        return schema.Done(await self._source.orders.unmark(node, by))
+        return schema.Done(await self._source.orders.unmark(params["node"], params["by"]))
+
+    async def _keys_rotate(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.rotation.rotate(params["by"]))
+
+    async def _keys_abort(self, params: dict[str, Any]) -> schema.Done:
+        return schema.Done(await self._source.rotation.abort(params["by"]))
+
+    async def _keys_status(self, params: dict[str, Any]) -> list[KeysAt]:
+        return await self._source.rotation.status()
 
     async def _upgrade(self, params: dict[str, Any]) -> schema.Done:
         return schema.Done(await self._source.operators.upgrade())
@@ -263,10 +286,7 @@ class Commands:
 
     async def _trace(self, params: dict[str, Any]) -> schema.TraceContent:
         """The recording as it is now, or only the present state (`whole` false)."""
-        whole = params.get("whole", True)
-        if not isinstance(whole, bool):
-            raise OperatorError("parameter 'whole' must be true or false", schema.USAGE)
-        return schema.TraceContent(await self._source.traces.fetch(whole))
+        return schema.TraceContent(await self._source.traces.fetch(params["whole"]))
 
     async def _trace_save(self, params: dict[str, Any]) -> Saved:
         return await self._source.traces.save()
@@ -275,12 +295,12 @@ class Commands:
         return await self._source.traces.listed()
 
     async def _trace_read(self, params: dict[str, Any]) -> schema.TraceContent:
-        return schema.TraceContent(await self._source.traces.named(text(params, "name")))
+        return schema.TraceContent(await self._source.traces.named(params["name"]))
 
 
-def best_nodes(view: View) -> list[schema.BestNode]:
+def best_nodes(view: View, closed: Container[str]) -> list[schema.BestNode]:
     """Nodes for new calls, the best first. Raises OperatorError where there is none."""
-    found = capacity.best_nodes(view)
+    found = capacity.best_nodes(view, closed)
     if not found:
         raise OperatorError("no node can take a call: none serves anything and has room")
     return found

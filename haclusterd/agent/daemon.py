@@ -42,6 +42,7 @@ from haclusterd.agent.shared import shared_with
 from haclusterd.agent.standing import judge
 from haclusterd.agent.syncing import tell_repairs
 from haclusterd.agent.traces import Traces
+from haclusterd.agent.upkeep import Upkeep
 from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec
 from haclusterd.config.revisions import Start
@@ -86,10 +87,9 @@ class Agent:
         self.orders = Orders(
             self.spec, config.state_dir, lambda: self._view, self.operators.ask, self.link.send
         )
-        self.operators.keep_maintenance = self.orders.keep_maintenance
         self.problems: dict[str, str] = {}  # what does not run, by part
         self.voters = Voters(begun or Start(config), self.view, self.operators.ask, self.problems)
-        self.operators.voters = self.voters
+        self.upkeep = Upkeep(self)
         self.traces = Traces(self.spec, config.state_dir / TRACES_NAME, self.link.send)
         self.replicator = self._make_replicator()
         self.movers = Movers(config, self.link.send, self.history, self.changed)
@@ -145,7 +145,8 @@ class Agent:
             self._keep_trying("freeswitch", self._start_freeswitch)
         self.notices.start()
         self.health.start()
-        self._stops += [self.traces.stop, self.orders.stop, self.notices.stop]
+        self.upkeep.start()
+        self._stops += [self.traces.stop, self.orders.stop, self.notices.stop, self.upkeep.stop]
         self._stops += [self.health.stop, self.movers.stop]
         self._api = Api(self.config.api.socket, Commands(self.answers))
         self._keep_trying("api", self._api.start)
@@ -224,6 +225,7 @@ class Agent:
         self.operators.join(replicator)
         self.notices.join(replicator)
         self.orders.join(replicator)
+        self.upkeep.join(replicator)
         others = [node.id for node in self.spec.nodes if node.id != self.me]
         self.peers = Peers(
             others, replicator, self.answers.word, self.orders.heard, self.comparison
@@ -348,6 +350,7 @@ class Agent:
     def changed(self) -> None:
         """Something that heart should hear of may have changed."""
         self._news.set()
+        self.upkeep.drains.poke()
 
     async def _report_for_ever(self) -> None:
         while True:

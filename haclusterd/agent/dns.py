@@ -56,6 +56,8 @@ class Record:
         for service in status.services:
             if self.spec.services and service.name not in self.spec.services:
                 continue
+            if service.closed:
+                continue
             if service.state == "owned":
                 self._gone.pop(service.name, None)
             elif now - self._gone.setdefault(service.name, now) >= self.spec.hold_ms / 1000:

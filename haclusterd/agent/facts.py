@@ -38,4 +38,5 @@ def facts_of(agent: Agent, orphaned_us: Mapping[str, int]) -> Facts:
         replicating=agent.problems.get("replication", ""),
         ailing=agent.health.sensors.penalty,
         unfit=agent.health.sensors.unfit,
+        forced=agent.upkeep.forced(),
     )  # fmt: skip

@@ -88,6 +88,7 @@ class Operators:
         self.switch: Switch | None = None
         self.keep_maintenance: Callable[[bool, int], Awaitable[None]] = _keep_nothing
         self.voters: Reloading | None = None
+        self.is_closed: Callable[[str], bool] = lambda service: False  # takes no new calls
         self._lock = asyncio.Lock()
         self._doing = ""
         self._relinquishing: set[asyncio.Task[None]] = set()
@@ -110,7 +111,7 @@ class Operators:
 
     async def switchover(self, service: str, to: str | None) -> str:
         """Move a service to `to` or to the first successor; a sentence. Raises OperatorError."""
-        self._check_names(service, to)
+        self.check_names(service, to)
         owner = self._service(service).owner
         if not owner:
             raise OperatorError(
@@ -121,7 +122,7 @@ class Operators:
             raise OperatorError(f"{to} owns {service} already")
         if owner != self._me:
             return await self._at(owner, "switchover", Order(service=service, to=to or ""))
-        return await self._alone(f"a switchover of {service}", self._switch_over(service, to))
+        return await self.alone(f"a switchover of {service}", self._switch_over(service, to))
 
     async def maintenance(self, on: bool, node: str | None, left_us: int = FOR_GOOD_US) -> str:
         """Take a node out of (or back into) the line of candidates. Raises OperatorError."""
@@ -131,7 +132,7 @@ class Operators:
             raise OperatorError(f"there is no node {node}; known: {known}", USAGE)
         if node != self._me:
             return await self._at(node, "maintenance", Order(on=on, left_us=left_us))
-        return await self._alone("a change of maintenance", self._maintain(on, left_us))
+        return await self.alone("a change of maintenance", self._maintain(on, left_us))
 
     def relinquish(self, action: Relinquish) -> None:
         """Heart finds that this master can be spared (B19): a switchover like any other."""
@@ -150,13 +151,13 @@ class Operators:
 
     async def upgrade(self) -> str:
         """Replace the running heart and agent by the installed version. Raises OperatorError."""
-        return await self._alone("an upgrade", self._upgrade())
+        return await self.alone("an upgrade", self._upgrade())
 
     async def reload(self) -> str:
         """Agree to the set of nodes that the file names now. Raises OperatorError."""
         if self.voters is None:
             raise OperatorError("this agent is starting: try again in a second")
-        return await self._alone("a reload", self.voters.reload())
+        return await self.alone("a reload", self.voters.reload())
 
     # -- carried out here --
 
@@ -175,7 +176,7 @@ class Operators:
             answer = await self.ask(lambda number: SwitchoverRequested(number, index, target))
             if not answer.ok:
                 raise OperatorError(answer.text)
-            return await self._moved(service, to)
+            return await self.moved(service, to)
         finally:
             await self._resume(index)
 
@@ -210,13 +211,15 @@ class Operators:
         here = seen.owner == self._me and seen.local_state == "owned"
         if self.switch is None or not service.profiles or not here:
             return
+        if self.is_closed(service.name):
+            return
         try:
             await self.switch.stand_by(service.profiles, False)
         except SwitchError as error:
             text = f"{service.name} takes no new calls on {self._me}: {error}"
             self._history.add("A23", text, None, service.name)
 
-    async def _moved(self, service: str, to: str | None) -> str:
+    async def moved(self, service: str, to: str | None) -> str:
         """Wait until heart's view shows the new owner, who may not be the one that was named."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -262,7 +265,7 @@ class Operators:
             raise OperatorError("heart has not told this agent its view yet: try again in a second")
         return next(s for s in view.services if s.name == name)
 
-    def _check_names(self, service: str, to: str | None) -> None:
+    def check_names(self, service: str, to: str | None) -> None:
         services = [s.name for s in self._spec.services]
         if service not in services:
             known = ", ".join(services)
@@ -271,7 +274,7 @@ class Operators:
         if to is not None and to not in nodes:
             raise OperatorError(f"there is no node {to}; known: {', '.join(nodes)}", USAGE)
 
-    async def _alone(self, what: str, work: Awaitable[str]) -> str:
+    async def alone(self, what: str, work: Awaitable[str]) -> str:
         """One order at a time on this node: a second operator waits, and is told for whom."""
         if self._lock.locked():
             log.info("%s waits for %s", what, self._doing)
@@ -307,7 +310,7 @@ class Operators:
     async def _asked_switchover(self, peer: str, payload: bytes) -> bytes:
         order = msgspec.json.decode(payload, type=Order)
         try:
-            self._check_names(order.service, None)
+            self.check_names(order.service, None)
             if self._service(order.service).owner != self._me:
                 raise OperatorError(f"{self._me} does not own {order.service}: ask again")
             return (await self.switchover(order.service, order.to or None)).encode()

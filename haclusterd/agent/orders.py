@@ -1,4 +1,4 @@
-"""Orders for the whole cluster: pause, resume, nodes marked dead; and this node's maintenance.
+"""Orders for the whole cluster: pause, resume, marks, drains; and this node's maintenance.
 
 Each is on disk here, then with heart, then with every other agent that can be reached, before the
 operator hears that it is done. Agents that were not reached hear of it when they ask (`peers`).
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from haclusterd.agent.orders_file import (
 )
 from haclusterd.agent.schema import PARTLY, USAGE
 from haclusterd.core.actions import Answered
-from haclusterd.core.agreed import NAME_MAX, Agreed, AgreedWord
+from haclusterd.core.agreed import NAME_MAX, Agreed, AgreedWord, DrainWord
 from haclusterd.core.inputs import FromAgent, MaintenanceRequested
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.orders import span
@@ -79,6 +79,8 @@ class Orders:
         self._lock = asyncio.Lock()
         self._kept_us = 0
         self._work: asyncio.Task[None] | None = None
+        self.standing_by: tuple[str, ...] = ()
+        self.changed: Callable[[], None] = lambda: None  # called when a drain begins or ends
         self.problem = ""
 
     # -- life --
@@ -96,6 +98,7 @@ class Orders:
         if kept is None:
             return
         self._agreed.merge(kept.agreed, now)
+        self.standing_by = kept.standing_by
         self._tell()
         if kept.maintenance.on:
             self._note_maintenance(kept.maintenance, now)
@@ -153,6 +156,36 @@ class Orders:
         self._agreed.order_mark(node, self._signed(by), False, wall_s())
         return await self._carry_out(f"{node} is not marked dead any more", self._marks_at_heart)
 
+    async def drain(self, target: str, left_us: int, by: str, move_us: int = FOR_GOOD_US) -> str:
+        """No new calls to `target` (as `drained.target_of` has it) for `left_us`. What a drained
+        node serves is moved away after `move_us`, or once it is empty. Raises OperatorError."""
+        self._agreed.order_drain(target, left_us, self._signed(by), now_us(), move_us, wall_s())
+        self.changed()
+        name = target.partition(":")[2]
+        length = "until `drain off`" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
+        return await self._carry_out(f"{name} takes no new calls {length}", _nothing)
+
+    async def undrain(self, target: str, by: str) -> str:
+        """It takes new calls again. Raises OperatorError."""
+        name = target.partition(":")[2]
+        if self._agreed.drain_of(target, now_us()) is None:
+            raise OperatorError(f"{name} is not drained, as far as {self._me} knows")
+        self._agreed.order_drain(target, 0, self._signed(by), now_us(), FOR_GOOD_US, wall_s())
+        self.changed()
+        return await self._carry_out(f"{name} takes new calls again", _nothing)
+
+    def drains(self) -> list[DrainWord]:
+        """Those in force, their times as they stand now."""
+        return self._agreed.drains(now_us())
+
+    async def keep_standing_by(self, services: Sequence[str]) -> None:
+        """Services whose profiles this agent has put into standby: its successor must know."""
+        self.standing_by = tuple(services)
+        try:
+            await self._keep()
+        except OperatorError as error:
+            log.error("%s", error)
+
     async def keep_maintenance(self, on: bool, left_us: int) -> None:
         """On disk before heart is told. Raises OperatorError; then nothing has changed."""
         before = self._maintenance, self._maintenance_end_us
@@ -192,7 +225,7 @@ class Orders:
                 left_us = FOR_GOOD_US
             maintenance = Maintenance(self._maintenance.on and left_us > 0, left_us)
             kept = Kept(FORMAT, self._spec.name, boot_id(), now, self._agreed.word(now),
-                        maintenance)  # fmt: skip
+                        maintenance, self.standing_by)  # fmt: skip
             try:
                 await asyncio.to_thread(write, self._path, kept)
             except OSError as error:
@@ -277,6 +310,7 @@ class Orders:
             except OperatorError as error:
                 log.error("%s", error)
             self._tell()
+            self.changed()
 
     def word(self) -> AgreedWord:
         """What this agent knows, for the others."""
@@ -287,7 +321,9 @@ class Orders:
         cleared = [m.node for m in view.marks if m.cleared and self._is_newest(m.node, m.version)]
         for node in cleared:
             self._agreed.order_mark(node, "the cluster", False, wall_s())
-        timed = 0 < self._agreed.left_us(now_us()) < FOR_GOOD_US or (
+        lengths = [self._agreed.left_us(now_us())]
+        lengths += [length for d in self.drains() for length in (d.left_us, d.move_us)]
+        timed = any(0 < length < FOR_GOOD_US for length in lengths) or (
             self._maintenance.on and self._maintenance.left_us < FOR_GOOD_US
         )
         due = timed and now_us() - self._kept_us > KEEP_AGAIN_US
@@ -344,6 +380,10 @@ class Orders:
         if len(signed) > NAME_MAX:
             raise OperatorError(f"the name is too long: at most {NAME_MAX} characters", USAGE)
         return signed
+
+
+async def _nothing() -> None:
+    """Drains are the agents' own: heart has nothing to do."""
 
 
 class _HeartRefused(OperatorError):

@@ -35,6 +35,7 @@ class Kept(msgspec.Struct, frozen=True):
     at_us: int
     agreed: AgreedWord = AgreedWord()
     maintenance: Maintenance = Maintenance()
+    standing_by: tuple[str, ...] = ()  # services whose profiles the agent put into standby
 
 
 class OrdersFileError(Exception):
@@ -62,10 +63,16 @@ def read(path: Path, cluster: str, now_us: int) -> Kept | None:
     gone_us = max(0, now_us - found.at_us) if found.boot_id == boot_id() else 0
     pause, maintenance = found.agreed.pause, found.maintenance
     pause = msgspec.structs.replace(pause, left_us=_left(pause.left_us, gone_us))
+    drains = tuple(
+        msgspec.structs.replace(
+            drain, left_us=_left(drain.left_us, gone_us), move_us=_left(drain.move_us, gone_us)
+        )
+        for drain in found.agreed.drains
+    )
     left_us = _left(maintenance.left_us, gone_us)
     return msgspec.structs.replace(
         found,
-        agreed=msgspec.structs.replace(found.agreed, pause=pause),
+        agreed=msgspec.structs.replace(found.agreed, pause=pause, drains=drains),
         maintenance=Maintenance(maintenance.on and left_us > 0, left_us),
     )
 

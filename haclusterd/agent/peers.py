@@ -41,6 +41,7 @@ class Word(msgspec.Struct, frozen=True):
     unready: dict[str, str] = {}  # service -> why it could not take it over now
     sensors: list[SensorState] = []
     moves: list[Move] = []  # by health, of any node, as far as it knows
+    stuck: dict[str, str] = {}  # service -> why its drain does not go on
 
 
 class Asking(Protocol):

@@ -16,7 +16,7 @@ from haclusterd.agent import http_events, metrics, page
 from haclusterd.agent.commands import Source, best_nodes
 from haclusterd.agent.events import TooManyReaders
 from haclusterd.agent.operators import OperatorError
-from haclusterd.agent.schema import Status
+from haclusterd.agent.schema import BestNode, Status
 from haclusterd.core.text import printable
 
 HISTORY_SHOWN = 200
@@ -49,7 +49,7 @@ class Routes:
             "/master": lambda: self._has_role("master"),
             "/slave": lambda: self._has_role("slave"),
             "/primary-slave": self._is_primary,
-            "/best-node": lambda: as_json(best_nodes(self._source.view())[0]),
+            "/best-node": lambda: as_json(self._best_node()),
             "/page.json": lambda: Page(200, _JSON, self.word()),
         }
 
@@ -114,6 +114,9 @@ class Routes:
         )  # fmt: skip
         return Page(200, _METRICS, body)
 
+    def _best_node(self) -> BestNode:
+        return best_nodes(self._source.view(), self._source.closed())[0]
+
     def _is_ready(self) -> Page:
         reason = self._source.not_ready()
         return said(503, reason) if reason else said(200, "ready")
@@ -137,6 +140,7 @@ class Routes:
             if service.name == name:
                 here = service.owner == status.node and service.state == "owned"
                 service = msgspec.structs.replace(service, stale=status.stale)
+                here = here and not service.closed
                 return Page(200 if here else 503, _JSON, msgspec.json.encode(service) + b"\n")
         known = ", ".join(s.name for s in status.services)
         return said(404, f"no such service; known: {known}")

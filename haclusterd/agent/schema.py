@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from haclusterd.agent.schema_upkeep import Drain
+
 REQUEST_BYTES_MAX = 64 * 1024
 RESPONSE_BYTES_MAX = 32 * 1024 * 1024
 
@@ -109,7 +111,8 @@ class Progress(msgspec.Struct, frozen=True):
 
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     """`owner` is null while nobody serves it; `state` in owned, moving, unserved. `recovering` is
-    there while this node recovers its calls. `stale` (HTTP): the answering node is being filled."""
+    there while this node recovers its calls. `closed`: why it takes no new calls. `stale` (HTTP):
+    the answering node is being filled."""
 
     name: str
     owner: str | None
@@ -119,6 +122,7 @@ class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     successors: list[str]
     recovering: Progress | None = None
     stale: bool = False
+    closed: str = ""
 
 
 class Alarm(msgspec.Struct, frozen=True):
@@ -179,6 +183,7 @@ class Status(msgspec.Struct, frozen=True):
     revision: Revision = Revision(1, None, [])
     orphans: int = 0  # recovered legs here that no phone has answered for yet
     stale: bool = False  # this node is being filled: what it says of others may be old
+    drains: list[Drain] = []
 
 
 class Rank(msgspec.Struct, frozen=True, omit_defaults=True):

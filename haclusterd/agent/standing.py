@@ -5,7 +5,7 @@ Pure: `judge` gets everything as values. Reasons are sentences for people that n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from haclusterd.agent.pid import Process
@@ -45,6 +45,7 @@ class Facts:
     replicating: str = ""  # why replication does not run, empty if it does
     ailing: int = 0  # what its sensors take from this node's health
     unfit: str = ""  # by a sensor without which it shall take nothing over
+    forced: Collection[str] = ()  # services that an operator wants here whatever the copy lacks
 
 
 def judge(spec: ClusterSpec, facts: Facts) -> LocalReport:
@@ -128,7 +129,10 @@ def _reason(spec: ClusterSpec, facts: Facts, k: int) -> str:
 
 
 def _is_abandoned(facts: Facts, name: str) -> bool:
-    """Nobody who was readier has taken the orphan: a poor takeover is better than none."""
+    """Nobody who was readier has taken the orphan: a poor takeover is better than none. An
+    operator who forces it says the same."""
+    if name in facts.forced:
+        return True
     owner, _ = facts.owners.get(name, ("", 0))
     return not owner and facts.orphaned_s.get(name, 0.0) > NO_COPY_WAIT_S
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from haclusterd import __version__
 from haclusterd.agent import schema
 from haclusterd.agent.peers import Word
+from haclusterd.agent.schema_upkeep import Drain
 from haclusterd.core.model import FOR_GOOD_US
 from haclusterd.core.standby import Freshness
 from haclusterd.core.view import NodeView, ServiceView, View
@@ -34,8 +35,10 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
            registrations: schema.Registered | None = None,
            recovering: Mapping[str, schema.Progress] | None = None,
            orphans: int = 0, stale: bool = False,
-           sensors: Sequence[schema.SensorState] = ()) -> schema.Status:  # fmt: skip
+           sensors: Sequence[schema.SensorState] = (), drains: Sequence[Drain] = (),
+           closed: Mapping[str, str] | None = None) -> schema.Status:  # fmt: skip
     """`status --json`. `alarms` and `sensors` are the agent's own, beside heart's word."""
+    shut = closed or {}
     under_way = recovering or {}
     return schema.Status(
         cluster=view.cluster,
@@ -43,7 +46,7 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         quorum=schema.Quorum(view.policy, view.voters, view.reachable, view.quorate),
         rank_hash=f"{view.rank_hash:08x}",
         nodes=[_node(node, view, own, words, sensors) for node in view.nodes],
-        services=[_service(s, under_way.get(s.name)) for s in view.services],
+        services=[_service(s, under_way.get(s.name), shut.get(s.name, "")) for s in view.services],
         alarms=[*(schema.Alarm(a.name, a.text) for a in view.alarms), *alarms],
         paused=_paused(view),
         marked_dead=[schema.Marked(m.node, m.by) for m in view.marks if not m.cleared],
@@ -53,10 +56,11 @@ def status(view: View, own: schema.Sync, words: Mapping[str, Word],
         ),
         orphans=orphans,
         stale=stale,
+        drains=list(drains),
     )
 
 
-def _service(seen: ServiceView, recovering: schema.Progress | None) -> schema.Service:
+def _service(seen: ServiceView, recovering: schema.Progress | None, closed: str) -> schema.Service:
     return schema.Service(
         name=seen.name,
         owner=seen.owner or None,
@@ -65,6 +69,7 @@ def _service(seen: ServiceView, recovering: schema.Progress | None) -> schema.Se
         addresses=list(seen.addresses),
         successors=list(seen.successors),
         recovering=recovering,
+        closed=closed,
     )
 
 

@@ -51,6 +51,7 @@ class Voters:
         self._asides: set[asyncio.Task[None]] = set()
         self._last: Content | None = None  # what was written or read last
         self._seen: object = None  # the files as they were looked at last
+        self.forbidden: Callable[[], str] = lambda: ""  # why the set must not change now
 
     def aside(self, work: Coroutine[None, None, None]) -> None:
         """Beside everything else, to its end."""
@@ -184,6 +185,8 @@ class Voters:
         said = view.revision
         if (said.known, said.known_hash) == (wanted.revision, hashed):
             return []  # it is in force: this node has to follow, whatever lies between
+        if forbidden := self.forbidden():
+            return [forbidden]
         found = objections(cluster_spec(self._config), seen_by(wanted, self._config.node.id))
         found += revisions.differences(self._config, wanted)
         if not view.quorate:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from haclusterd import rotation
 from haclusterd.cli.main import DEFAULT_CONFIG, DONE, FAILED, complain
 from haclusterd.config import Config, ConfigError, effective, load, load_cluster
 from haclusterd.keys import Created, KeysError, create, to_copy
@@ -28,8 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
             from haclusterd.cli import fs_conf
 
             return fs_conf.run(path, Path(arguments.output), arguments.json)
+        if arguments.command == "keys" and arguments.abort:
+            raise KeysError("--abort belongs to `keys rotate`")
         if arguments.command == "keys":
             return _keys_create(path, arguments.json)
+        if arguments.command in ("backup", "restore"):
+            from haclusterd.cli import saving
+
+            return saving.run(path, arguments)
         return _config_check(path, arguments)
     except ConfigError as error:
         if arguments.json:
@@ -103,6 +110,11 @@ def _summary(path: Path, config: Config) -> str:
 
 def _keys_create(path: Path, as_json: bool) -> int:
     config = load_cluster(path)
+    if rotation.is_under_way(rotation.read(config)):
+        raise KeysError(
+            f"{config.key_file.parent}: the keys are being rotated. Fix: `haclusterctl keys "
+            "rotate` ends that, `haclusterctl keys rotate --abort` takes it back"
+        )
     done = create(config)
     copy = {node: [str(file) for file in to_copy(config, node)] for node in done.nodes}
     if as_json:

@@ -29,8 +29,10 @@ _REMOTE = frozenset(
         "registrations",
         "sync",
         "switchover",
+        "failover",
         "hand-over",
         "maintenance",
+        "drain",
         "pause",
         "resume",
         "node",
@@ -69,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from haclusterd.cli.client import NotReachable, Refused
 
     try:
-        if arguments.command in _REMOTE:
+        if arguments.command in _REMOTE or _asks_the_daemon(arguments):
             from haclusterd.cli import remote
 
             return remote.run(arguments, socket_path(arguments))
@@ -86,6 +88,10 @@ def _run(arguments: argparse.Namespace) -> int:
     except Refused as error:
         complain(str(error))
         return PARTLY if error.partly else FAILED
+
+
+def _asks_the_daemon(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.command == "keys" and arguments.action != "create")
 
 
 def complain(text: str) -> None:
@@ -214,6 +220,12 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     switchover = add("switchover", "move a service, with its calls, to another node")
     switchover.add_argument("service", metavar="SERVICE")
     switchover.add_argument("--to", metavar="NODE", help="the new owner (default: first in line)")
+    failover = add(
+        "failover", "move a service whose owner is lost or cannot hand it over: calls may be lost"
+    )
+    failover.add_argument("service", metavar="SERVICE")
+    failover.add_argument("--to", metavar="NODE", help="the new owner (default: first in line)")
+    failover.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     hand_over = add(
         "hand-over", "move everything that this node serves, before its FreeSWITCH is stopped"
     )
@@ -223,10 +235,18 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     maintenance = add("maintenance", "take a node out of the line of candidates, or back in")
     maintenance.add_argument("state", choices=("on", "off"))
     maintenance.add_argument("on_node", nargs="?", metavar="NODE", help="default: this node")
+    maintenance.add_argument(
+        "--drain", dest="drain_s", type=_span, metavar="TIME",
+        help="no new calls, and what it serves moves when it has no calls left or that is over",
+    )  # fmt: skip
+    drain = add("drain", "a service or node takes no new calls; nothing moves: `drain off` ends it")
+    drain.add_argument(
+        "words", nargs="+", metavar="[off] SERVICE|NODE", help="off: it takes new calls again"
+    )
     pause = add("pause", "nothing moves by itself, on no node, until resumed")
-    for order in (maintenance, pause):
+    for order in (maintenance, drain, pause):
         order.add_argument(
-            "--for", dest="for_s", type=_span, default=0, metavar="TIME",
+            "--for", dest="for_s", type=_span, metavar="TIME",
             help="it ends by itself after that: 90s, 15m, 2h",
         )  # fmt: skip
     add("resume", "end a pause: services move by themselves again")
@@ -282,8 +302,17 @@ def _add_local(commands: Commands, common: argparse.ArgumentParser) -> None:
     completion.add_argument("shell", choices=("bash", "zsh"))
     keys = add("keys", "key material of the cluster")
     keys.add_argument(
-        "action", choices=("create",), help="create: what the config needs and is not there yet"
-    )
+        "action", choices=("create", "rotate", "status"),
+        help="create: what the config needs and is not there yet; rotate: new keys and "
+        "certificates for all nodes, while they run; status: where each node stands",
+    )  # fmt: skip
+    keys.add_argument("--abort", action="store_true", help="rotate: back to the old keys")
+    backup = add("backup", "configuration, keys and promises of this node in one file, mode 0600")
+    backup.add_argument("file", metavar="FILE")
+    restore = add("restore", "put a backup of this node back; the daemon must not run")
+    restore.add_argument("file", metavar="FILE")
+    for one in (backup, restore):
+        one.add_argument("--run-dir", metavar="DIR", help="as the daemon has it")
     commands.add_parser("lab", help="clusters in network namespaces: lab run, lab demo, lab down")
 
 

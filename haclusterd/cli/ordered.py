@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from haclusterd.cli.client import Refused
@@ -14,7 +15,10 @@ If it still runs somewhere, or is started where it cannot hear them, two nodes m
 and calls are lost. Type {node} to go on: """
 
 
-def ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+Order = tuple[str, dict[str, Any]]
+
+
+def ordered(arguments: argparse.Namespace) -> Order:
     """(method, parameters) of an order. Raises Refused where it is not confirmed."""
     if arguments.command == "switchover":
         if arguments.to == "":
@@ -22,35 +26,70 @@ def ordered(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
                 "--to is empty: name a node, or leave it out for the first in line", False
             )
         return "switchover", {"service": arguments.service, "to": arguments.to or ""}
-    if arguments.command == "reload":
-        return "reload", {}
-    if arguments.command == "pause":
-        return "pause", {"for_s": arguments.for_s, "by": user()}
-    if arguments.command == "resume":
-        return "resume", {"by": user()}
-    if arguments.command == "node":
-        return _node(arguments)
+    return _ORDERS[arguments.command](arguments)
+
+
+def _timed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parameter `for_s`, where a length was given."""
+    return {} if arguments.for_s is None else {"for_s": arguments.for_s}
+
+
+def _maintenance(arguments: argparse.Namespace) -> Order:
     on = arguments.state == "on"
-    if not on and arguments.for_s:
-        raise Refused("--for belongs to `maintenance on`", False)
-    return "maintenance", {"on": on, "node": arguments.on_node or "", "for_s": arguments.for_s}
+    if not on and (arguments.for_s or arguments.drain_s):
+        option = "--for" if arguments.for_s else "--drain"
+        raise Refused(f"{option} belongs to `maintenance on`", False)
+    params = {"on": on, "node": arguments.on_node or "", **_timed(arguments), "by": user()}
+    if arguments.drain_s is not None:
+        params["drain_s"] = arguments.drain_s
+    return "maintenance", params
 
 
-def _node(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def _drain(arguments: argparse.Namespace) -> Order:
+    words = list(arguments.words)
+    off = words[0] == "off"
+    if off:
+        if arguments.for_s:
+            raise Refused("--for belongs to `drain SERVICE|NODE`", False)
+        words = words[1:]
+    if len(words) != 1:
+        raise Refused("name one service or node: `drain east`, `drain off east`", False)
+    if off:
+        return "undrain", {"target": words[0], "by": user()}
+    return "drain", {"target": words[0], **_timed(arguments), "by": user()}
+
+
+def _keys(arguments: argparse.Namespace) -> Order:
+    return ("keys_abort" if arguments.abort else "keys_rotate"), {"by": user()}
+
+
+def _node(arguments: argparse.Namespace) -> Order:
     if arguments.action == "unmark":
         return "unmark", {"node": arguments.id, "by": user()}
     if not arguments.verified_by:
         raise Refused("say who has verified that it is dead: --verified-by NAME", False)
     if not arguments.yes:
-        _confirm(arguments.id)
+        confirm(arguments.id, _QUESTION.format(node=arguments.id))
     return "mark_dead", {"node": arguments.id, "verified_by": arguments.verified_by}
 
 
-def _confirm(node: str) -> None:
+_ORDERS: dict[str, Callable[[argparse.Namespace], Order]] = {
+    "reload": lambda arguments: ("reload", {}),
+    "pause": lambda arguments: ("pause", {**_timed(arguments), "by": user()}),
+    "resume": lambda arguments: ("resume", {"by": user()}),
+    "node": _node,
+    "maintenance": _maintenance,
+    "drain": _drain,
+    "keys": _keys,
+}
+
+
+def confirm(name: str, question: str) -> None:
+    """Only whoever types the name goes on. Raises Refused."""
     if not sys.stdin.isatty():
         raise Refused("this asks for confirmation on a terminal; without one, say --yes", False)
-    print(_QUESTION.format(node=node), end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip() != node:
+    print(question, end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != name:
         raise Refused("not confirmed, nothing was done", False)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from haclusterd.cli import tables
 from haclusterd.cli.client import Client, NotReachable, Refused
-from haclusterd.cli.ordered import ordered
+from haclusterd.cli.ordered import confirm, ordered, user
 from haclusterd.cli.show import Part, clean, show
+from haclusterd.core.text import printable
 
 DONE, FAILED = 0, 1
 UPGRADE_S = 20.0
@@ -40,6 +41,12 @@ def run(arguments: argparse.Namespace, socket: Path) -> int:
         _events(client, arguments)
     elif command == "upgrade":
         _print(_upgrade(client), _text, arguments.json)
+    elif command == "failover":
+        _print(_failover(client, arguments), _text, arguments.json)
+    elif command == "keys" and arguments.action == "status":
+        if arguments.abort:
+            raise Refused("--abort belongs to `keys rotate`")
+        _print(client.ask("keys_status"), tables.keys, arguments.json)
     elif command == "hand-over":
         _print(_hand_over(client, arguments.within), _text, arguments.json)
     else:
@@ -154,6 +161,15 @@ def _upgrade(client: Client) -> dict[str, Any]:
             return {"text": f"upgraded from {before['version']} to {now['version']}", **now}
         time.sleep(UPGRADE_POLL_S)
     raise NotReachable(f"the upgraded daemon does not answer after {UPGRADE_S:.0f} s; see its log")
+
+
+def _failover(client: Client, arguments: argparse.Namespace) -> Any:
+    """Ask what it would cost, have it confirmed, then do it."""
+    wanted = {"service": arguments.service, "to": arguments.to or ""}
+    warning = printable(client.ask("failover_check", **wanted)["text"])
+    if not arguments.yes:
+        confirm(arguments.service, f"{warning}.\nType {arguments.service} to go on: ")
+    return client.ask("failover", **wanted, by=user())
 
 
 def _hand_over(client: Client, within_s: float) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         [f"registrations: {phones['own']} made here, {phones['copies']} of other nodes"]
         if phones and (phones["own"] or phones["copies"]) else []
     )  # fmt: skip
+    drains = [_drain(drain) for drain in found.get("drains") or ()]
     alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
     drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
@@ -48,7 +49,28 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
     drawn += [] if watched else _sensors(found["nodes"])
-    return [head, *registered, *alarms, *(drawn[::-1] if watched else drawn)]
+    return [head, *registered, *drains, *alarms, *(drawn[::-1] if watched else drawn)]
+
+
+def _drain(drain: dict[str, Any]) -> str:
+    """One drain: how far it is."""
+    what = cell(drain["services"]) if drain["services"] else "serves nothing"
+    text = f"drain of {drain['kind']} {drain['name']} by {drain['by']}: {what}"
+    text += f", {drain['calls']} call legs left"
+    if drain["moves_s"] is not None and drain["services"]:
+        text += f", moved in {drain['moves_s']} s" if drain["moves_s"] else ", moving"
+    if drain["left_s"] is not None:
+        text += f", ends in {drain['left_s']} s"
+    return text
+
+
+def keys(found: Sequence[dict[str, Any]]) -> list[Part]:
+    """`keys status`."""
+    rows = [
+        [k["node"], k["phase"], cell([str(n) for n in k["ring"]]), cell(k["by"]), k["problem"]]
+        for k in found
+    ]
+    return [Table("keys", ["node", "phase", "ring", "by", "problem"], rows, _NUMBERS)]
 
 
 def _sensors(nodes: Sequence[dict[str, Any]]) -> list[Table]:

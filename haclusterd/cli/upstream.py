@@ -40,6 +40,7 @@ def targets(status: dict[str, Any]) -> list[Target]:
     return [
         Target(printable(service["name"]), address.partition("/")[0], place)
         for place, service in enumerate(status["services"])
+        if not service.get("closed")
         for address in service["addresses"]
     ]
 
@@ -49,6 +50,9 @@ def export(form: str, status: dict[str, Any], wanted: Wanted) -> str:
     mark = {"kamailio": "#", "opensips": "--", "cube": "!", "dns": ";"}[form]
     order = "top down" if wanted.order == "priority" else "all alike"
     head = f"{mark} cluster {printable(status['cluster'])}, {order}: haclusterctl export upstream\n"
+    shut = [printable(s["name"]) for s in status["services"] if s.get("closed")]
+    if shut:
+        head += f"{mark} left out, because they take no new calls now: {', '.join(shut)}\n"
     lines = _FORMS[form](targets(status), wanted)
     return head + "".join(f"{line}\n" for line in lines)
 

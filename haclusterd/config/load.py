@@ -131,6 +131,7 @@ class _Cluster:
     last_resort: str
     relinquish: bool
     revision: int
+    maintenance_service: str
 
 
 class _Reader:
@@ -171,6 +172,7 @@ class _Reader:
             last_resort=LastResort(cluster.last_resort),
             relinquish=cluster.relinquish,
             revision=cluster.revision,
+            maintenance_service=cluster.maintenance_service,
             timing=to_timing(times),
             freeswitch=freeswitch,
             sync_port=sync_port,
@@ -233,6 +235,7 @@ class _Reader:
                 **({"dns": [document for _, document in records]} if records else {}),
             },
         )
+        rules.check_maintenance(config, self._problems)
         names = [service.name for service in config.services]
         notices.check(found.hooks, found.dns, names, self._problems)
         return found
@@ -253,6 +256,7 @@ class _Reader:
             last_resort=section.choice("last_resort", ["masters", "none"], "masters"),
             relinquish=section.flag("relinquish", False),
             revision=section.integer("revision", 1, 1, REVISION_MAX),
+            maintenance_service=section.text("maintenance_service", "", "the name of a service"),
         )
         if found.relinquish and found.last_resort == "none":
             message = "needs masters that may own more than one service"
@@ -305,6 +309,8 @@ def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
         "last_resort": cluster.last_resort,
         "relinquish": cluster.relinquish,
     }
+    if cluster.maintenance_service:
+        document["maintenance_service"] = cluster.maintenance_service
     # The first revision means what a file without the key always meant, to older versions as well:
     # with another hash nodes of two versions would refuse each other's claims in a rolling upgrade.
     return document if cluster.revision == 1 else {**document, "revision": cluster.revision}

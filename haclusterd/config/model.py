@@ -160,6 +160,7 @@ class Config:
     state_dir: Path = STATE_DIR
     me: int = -1
     revision: int = 1  # of the set of nodes
+    maintenance_service: str = ""  # takes new calls only while another service is drained
     text: str = field(default="", repr=False, compare=False)  # the file as it was read
     warnings: tuple[str, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -68,6 +68,10 @@ MEANINGS = {
     "cluster.relinquish": "When no slave is left for 400 times `dead_ms` (`lan`: a minute) and the "
     "other masters have room: a master hands its services over and becomes a slave. Nothing moves "
     "back.",
+    "cluster.maintenance_service": "A service whose address takes new calls only while another "
+    "service or node is drained (`haclusterctl drain`, `maintenance --drain`): it moves to the "
+    "first slave then, and back to a master once it is not needed and has no call. Needs "
+    '`last_resort = "masters"`. Left out: none.',
     "cluster.revision": "Of the set of nodes: one more with every change of it, which then takes "
     "`haclusterctl reload` on each node instead of a restart. One node may be added or removed at "
     "a time.",

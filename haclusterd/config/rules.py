@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from haclusterd.config.model import ESL_BACKENDS, NODE_PLACEHOLDER, FreeSwitch
+from haclusterd.config.model import ESL_BACKENDS, NODE_PLACEHOLDER, Config, FreeSwitch
 from haclusterd.config.reading import Problems, one_of, suggestion
 from haclusterd.config.sections import ServiceText
-from haclusterd.core.model import NodeSpec, Quorum
+from haclusterd.core.model import LastResort, NodeSpec, Quorum
 from haclusterd.wire import BEAT_BYTES_MAX, beat_bytes_bound
 
 LINKS_MAX = 8
@@ -184,3 +184,24 @@ def check_beat_size(node_count: int, service_count: int, problems: Problems) -> 
             f"bytes, more than the {BEAT_BYTES_MAX} that pass every network in one piece",
             "use fewer services (join those that may move together), or two clusters",
         )
+
+
+def check_maintenance(config: Config, problems: Problems) -> None:
+    """The maintenance service is a service like any other, beside one that it can stand in for."""
+    name, key = config.maintenance_service, "cluster.maintenance_service"
+    found = next((service for service in config.services if service.name == name), None)
+    names = [service.name for service in config.services]
+    if not name:
+        return
+    if found is None:
+        near = suggestion(name, names)
+        problems.note(key, f'"{name}" is no service of this file{near}', f"use {one_of(names)}")
+        return
+    if len(names) < 2:
+        problems.note(key, f"{name} is the only service", "add the service that it stands in for")
+    if config.last_resort is LastResort.NONE:
+        message = "while it is in use the slave that has it must be able to take one more service"
+        problems.note(key, message, 'set last_resort = "masters", or leave it out')
+    if not found.profiles or config.freeswitch is None or not config.freeswitch.esl_port:
+        message = f"{name} takes new calls only at times, and without ESL nobody can see to that"
+        problems.note(key, message, "give it SIP profiles, and [freeswitch] an esl_port")

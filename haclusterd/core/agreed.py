@@ -3,7 +3,7 @@
 Each order has a version, unique and growing; of two words about the same thing the newer wins, so
 that all who hear of each other come to agree, in whatever order they do. A version is above all
 that its giver knew of and, as far as wall clocks agree, says when it was given: of two orders that
-knew nothing of each other the one given last wins. A pause for a time counts down by every node's
+knew nothing of each other the one given last wins. What is for a time counts down by every node's
 own clock, and ends for all with the first.
 """
 
@@ -37,11 +37,26 @@ class MarkWord(msgspec.Struct, frozen=True):
     dead: bool
 
 
+class DrainWord(msgspec.Struct, frozen=True):
+    """The newest order about one target, `service:NAME` or `node:ID`: it gets no new calls.
+
+    Times as in PauseWord. `move_us`: until what a drained node still serves is moved away, calls
+    and all; FOR_GOOD_US where nothing is to be moved.
+    """
+
+    target: str
+    version: int
+    by: str
+    left_us: int
+    move_us: int = FOR_GOOD_US
+
+
 class AgreedWord(msgspec.Struct, frozen=True):
     """All that one agent knows, for another, and for its disk."""
 
     pause: PauseWord = PauseWord()
     marks: tuple[MarkWord, ...] = ()
+    drains: tuple[DrainWord, ...] = ()
 
 
 class Agreed:
@@ -53,6 +68,9 @@ class Agreed:
         self._pause = PauseWord()
         self._until_us = 0
         self._marks: dict[str, MarkWord] = {}
+        self._targets = {*(f"node:{n.id}" for n in spec.nodes),
+                         *(f"service:{s.name}" for s in spec.services)}  # fmt: skip
+        self._drains: dict[str, tuple[DrainWord, int]] = {}  # with when it was heard
 
     # -- giving orders --
 
@@ -64,8 +82,23 @@ class Agreed:
         """Mark a configured node dead, or take that back."""
         self._marks[node] = MarkWord(node, self._next_version(wall_s), by, dead)
 
+    def order_drain(
+        self,
+        target: str,
+        left_us: int,
+        by: str,
+        now_us: int,
+        move_us: int = FOR_GOOD_US,
+        wall_s: int = 0,
+    ) -> None:
+        """No new calls to a service or node for `left_us`, or (0) new calls again."""
+        word = DrainWord(target, self._next_version(wall_s), by, left_us, move_us)
+        self._drains[target] = (word, now_us)
+
     def _next_version(self, wall_s: int) -> int:
-        newest = max([self._pause.version, *(mark.version for mark in self._marks.values())])
+        drains = (drain.version for drain, _ in self._drains.values())
+        marks = (mark.version for mark in self._marks.values())
+        newest = max([self._pause.version, *marks, *drains])
         number = max(newest // NODES_MAX + 1, min(wall_s, WALL_S_MAX))
         return number * NODES_MAX + self._spec.me % NODES_MAX
 
@@ -88,7 +121,19 @@ class Agreed:
             if newer and mark.node in self._nodes and _is_sane(mark.version, mark.by):
                 self._marks[mark.node] = mark
                 changed = True
-        return changed
+        return any([changed, *(self._hear_drain(drain, now_us) for drain in word.drains)])
+
+    def _hear_drain(self, heard: DrainWord, now_us: int) -> bool:
+        sane = _is_sane(heard.version, heard.by) and heard.left_us >= 0 and heard.move_us >= 0
+        if not sane or heard.target not in self._targets:
+            return False
+        known = self.drain_of(heard.target, now_us)
+        over = known is not None and heard.version == known.version and heard.left_us == 0
+        newest = self._drains[heard.target][0].version if heard.target in self._drains else 0
+        if over or heard.version > newest:
+            self._drains[heard.target] = (heard, now_us)
+            return True
+        return False
 
     def _set_pause(self, pause: PauseWord, now_us: int) -> None:
         self._pause = pause
@@ -105,12 +150,35 @@ class Agreed:
     def word(self, now_us: int) -> AgreedWord:
         """For another agent, or for the disk."""
         pause = msgspec.structs.replace(self._pause, left_us=self.left_us(now_us))
-        return AgreedWord(pause, tuple(self._marks[node] for node in sorted(self._marks)))
+        return AgreedWord(
+            pause,
+            tuple(self._marks[node] for node in sorted(self._marks)),
+            tuple(self._drain_now(target, now_us) for target in sorted(self._drains)),
+        )
 
     def mark_of(self, node: str) -> MarkWord | None:
         """The mark in force on a node."""
         mark = self._marks.get(node)
         return mark if mark is not None and mark.dead else None
+
+    def drain_of(self, target: str, now_us: int) -> DrainWord | None:
+        """The drain in force on a target, its times as they stand now."""
+        if target not in self._drains:
+            return None
+        drain = self._drain_now(target, now_us)
+        return drain if drain.left_us else None
+
+    def drains(self, now_us: int) -> list[DrainWord]:
+        """All drains in force."""
+        found = (self.drain_of(target, now_us) for target in sorted(self._drains))
+        return [drain for drain in found if drain is not None]
+
+    def _drain_now(self, target: str, now_us: int) -> DrainWord:
+        drain, heard_us = self._drains[target]
+        gone_us = now_us - heard_us
+        return msgspec.structs.replace(
+            drain, left_us=_left(drain.left_us, gone_us), move_us=_left(drain.move_us, gone_us)
+        )
 
     # -- for heart --
 
@@ -122,6 +190,10 @@ class Agreed:
         return MarksOrdered(
             request, tuple(Marked(self._nodes[m.node], m.version, m.by) for m in marks)
         )
+
+
+def _left(left_us: int, gone_us: int) -> int:
+    return FOR_GOOD_US if left_us >= FOR_GOOD_US else max(0, left_us - gone_us)
 
 
 def _is_sane(version: int, by: str) -> bool:

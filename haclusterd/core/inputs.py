@@ -202,6 +202,19 @@ class UpgradeRequested(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
+class KeysGiven(msgspec.Struct, frozen=True, tag=True):
+    """Another key ring from now on, newest first as in `wire.KeyRing`: (id, secret) each.
+
+    Executed by heart's loop itself; never reaches the core, nor a recording.
+    """
+
+    request: int
+    keys: tuple[tuple[int, bytes], ...]
+
+    def __repr__(self) -> str:
+        return f"KeysGiven(request={self.request}, ids={[key for key, _ in self.keys]})"
+
+
 class TraceRequested(msgspec.Struct, frozen=True, tag=True):
     """Hand out the recording, or (not `whole`) only the present state; in `TraceParts`.
 
@@ -223,6 +236,7 @@ FromAgent = (
     | RecoveryEnded
     | UpgradeRequested
     | StopRequested
+    | KeysGiven
     | TraceRequested
 )
 

@@ -57,6 +57,8 @@ def completions(services: Sequence[str], nodes: Sequence[str]) -> list[str]:
 def _completions(services: Sequence[str], nodes: Sequence[str]) -> Iterator[str]:
     yield from COMMANDS
     yield from (f"switchover {service}" for service in services)
+    yield from (f"drain {service}" for service in services)
+    yield from (f"drain off {service}" for service in services)
     yield from (f"maintenance {state}" for state in STATES)
     yield from (f"maintenance {state} {node}" for state in STATES for node in nodes)
     yield from (f"switchover {service} --to {node}" for service in services for node in nodes)

@@ -17,6 +17,7 @@ from haclusterd.core.inputs import (
     AddressesAdded,
     AgentChanged,
     FreeswitchExited,
+    KeysGiven,
     LocalReport,
     Restored,
     StageRequested,
@@ -32,6 +33,7 @@ from haclusterd.heart.errors import HeartError
 from haclusterd.heart.executor import Executor
 from haclusterd.heart.journal import WARNING
 from haclusterd.heart.kernel_news import KernelNews
+from haclusterd.heart.keys_given import use_keys
 from haclusterd.heart.loop import Chores, Loop
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.sdnotify import watchdog_interval_ms
@@ -274,6 +276,8 @@ class Heart(Chores):
                     self._watch_freeswitch()
             elif isinstance(message, UpgradeRequested):
                 self._begin_upgrade(message.request)
+            elif isinstance(message, KeysGiven):
+                self._agent.send(Answered(message.request, *use_keys(self._parts.wire, message)))
             elif isinstance(message, TraceRequested):
                 self._trace_out.begin(message, now)
             elif isinstance(message, StopRequested):

@@ -62,6 +62,8 @@ class LabPlan:
     without it a busy machine looks like a hung FreeSWITCH. It flatters figures taken on a busy
     machine, so results say what it was. `call_source` is `recovery.source`. `media_pps`: of the
     emulator, whose 50 packets a second for 1,000 calls would be all that the machine does.
+
+    `maintenance_service` names one of the services; the first node has it, beside its own.
     """
 
     masters: int = 1
@@ -80,6 +82,7 @@ class LabPlan:
     nice: int = -10
     call_source: str = "core_db"
     media_pps: int = 50
+    maintenance_service: str = ""
 
     def __post_init__(self) -> None:
         if self.masters < 1 or self.slaves < 0 or self.masters + self.slaves < 2:
@@ -105,7 +108,7 @@ class LabPlan:
                 ip=f"10.9.0.{_FIRST_SERVICE + number}",
                 ip6=f"fd00:9::{_FIRST_SERVICE + number}" if self.ipv6 else "",
                 profile=f"profile{number}",
-                preferred=node_id(number),
+                preferred=node_id(1 if f"east{number}" == self.maintenance_service else number),
             )
             for number in range(1, self.masters + 1)
         )
@@ -158,6 +161,8 @@ def config_text(plan: LabPlan, root: Path) -> str:
         f'quorum = "{plan.quorum or _quorum(plan)}"',
         f'last_resort = "{plan.last_resort}"',
     ]
+    if plan.maintenance_service:
+        sections.append(f'maintenance_service = "{plan.maintenance_service}"')
     if plan.timing:
         sections += ["[timing]", *(f"{key} = {value}" for key, value in plan.timing.items())]
     if plan.freeswitch != "none":

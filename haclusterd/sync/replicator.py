@@ -86,6 +86,10 @@ class Replicator:
             loop.create_task(self.auditor.run(), name="auditing copies"),
         ]
 
+    def reload_certificates(self) -> None:
+        """Read the key material again; connections that are up stay. Raises SyncError."""
+        self.mesh.reload_certificates()
+
     async def stop(self) -> None:
         """Close all connections; what is stored stays readable."""
         for task in self._tasks:

@@ -21,7 +21,8 @@ from tests.fixtures.agent_source import FakeSource
 pytestmark = pytest.mark.timeout(20)
 
 STATUS_KEYS = ["cluster", "node", "quorum", "rank_hash", "nodes", "services", "alarms", "paused",
-               "marked_dead", "registrations", "revision", "orphans", "stale"]  # fmt: skip
+               "marked_dead", "registrations", "revision", "orphans", "stale",
+               "drains"]  # fmt: skip
 NODE_KEYS = ["id", "role", "services", "rank", "health", "links", "calls", "capacity", "sync",
              "version", "witness", "sensors"]  # fmt: skip
 
@@ -115,10 +116,10 @@ async def test_e3_calls_at_risk_say_why(served: Path, source: FakeSource) -> Non
         (b"[]", "usage", "not a request"),
         (b'{"method": 3}', "usage", "not a request"),
         (line("drop_tables"), "usage", "unknown method"),
-        (line("history", count="x"), "usage", "must be 0..10000"),
-        (line("history", count=True), "usage", "must be 0..10000"),
-        (line("switchover"), "usage", "'service' is missing"),
-        (line("switchover", service="e" * 300), "usage", "no text"),
+        (line("history", count="x"), "usage", "must be a whole number from 0 to 10000"),
+        (line("history", count=True), "usage", "must be a whole number"),
+        (line("switchover"), "usage", "switchover needs parameter 'service'"),
+        (line("switchover", service="e" * 300), "usage", "a text of 1 to 256 characters"),
         (line("maintenance", on="yes"), "usage", "true or false"),
         (line("switchover", service="west"), "refused", "nobody serves west"),
         (line("report"), "refused", "nothing has moved yet"),
@@ -234,3 +235,25 @@ async def test_registrations_are_the_contract(served: Path) -> None:
     assert first["expires"] == "2038-01-19T03:14:08Z"
     (answer,) = await ask(served, line("registrations", limit=50_001))
     assert answer["error"]["code"] == "usage"
+
+
+async def test_an_order_is_carried_out_to_its_end_whoever_goes_away(
+    served: Path, source: FakeSource
+) -> None:
+    """Ctrl-C of haclusterctl closes its connection: nothing is left half done by that."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def switchover(service: str, to: str | None) -> str:
+        began.set()
+        await asyncio.sleep(0.1)
+        ended.set()
+        return "moved"
+
+    source.operators.switchover = switchover  # type: ignore[method-assign]
+    _, writer = await asyncio.open_unix_connection(str(served))
+    writer.write(line("switchover", service="east") + b"\n")
+    await began.wait()
+    writer.close()
+    await asyncio.wait_for(ended.wait(), 5)
+    (answer,) = await ask(served, line("status"))
+    assert answer["ok"]

@@ -225,3 +225,23 @@ async def test_ml10_maintenance_is_kept_before_heart_hears_of_it(bench: Bench) -
     assert len(bench.sent) == 1
     await bench.operators.maintenance(True, "fs-c", 5)
     assert msgspec.json.decode(bench.mesh.asked[0][2], type=Order) == Order(on=True, left_us=5)
+
+
+async def test_two_operators_at_once_are_served_one_after_the_other(bench: Bench) -> None:
+    """Whoever comes second finds what the first has done, and nothing is done twice."""
+    first = asyncio.create_task(bench.operators.switchover("east", None))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(bench.operators.maintenance(True, None))
+    third = asyncio.create_task(bench.operators.switchover("east", "fs-c"))
+    done = await asyncio.gather(first, second, third, return_exceptions=True)
+    assert done[0] == "east moved from fs-a to fs-c at epoch 8"
+    kinds = [type(message) for message in bench.sent]
+    assert kinds[:2] == [SwitchoverRequested, MaintenanceRequested]
+    assert isinstance(done[2], OperatorError)
+
+
+async def test_a_drained_service_stays_shut_when_a_switchover_fails(bench: Bench) -> None:
+    bench.operators.is_closed = lambda service: service == "east"
+    bench.heart = Answered(0, False, "no node is ready to take east")
+    await refused(bench.operators.switchover("east", None))
+    assert bench.switch.done == [PAUSED]

@@ -93,7 +93,9 @@ def answers(calls: int, orders_problem: str = "") -> list[str]:
     word = msgspec.structs.replace(word, nodes=nodes)
     agent = Bare(
         problems={}, me="fs-a", view=lambda: word, spec=spec(), config=Bare(),
-        notices=Bare(alarms=[]), orders=Bare(problem=orders_problem), reports=Bare(under_way=dict),
+        notices=Bare(alarms=[]), reports=Bare(under_way=dict),
+        orders=Bare(problem=orders_problem, drains=list),
+        upkeep=Bare(alarms=list, drains=Bare(closed=lambda view: {}, problems={})),
         health=Bare(alarms=[], sensors=Bare(words=list)), movers=Bare(alarms=[]),
     )  # fmt: skip
     one = Answers(cast(Any, agent))

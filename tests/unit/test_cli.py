@@ -185,14 +185,17 @@ def test_people_get_text(
     assert all(line == line.rstrip() for line in out.splitlines())
 
 
-def test_parameters_reach_the_daemon(daemon: FakeDaemon, capsys: Printed) -> None:
+def test_parameters_reach_the_daemon(
+    daemon: FakeDaemon, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.cli.ordered.user", lambda: "anna")
     main(["switchover", "east"])
     main(["maintenance", "off", "fs-c"])
     main(["calls", "--at-risk", "--limit", "5"])
     main(["report", "7"])
     assert [(r["method"], r["params"]) for r in daemon.requests] == [
         ("switchover", {"service": "east", "to": ""}),
-        ("maintenance", {"on": False, "node": "fs-c", "for_s": 0}),
+        ("maintenance", {"on": False, "node": "fs-c", "by": "anna"}),
         ("calls", {"at_risk": True, "limit": 5}),
         ("report", {"which": "7"}),
     ]
@@ -226,7 +229,8 @@ def test_without_a_daemon_the_exit_code_is_3(tmp_path: Path, capsys: Printed) ->
     "words",
     [[], ["nonsense"], ["maintenance"], ["maintenance", "maybe"], ["switchover"],
      ["history", "-n", "0"], ["calls", "--limit", "x"], ["watch", "--interval", "0"],
-     ["keys", "rotate"], ["config"]],
+     ["keys", "renew"], ["config"], ["drain"], ["failover"], ["backup"], ["restore"],
+     ["drain", "east", "--for", "soon"], ["maintenance", "on", "--drain", "0m"]],
 )  # fmt: skip
 def test_usage_is_2(words: list[str], capsys: Printed) -> None:
     with pytest.raises(SystemExit) as caught:

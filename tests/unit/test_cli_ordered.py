@@ -29,11 +29,11 @@ def test_orders_for_the_cluster_reach_the_daemon(
     assert main(["maintenance", "on", "fs-c", "--for", "90s"]) == 0
     assert [(r["method"], r["params"]) for r in daemon.requests] == [
         ("pause", {"for_s": 7200, "by": "anna"}),
-        ("pause", {"for_s": 0, "by": "anna"}),
+        ("pause", {"by": "anna"}),
         ("resume", {"by": "anna"}),
         ("mark_dead", {"node": "fs-c", "verified_by": "ben"}),
         ("unmark", {"node": "fs-c", "by": "anna"}),
-        ("maintenance", {"on": True, "node": "fs-c", "for_s": 90}),
+        ("maintenance", {"on": True, "node": "fs-c", "for_s": 90, "by": "anna"}),
     ]
 
 

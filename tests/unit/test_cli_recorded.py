@@ -189,6 +189,8 @@ def test_simulate(
     assert [s["outcome"] for s in found["services"]] == ["unserved", "unserved"]
     assert "no quorum" in found["services"][0]["reason"]
     assert "nothing was changed" in found["note"]
+    assert main(["simulate", "--fail-freeswitch", "n0"]) == 0
+    assert "n2 claims s0 at epoch 2: n0 released it" in capsys.readouterr().out
 
 
 def test_simulate_names_all_that_is_unknown_and_what_is_known(

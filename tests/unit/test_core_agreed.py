@@ -13,6 +13,7 @@ from haclusterd.core.agreed import (
     WALL_S_MAX,
     Agreed,
     AgreedWord,
+    DrainWord,
     MarkWord,
     PauseWord,
 )
@@ -114,6 +115,11 @@ def test_heart_is_told_versions_and_only_the_dead() -> None:
         AgreedWord(PauseWord(300, "x", -5)),
         AgreedWord(marks=(MarkWord("n9", 300, "x", True),)),
         AgreedWord(marks=(MarkWord("n1", 2**60, "x", True),)),
+        AgreedWord(drains=(DrainWord("node:n9", 300, "x", 5),)),
+        AgreedWord(drains=(DrainWord("n1", 300, "x", 5),)),
+        AgreedWord(drains=(DrainWord("node:n1", 2**60, "x", 5),)),
+        AgreedWord(drains=(DrainWord("node:n1", 300, "x", -5),)),
+        AgreedWord(drains=(DrainWord("node:n1", 300, "x", 5, -5),)),
     ],
 )
 def test_s13_odd_words_change_nothing(word: AgreedWord) -> None:
@@ -121,3 +127,38 @@ def test_s13_odd_words_change_nothing(word: AgreedWord) -> None:
     before = a.word(0)
     assert not a.merge(word, 0)
     assert a.word(0) == before
+
+
+# drains -----------------------------------------------------------------------------------------
+
+
+def test_b7_a_drain_counts_down_everywhere_and_ends_with_the_first() -> None:
+    a, b, c = copies()
+    a.order_drain("node:n1", HOUR_US, "anna", 1_000, HOUR_US // 3)
+    assert b.merge(a.word(1_000), 77_000_000_000)
+    assert not b.merge(a.word(1_000), 78_000_000_000)
+    (drain,) = b.drains(77_000_000_000 + HOUR_US // 4)
+    assert (drain.left_us, drain.move_us) == (HOUR_US * 3 // 4, HOUR_US // 12)
+    (drain,) = b.drains(77_000_000_000 + HOUR_US // 2)
+    assert drain.move_us == 0
+    assert b.drain_of("node:n2", 0) is None
+    assert c.merge(a.word(1_000 + HOUR_US), 5)  # who hears of it only when it is over
+    assert c.drains(5) == []
+    assert b.merge(c.word(5), 77_000_000_000)
+    assert b.drains(77_000_000_000) == []
+    assert not b.merge(c.word(5), 77_000_000_000)
+
+
+def test_b7_a_drain_without_an_end_has_none_until_it_is_taken_back() -> None:
+    a, b, _ = copies()
+    a.order_drain("service:s0", FOR_GOOD_US, "anna", 5)
+    b.merge(a.word(FOR_GOOD_US // 2), 5)
+    assert b.drains(FOR_GOOD_US // 2) == [DrainWord("service:s0", 256, "anna", FOR_GOOD_US)]
+    a.order_pause(HOUR_US, "ben", 5)
+    b.order_drain("service:s0", 0, "carl", 6)
+    assert a.merge(b.word(6), 6)
+    assert a.drains(6) == []
+    assert a.left_us(6) == HOUR_US - 1
+    a.order_mark("n2", "ben", dead=True)
+    assert [d.version for d in a.word(6).drains] == [513]
+    assert a.mark_of("n2").version == 768  # type: ignore[union-attr]

@@ -139,6 +139,13 @@ class Large:
         for row in range(12):
             self.history.add(f"T{101 + 2 * row}", text, now_us() - (12 - row) * 7_000_000)
 
+        self.maintaining: Any = None
+        self.failover: Any = None
+        self.rotation: Any = None
+
+    def closed(self) -> dict[str, str]:
+        return {}
+
     def view(self) -> View:
         return self.now
 
