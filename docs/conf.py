@@ -23,8 +23,8 @@ NAVIGATION = {
     ],
     "Operate": [
         "docs/runbook", "docs/upgrade", "docs/commands", "docs/configuration", "docs/security",
-        "docs/upstream", "docs/sensors", "docs/movers", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "docs/events",
-        "contrib/README",
+        "docs/upstream", "docs/hooks", "docs/dns", "docs/http", "docs/metrics", "docs/events",
+        "docs/sensors", "docs/movers", "contrib/README",
         "docs/esl-backends", "docs/trace",
     ],
     "Look inside": [
