@@ -68,6 +68,27 @@ class RowDelays(threading.Thread):
         return {k: round(found[min(len(found) - 1, int(q * len(found)))]) for k, q in at.items()}
 
 
+class Stalls(threading.Thread):
+    """How late a thread of the machine wakes up: what nobody here can make up for."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._end = threading.Event()
+        self._late_ms: list[float] = []
+
+    def run(self) -> None:
+        while not self._end.is_set():
+            due = time.monotonic() + 0.005
+            time.sleep(0.005)
+            self._late_ms.append((time.monotonic() - due) * 1000)
+
+    def stop(self) -> dict[str, float]:
+        self._end.set()
+        self.join()
+        late = sorted(self._late_ms) or [0.0]
+        return {"p99": round(late[len(late) * 99 // 100], 1), "max": round(late[-1], 1)}
+
+
 def cpu_s(pid: int) -> float:
     """User and system time of a process until now."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -111,12 +132,16 @@ def _steady(lab: Laboratory, master: str, callers: Callers, seconds: float) -> d
     pids = {node: int(lab.nodes[node].api("about")["pid"]) for node in lab.nodes}
     before, began = {node: cpu_s(pid) for node, pid in pids.items()}, time.monotonic()
     counted, started = lab.nodes[master].api("sync")["protected"], callers.started
+    stalls = Stalls()
+    stalls.start()
     time.sleep(seconds)
+    late = stalls.stop()
     took_s = time.monotonic() - began
     used = {node: (cpu_s(pid) - before[node]) / took_s for node, pid in pids.items()}
     sync = lab.nodes[master].api("sync")
     return {
         "calls_per_s": round((callers.started - started) / took_s, 1),
+        "machine_late_ms": late,
         "protected": sync["protected"] - counted,
         "protected_ms": {"p50": sync["protected_ms_p50"], "p99": sync["protected_ms_p99"]},
         "ack_ms": {"p50": sync["ack_ms_p50"], "p99": sync["ack_ms_p99"]},

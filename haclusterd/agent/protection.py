@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.freeswitch import metadata
 
-SAMPLES = 4096
+SAMPLES = 1024
 PENDING_MAX = 4096
 STALE_MS = 10_000  # an older answer is one of a call that was there before we were
 
