@@ -144,8 +144,7 @@ class _Reader:
         self._problems = problems
 
     def read(self) -> Config:
-        problems = self._problems
-        cluster = self._cluster()
+        problems, cluster = self._problems, self._cluster()
         times = sections.read_timing(self._table("timing"), cluster.preset)
         sync_port = self._port("sync", 7801)
         heartbeat_port = self._port("heartbeat", 7800)
@@ -156,12 +155,12 @@ class _Reader:
         rules.check_nodes(nodes, cluster.key_file.name, problems)
         rules.check_services(texts, nodes, problems)
         rules.check_socket("api.socket", api.socket, nodes, problems)
-        esl_port = freeswitch.esl_port if freeswitch is not None else 0
         rules.check_ports(
-            heartbeat=heartbeat_port, sync=sync_port, http=api.http_port, esl=esl_port,
-            problems=problems,
+            heartbeat=heartbeat_port, sync=sync_port, http=api.http_port,
+            esl=freeswitch.esl_port if freeswitch is not None else 0, problems=problems,
         )  # fmt: skip
         rules.check_beat_size(len(nodes), len(texts), problems)
+        movers = tuple(text.mover for text in texts if text.mover is not None)
         quorum = rules.resolve_quorum(cluster.quorum, nodes, problems)
         config = Config(
             path=self._path,
@@ -180,7 +179,7 @@ class _Reader:
             api=api,
             nodes=nodes,
             services=_services(texts, nodes),
-            movers=tuple(text.mover for text in texts if text.mover is not None),
+            movers=movers,
             run_dir=api.socket.parent,
         )
         document = {

@@ -59,7 +59,15 @@ def test_every_metric_of_use_is_watched() -> None:
     """A metric that neither a rule nor the dashboard shows was left out on purpose: here."""
     text = RULES.read_text() + DASHBOARD.read_text()
     unused = {m.name for m in CATALOG if f"{PREFIX}_{m.name}" not in text}
-    assert unused == {"voters_reachable", "node_health", "link_socket", "peer_datagrams", "events"}
+    assert unused == {
+        "voters_reachable",
+        "node_health",
+        "service_state",
+        "node_sync_state",
+        "link_socket",
+        "peer_datagrams",
+        "events",
+    }
 
 
 def test_every_alert_says_what_to_do() -> None:
