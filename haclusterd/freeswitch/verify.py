@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from haclusterd.core.records import CallRecord, CallVerdict
 
+from . import metadata
 from .esl_protocol import Event
 
 NO_CHANNEL_GRACE_S = 0.1
@@ -221,5 +222,14 @@ class Verification:
             return CallVerdict(uuid, "partial", f"the other leg: {why}", gap_ms)
         if leg.record.partner and not leg.partner:
             return CallVerdict(uuid, "partial", "the other leg was not replicated", gap_ms)
-        heard = {-1: "", 0: ", no RTP from the phone yet"}.get(leg.packets, ", RTP flows")
+        heard = {-1: "", 0: ", no RTP from the phone yet"}.get(leg.packets, _flows(leg.record))
         return CallVerdict(uuid, "recovered", f"re-INVITE answered{heard}", gap_ms)
+
+
+def _flows(record: CallRecord) -> str:
+    """FreeSWITCH counts SRTP that it cannot read, too."""
+    try:
+        secure = metadata.variable(record.metadata, "rtp_has_crypto")
+    except metadata.MetadataError:
+        secure = ""
+    return ", SRTP comes: whether it can be read, nobody tells" if secure else ", RTP flows"

@@ -18,6 +18,7 @@ from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import endure, ready_cluster
+from tests.fixtures.srtp import SecurePhone
 from tests.fixtures.talker import Talker
 from tests.freeswitch.moving import moved, varied, watched
 from tests.freeswitch.obstacle import obstacle
@@ -140,6 +141,31 @@ def test_e4_a_call_to_a_registered_phone_on_a_stream(
     assert {records[v.uuid].direction: v.verdict for v in told} == verdicts
     phone.close()
     caller.close()
+
+
+@pytest.mark.parametrize("first", [0, 65_450], ids=["first-round", "second-round"])
+def test_e4_an_srtp_call_is_heard_until_its_packets_have_been_counted_round(
+    rig: Rig, first: int
+) -> None:
+    """The keys are in the row, but not how often the phone's 16 bit count began anew."""
+    rig.activate(rig.a, "east", EAST)
+    phone = SecurePhone(f"{rig.name}-cl", CLIENT, EAST, first=first)
+    records = watched(rig.a, 1, during=lambda: talk(phone, "9196"), settle_s=2.5)
+    (record,) = records.values()
+    (reason,) = risks.of_record(record)
+    assert reason.startswith("SRTP: the phone is not heard")
+    assert phone.heard_own > 50
+    keys = phone.theirs
+    assert keys is not None
+    _, (told,) = moved(rig, records, RecoveryOptions())
+    assert told.verdict == "recovered"
+    assert told.reason == "re-INVITE answered, SRTP comes: whether it can be read, nobody tells"
+    assert phone.theirs is not None
+    assert phone.theirs.inline == keys.inline
+    before = phone.heard_own
+    time.sleep(1)
+    assert (phone.heard_own - before > 25) is (first == 0)
+    phone.close()
 
 
 def dial(lab: Laboratory, node: str) -> str:
