@@ -64,6 +64,7 @@ class Drains:
         self._orders, self._mover, self._history = orders, mover, history
         self._view, self._switch, self._busy, self._calls = view, switch, busy, calls
         self._closed: dict[str, tuple[int, str]] = {}  # service: epoch and FreeSWITCH's process
+        self._held: set[str] = set()  # services that a switchover keeps shut at this moment
         self._empty: set[str] = set()  # services without a call at the last look
         self._not_before: dict[str, float] = {}
         self._idle_since = 0.0
@@ -147,7 +148,7 @@ class Drains:
             if seen.owner != view.node or seen.local_state != "owned":
                 await self._forget(name)  # whoever owns it sees to it; here it stands by anyway
                 continue
-            if switch is None or not switch.up or not service.profiles:
+            if switch is None or not switch.up or not service.profiles or name in self._held:
                 continue
             if self._busy(name):
                 if name in self._closed:
@@ -189,6 +190,20 @@ class Drains:
     async def _forget(self, name: str) -> None:
         if self._closed.pop(name, None) is not None:
             await self._orders.keep_standing_by(sorted(self._closed))
+
+    async def hold(self, name: str) -> None:
+        """A switchover shuts the service: if this agent dies in it, the next one has to open it."""
+        self._held.add(name)
+        if name not in self._closed:
+            self._closed[name] = (0, "")
+            await self._orders.keep_standing_by(sorted(self._closed))
+
+    async def let_go(self, name: str, lifted: bool) -> None:
+        """The switchover is over. What it could not open again is opened from here."""
+        self._held.discard(name)
+        if lifted and not self.is_closed(name):
+            await self._forget(name)
+        self.poke()
 
     # -- away --
 

@@ -23,7 +23,7 @@ from haclusterd.core.inputs import (
     SwitchoverRequested,
     UpgradeRequested,
 )
-from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
+from haclusterd.core.model import FOR_GOOD_US, ClusterSpec, ServiceSpec
 from haclusterd.core.text import brief
 from haclusterd.core.view import ServiceView, View
 from haclusterd.sync.rpc import RequestFailed
@@ -89,6 +89,8 @@ class Operators:
         self.keep_maintenance: Callable[[bool, int], Awaitable[None]] = _keep_nothing
         self.voters: Reloading | None = None
         self.is_closed: Callable[[str], bool] = lambda service: False  # takes no new calls
+        self.hold: Callable[[str], Awaitable[None]] = _hold_nothing
+        self.let_go: Callable[[str, bool], Awaitable[None]] = _hold_nothing
         self._lock = asyncio.Lock()
         self._doing = ""
         self._relinquishing: set[asyncio.Task[None]] = set()
@@ -198,6 +200,7 @@ class Operators:
         profiles = self._spec.services[index].profiles
         if self.switch is None or not profiles:
             return
+        await self.hold(self._spec.services[index].name)
         try:
             await self.switch.stand_by(profiles, True)
         except SwitchError as error:
@@ -209,15 +212,21 @@ class Operators:
         service = self._spec.services[index]
         seen = self._service(service.name)
         here = seen.owner == self._me and seen.local_state == "owned"
-        if self.switch is None or not service.profiles or not here:
-            return
-        if self.is_closed(service.name):
-            return
+        lifted = False
+        if self.switch is not None and service.profiles and here:
+            lifted = self.is_closed(service.name) or await self._lift(service)
+        await self.let_go(service.name, lifted)
+
+    async def _lift(self, service: ServiceSpec) -> bool:
+        if self.switch is None:
+            return False
         try:
             await self.switch.stand_by(service.profiles, False)
         except SwitchError as error:
             text = f"{service.name} takes no new calls on {self._me}: {error}"
             self._history.add("A23", text, None, service.name)
+            return False
+        return True
 
     async def moved(self, service: str, to: str | None) -> str:
         """Wait until heart's view shows the new owner, who may not be the one that was named."""
@@ -324,6 +333,10 @@ class Operators:
             return (await self.maintenance(order.on, None, left_us)).encode()
         except OperatorError as error:
             raise ValueError(str(error)) from None
+
+
+async def _hold_nothing(service: str, lifted: bool = False) -> None:
+    """Until the daemon says who keeps in mind which profiles stand by."""
 
 
 async def _keep_nothing(on: bool, left_us: int) -> None:

@@ -40,6 +40,7 @@ class Upkeep:
         )
         self.rotation = Rotation(config, operators, agent.history, agent.view)
         operators.voters, operators.is_closed = agent.voters, self.drains.is_closed
+        operators.hold, operators.let_go = self.drains.hold, self.drains.let_go
         operators.keep_maintenance = agent.orders.keep_maintenance
         agent.orders.changed = self.drains.poke
         agent.voters.forbidden = lambda: self.rotation.under_way

@@ -189,6 +189,20 @@ def test_a_drained_service_refuses_calls_until_undone_whoever_owns_it() -> None:
         assert "is not drained" in refused(lab, "fs-a", "drain", "off", "east1")
 
 
+def test_an_agent_that_dies_in_a_switchover_leaves_no_service_without_new_calls() -> None:
+    with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
+        bring_calls(lab, {"east1": 2}, print)
+        node = lab.nodes["fs-a"]
+        agents = node.haclusterd_pids()[1]
+        order = threading.Thread(target=lambda: node.ctl("switchover", "east1"))
+        order.start()
+        comes(lab, "no new calls", lambda: options(lab, "east1") == 503)
+        node.send(agents, signal.SIGKILL)
+        order.join()
+        comes(lab, "new calls", lambda: options(lab, "east1") == 200)
+        assert talking(lab) == 2
+
+
 def test_failover_is_not_a_switchover() -> None:
     with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
         said = refused(lab, "fs-c", "failover", "east1", "--yes")

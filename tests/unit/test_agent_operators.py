@@ -245,3 +245,21 @@ async def test_a_drained_service_stays_shut_when_a_switchover_fails(bench: Bench
     bench.heart = Answered(0, False, "no node is ready to take east")
     await refused(bench.operators.switchover("east", None))
     assert bench.switch.done == [PAUSED]
+
+
+async def test_who_keeps_in_mind_what_stands_by_is_told(bench: Bench) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    async def hold(service: str) -> None:
+        told.append(("hold", service, list(bench.switch.done)))
+
+    async def let_go(service: str, lifted: bool) -> None:
+        told.append(("let go", service, lifted))
+
+    bench.operators.hold, bench.operators.let_go = hold, let_go
+    bench.heart = Answered(0, False, "no node is ready to take east")
+    await refused(bench.operators.switchover("east", None))
+    assert told == [("hold", "east", []), ("let go", "east", True)]
+    bench.heart = Answered(0, True, "east moves to fs-c")
+    await bench.operators.switchover("east", None)
+    assert told[3] == ("let go", "east", False)  # it went: its profiles stand by there for good

@@ -181,6 +181,43 @@ async def test_b7_without_freeswitch_it_waits(bench: Bench) -> None:
     assert bench.done == [SHUT]
 
 
+async def test_a_switchover_that_its_agent_did_not_survive_leaves_nothing_shut(
+    bench: Bench,
+) -> None:
+    await bench.drains.hold("east")
+    assert list(bench.orders.standing_by) == ["east"]
+    await bench.look(2)
+    assert bench.done == []  # the switchover has it
+    after = Drains(
+        spec(), "", bench.orders, bench, bench.history, lambda: bench.view, lambda: bench.switch,
+        lambda name: "", lambda name: 0,
+    )  # fmt: skip
+    after.start()
+    await after.look(bench.view)
+    await after.stop()
+    assert bench.done == [OPENED]
+
+
+@pytest.mark.parametrize(("lifted", "done"), [(True, []), (False, [OPENED])])
+async def test_what_a_switchover_could_not_open_again_is_opened(
+    bench: Bench, lifted: bool, done: list[Any]
+) -> None:
+    await bench.drains.hold("east")
+    await bench.drains.let_go("east", lifted)
+    await bench.look(2)
+    assert bench.done == done
+    assert list(bench.orders.standing_by) == []
+
+
+async def test_a_drained_service_stays_shut_behind_a_switchover_that_failed(bench: Bench) -> None:
+    bench.orders.words = [drain("service:east")]
+    await bench.look()
+    await bench.drains.hold("east")
+    await bench.drains.let_go("east", True)
+    await bench.look(2)
+    assert bench.done == [SHUT]
+
+
 # away -------------------------------------------------------------------------------------------
 
 
