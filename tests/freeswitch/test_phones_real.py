@@ -186,7 +186,7 @@ def test_eg8_a_phone_on_tcp_is_reached_from_other_nodes_and_after_a_takeover(lis
         first = lab.plan.services[0]
         phone = Talker(lab.topology.client, lab.plan.client_ip, first.ip, "tcp", listens=listens)
         assert phone.register().startswith("SIP/2.0 200")
-        lab.wait(lambda: dial(lab, "fs-b").startswith("+OK"), 10, "the phone to be reached from B")
+        lab.wait(lambda: dial(lab, "fs-b").startswith("+OK"), 30, "the phone to be reached from B")
         if not listens:
             assert phone.requests("INVITE")[0].connection == 0
         endure(lab, "freeswitch", print, victims=("fs-a",))
@@ -199,6 +199,6 @@ def test_eg8_a_phone_on_tcp_is_reached_from_other_nodes_and_after_a_takeover(lis
         phone.connect()
         assert phone.register().startswith("SIP/2.0 200")
         began_s = time.monotonic()
-        lab.wait(lambda: dial(lab, "fs-b").startswith("+OK"), 10, "the phone to be reached again")
+        lab.wait(lambda: dial(lab, "fs-b").startswith("+OK"), 30, "the phone to be reached again")
         assert phone.requests("INVITE", began_s)
         phone.close()
