@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from haclusterd.heart.errors import HeartError, refused
+from haclusterd.heart.former import Former
 
 DATAGRAM_BYTES_MAX = 1200
 _RECEIVE_BUFFER_BYTES = 256 * 1024  # about 500 beats: what a short stall may leave waiting
@@ -44,6 +45,8 @@ class _Link:
     port: int
     peers: tuple[Address | None, ...]
     sources: frozenset[str]
+    former: Former
+    newest: bytes = b""  # that was sent, for who is no peer any more
     socket: socket.socket | None = None
     fault: str = ""
     counters: LinkCounters = field(default_factory=LinkCounters)
@@ -52,8 +55,15 @@ class _Link:
 class Links:
     """All heartbeat links of this node, by their position in the configuration."""
 
-    def __init__(self, port: int, nodes: Sequence[Sequence[str]], me: int) -> None:
-        """`nodes[n][k]` is the address of node n on link k; `me` is this node's position.
+    def __init__(
+        self,
+        port: int,
+        nodes: Sequence[Sequence[str]],
+        me: int,
+        former: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """`nodes[n][k]` is the address of node n on link k; `me` is this node's position;
+        `former` has the links of who was a node until the last change of the voters.
 
         Opens nothing yet: `reopen` does, now and whenever addresses come and go.
         """
@@ -68,7 +78,8 @@ class Links:
                 for node, addresses in enumerate(nodes)
                 if node != me
             )
-            self._links.append(_Link(own, port, peers, sources))
+            gone = Former(_canonical(addresses[position]) for addresses in former)
+            self._links.append(_Link(own, port, peers, sources, gone))
 
     def __len__(self) -> int:
         return len(self._links)
@@ -133,6 +144,7 @@ class Links:
         entry = self._links[link]
         if entry.socket is None:
             return 0
+        entry.newest = data
         peers = [entry.peers[n] for n in to] if to else entry.peers
         taken = 0
         for peer in peers:
@@ -183,6 +195,8 @@ class Links:
                 continue
             if source[0] not in link.sources:
                 counters.alien_sources += 1
+                if link.newest and link.former.is_due(source[0]):
+                    _hint(link, opened, source[0])
             elif len(data) > DATAGRAM_BYTES_MAX:
                 counters.oversized += 1
             else:
@@ -210,6 +224,16 @@ class Links:
     def close(self) -> None:
         for position in range(len(self._links)):
             self.drop(position)
+
+
+def _hint(link: _Link, opened: socket.socket, source: str) -> None:
+    """The newest beat once more, to a former node: of what it says only the revision counts."""
+    try:
+        opened.sendto(link.newest, (source, link.port))
+    except OSError:
+        link.counters.send_errors += 1
+    else:
+        link.counters.sent += 1
 
 
 def _canonical(address: str) -> str:

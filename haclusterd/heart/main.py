@@ -235,7 +235,7 @@ class _Opening:
     ) -> Heart:  # fmt: skip
         me = self._spec.nodes[self._spec.me]
         links = Links(self._config.heartbeat_port, [n.links for n in self._spec.nodes],
-                      self._spec.me)  # fmt: skip
+                      self._spec.me, self._voters.former())  # fmt: skip
         for link, descriptor in (sockets or {}).items():
             links.adopt(link, descriptor)
         if not last_us:

@@ -39,6 +39,12 @@ class Voters:
         reconfigure.begin(node, proven=self.proven, kin=kin)
         return node
 
+    def former(self) -> list[tuple[str, ...]]:
+        """The links of who was removed by the last change."""
+        present = {node.id for node in self.spec.nodes}
+        before = () if self._previous is None else self._previous.nodes
+        return [node.links for node in before if node.id not in present]
+
     def wire(self, ring: KeyRing, incarnation: int, version: int) -> Wire:
         """Reads the neighbouring sets, too."""
         wire = Wire(self.spec, ring, incarnation)

@@ -42,7 +42,8 @@ class SyncTiming(msgspec.Struct, frozen=True):
     """Times of the replication mesh, all in ms.
 
     `dead_ms` of silence end a connection, so that the next link is tried; `lag_ms_max` is how far
-    behind a copy may be and still count as in sync.
+    behind a copy may be and still count as in sync: longer than it takes to notice a dead link and
+    to connect over the next one, or every slave is unready for that moment.
     """
 
     beat_ms: int = 500
@@ -50,7 +51,7 @@ class SyncTiming(msgspec.Struct, frozen=True):
     connect_ms: int = 500
     backoff_ms_min: int = 50
     backoff_ms_max: int = 2000
-    lag_ms_max: int = 1500
+    lag_ms_max: int = 2500
 
 
 class SessionOwner(Protocol):

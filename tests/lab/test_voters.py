@@ -43,7 +43,7 @@ class Growing(HeartCluster):
         )
         services = '[[service]]\nname = "s0"\n'
         services += f'addresses = ["{A}/24 dev svc0"]\npreferred = "n{members[0]}"\n'
-        head = f'[cluster]\nname = "hearts"\nrevision = {revision}\n'
+        head = f'[cluster]\nname = "hearts"\nquorum = "majority"\nrevision = {revision}\n'
         self.config.write_text(head + nodes + services)
         create(load_cluster(self.config))
 
@@ -76,6 +76,18 @@ class Growing(HeartCluster):
         raise AssertionError(f"not at revision {revision}: {seen}\n{logs}")
 
 
+def begin_at_n1(cluster: Growing) -> None:
+    """On a busy machine another one may have been ready first."""
+    end = time.monotonic() + 20
+    while not (holders := cluster.holders(A)):
+        assert time.monotonic() < end, "nobody serves"
+        time.sleep(0.1)
+    if holders != ["n1"]:
+        answer = cluster.ask(cluster.nodes[0], "switchover", "s0", "--to", "n1")
+        assert answer.returncode == 0, answer.stderr
+        cluster.await_owner(A, "n1")
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Growing]:
     running = Growing(f"vote{os.getpid() % 10000}", tmp_path)
@@ -83,8 +95,8 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
         running.up()
         for node in running.nodes[:3]:
             node.start()
-        running.await_owner(A, "n1")
         running.await_revision(1, 1, 2, 3)
+        begin_at_n1(running)
         yield running
     finally:
         running.down()
@@ -167,3 +179,27 @@ def test_what_a_reload_refuses_it_refuses_with_all_reasons(cluster: Growing) -> 
     assert cluster.status(cluster.nodes[0])["revision"] == {
         "active": 1, "staged": None, "lacking": [],
     }  # fmt: skip
+
+
+def test_a_node_removed_while_it_was_down_is_told_so_when_it_returns(cluster: Growing) -> None:
+    """It is no peer any more, and its file says that it is; nobody hears it, nothing moves."""
+    time.sleep(4)
+    old = cluster.config.read_text()
+    away = cluster.nodes[2]
+    away.stop()
+    cluster.write(2, 1, 2)
+    reload_everywhere(cluster, 1, 2)
+    cluster.await_revision(2, 1, 2)
+    cluster.config.write_text(old)  # what still lies on the host that was away
+    away.start()
+    end = time.monotonic() + 20
+    found: list[str] = []
+    while not found:
+        assert time.monotonic() < end, cluster.status(away)
+        time.sleep(0.3)
+        alarms = cluster.status(away).get("alarms", [])
+        found = [str(a["text"]) for a in alarms if "in force elsewhere" in str(a["text"])]
+    assert "revision 2 is in force elsewhere, n3 has 1" in found[0]
+    assert "n3 is no longer part of the cluster" in found[0]
+    assert cluster.holders(A) == ["n1"]
+    assert cluster.status(cluster.nodes[0])["quorum"]["reachable"] == 2

@@ -11,10 +11,10 @@ import sys
 import time
 
 from tests.sim.shrink import commit, shrink, story
-from tests.sim.swarm import swarm_of_changes, swarm_of_versions
+from tests.sim.swarm import swarm_of_changes, swarm_of_marks, swarm_of_versions
 from tests.sim.world import World
 
-WORLDS = {"changes": swarm_of_changes, "versions": swarm_of_versions}
+WORLDS = {"changes": swarm_of_changes, "marks": swarm_of_marks, "versions": swarm_of_versions}
 
 
 def play(job: tuple[int, float, bool, str]) -> tuple[int, str, str, int, float]:
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print every event (one seed)")
     parser.add_argument("--no-shrink", action="store_true", help="tell failures as they are")
     parser.add_argument("--worlds", choices=sorted(WORLDS), default="",
-                        help="voters change; or half of the nodes are older")  # fmt: skip
+                        help="voters change, or besides are marked, or know two wires")  # fmt: skip
     options = parser.parse_args()
     first, _, last = options.seeds.partition(":")
     seeds = range(int(first), int(last)) if last else [int(first)]

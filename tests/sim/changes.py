@@ -98,6 +98,8 @@ def bring(t: int, host: Host, revision: int) -> None:
         host.run(t, host.life)
         return
     members = world.sets[revision - 1]
+    if host.me in world.operators.burnt:
+        return
     if host.me in members and host.me in world.retired:
         _join(t, host, revision)
     elif host.me not in world.retired:

@@ -17,13 +17,15 @@ from tests.sim.swarm import spec_of
 from tests.sim.world import World
 
 SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
+GROWING = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6))
 TWO_AT_ONCE = ((0, 1, 2), (2, 3, 4))
 
 
 def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int) -> World:
-    """Set 1 at rest, everybody speaking version 2, n0 out of reach of all but n1."""
+    """Set 1 at rest, everybody speaking version 2."""
     rng = random.Random(seed)
-    world = World(seed, dataclasses.replace(calm(nodes, 1, 1), delay_mean_us=100, members=3))
+    swarm = dataclasses.replace(calm(nodes, 1, 1), delay_mean_us=100, members=len(sets[0]))
+    world = World(seed, swarm)
     stage.append(world)
     for host in world.hosts:
         world.at(rng.randrange(40_000), world.boot, host)
@@ -129,6 +131,42 @@ def late_file(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def marked_beside_a_change(seed: int) -> list[str]:
+    """n0 and n1 missed set 2, n2 to n5 have decided set 3, then n3 and n4 die. They are marked
+    first by n0 and n1, who hear what n2 has staged, and then by those who go on."""
+    world = _begin(seed, GROWING, 7)
+    hosts = world.hosts
+    world.operators.apart = True
+    hosts[0].stubborn = hosts[1].stubborn = True
+    _reload(world, 2, *GROWING[1])
+    world.play_until(world.now + 5_000_000)
+    hosts[2].stubborn = hosts[5].stubborn = True
+    _reload(world, 3, 2, 3, 4, 5)
+    world.play_until(world.now + 140_000)
+    for n in (3, 4):
+        world.operators.burnt.add(n)
+        hosts[n].kill(world.now, power=True)
+    world.play_until(world.now + 600_000)
+    _mark(world, 0, 1)
+    world.play_until(world.now + 50_000)
+    _cut(world, [0, 1], [2, 5, 6])
+    hosts[2].stubborn = hosts[5].stubborn = False
+    _reload(world, 3, 6)
+    world.play_until(world.now + 4_000_000)
+    _mark(world, 2, 5, 6)
+    world.play_until(world.now + 3_000_000)
+    found = list(world.checkers.violations)
+    if not found and (owners_of(world) == [] or hosts[2].spec.revision != 3):
+        found.append(f"V3: {owners_of(world)} serve s0, n2 counts by {hosts[2].spec.revision}")
+    return found
+
+
+def _mark(world: World, *tellers: int) -> None:
+    for n in tellers:
+        for dead in ("n3", "n4"):
+            world.operators.mark(world.hosts[n], world.now, dead)
+
+
 DRAMAS: dict[str, Callable[[int], list[str]]] = {
     f.__name__: f
     for f in (
@@ -138,5 +176,6 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         two_at_once,
         without_a_majority,
         late_file,
+        marked_beside_a_change,
     )
 }

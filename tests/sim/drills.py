@@ -129,6 +129,9 @@ DRILLS: dict[str, Drill] = {
     "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
     "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
+    "no mark beside a change of the voters": Drill(
+        c.marks_beside_a_change, drama="marked_beside_a_change"
+    ),
     "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
     "a freeze is noticed": Drill(t.freeze_not_noticed, drama="claim_at_the_thaw"),

@@ -154,6 +154,7 @@ class Host(Member):
             self._count_by(spec)
             self.queue.clear()  # it is in the former numbers; in a socket it would be as sealed
             self.kin = {before.config_hash: before}
+            self.world.operators.renew(self, t)
         self.world.network.upgrade_wire(self.me, before)
         self.telephony.stall(self.rng.randrange(200_000, 800_000))
         self.freeze(t, pause_us)
@@ -367,6 +368,7 @@ class Host(Member):
 
     def _answered(self, action: act.Answered) -> None:
         self.asked.discard(action.request)
+        self.world.operators.answered(self, action)
 
     def _nothing(self, action: act.Action) -> None:
         """Of no consequence in this world."""

@@ -136,7 +136,7 @@ def what_is_not_whole(world: World) -> list[str]:
 
 
 def _is_marked(host: Host, left: list[Host]) -> bool:
-    return any(h.node is not None and host.me in h.node.marked for h in left)
+    return any(h.node is not None and h.number_of(host.me) in h.node.marked for h in left)
 
 
 def _slaves(host: Host) -> tuple[int, ...]:

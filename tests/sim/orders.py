@@ -1,8 +1,9 @@
 """Operators of a world, and the agents that keep and pass on what they order for all (`Agreed`).
 
 Whoever marks a node dead here tells the truth: the node was powered off before, and it is started
-again only when the network is whole (docs/design.md, Marked dead). What else they order comes as
-it may: in partitions, twice, on both sides.
+again only when the network is whole (docs/design.md, Marked dead); and he marks nothing on a side
+that was left behind by a change of the voters. What else they order comes as it may: in partitions,
+twice, on both sides.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Operators:
         self.burnt: set[int] = set()  # powered off for as long as the network is not whole
         self.requests = 100
         self.apart = False  # agents tell each other nothing
+        self.marking: dict[tuple[int, int], str] = {}  # by host and request: without an answer yet
+        self.refused = 0  # marks
 
     def attach(self, hosts: list[Host]) -> None:
         self.agreed = [Agreed(host.spec) for host in hosts]
@@ -60,6 +63,12 @@ class Operators:
         links = range(self.world.swarm.links)
         return any((a, b, x) not in cut and (b, a, x) not in cut for x in links)
 
+    def renew(self, host: Host, t: int) -> None:
+        """Another agent, perhaps of another set of voters, reads what the one before has kept."""
+        known = self.agreed[host.me].word(host.local(t))
+        self.agreed[host.me] = Agreed(host.spec)
+        self.agreed[host.me].merge(known, host.local(t))
+
     def _clear_marks(self, host: Host, t: int) -> None:
         """What heart has cleared is cleared for all."""
         agreed = self.agreed[host.me]
@@ -79,7 +88,9 @@ class Operators:
 
     def boot(self, host: Host, t: int, remember: bool) -> None:
         """What its agent says first."""
-        if not remember:
+        if remember:
+            self.renew(host, t)
+        else:
             self.agreed[host.me] = Agreed(host.spec)
         agreed = self.agreed[host.me]
         host.todo.append(agreed.pause_input(-1, host.local(t)))
@@ -97,15 +108,24 @@ class Operators:
     def mark(self, host: Host, t: int, name: str) -> bool:
         """Refused where this node, or one that it hears, hears the other one; as the agents do."""
         n = int(name[1:])
-        peers = host.node.peers if host.node else []
-        asked = [h for h in self.world.hosts if h is host or (peers and peers[h.me].alive)]
-        hears = [h for h in asked if h.me != n and h.node and h.node.peers[n].alive]
-        if hears:
+        if host.number_of(n) < 0:
             return False
-        agreed = self.agreed[host.me]
-        agreed.order_mark(name, "an operator", dead=True)
-        host.give(t, agreed.marks_input(self._request()))
+        asked = [h for h in self.world.hosts if h is host or _hears(host, h.me)]
+        if any(h.me != n and _hears(h, n) for h in asked):
+            return False
+        self.agreed[host.me].order_mark(name, "an operator", dead=True)
+        request = self._request()
+        self.marking[host.me, request] = name
+        host.give(t, self.agreed[host.me].marks_input(request))
         return True
+
+    def answered(self, host: Host, action: act.Answered) -> None:
+        """What heart refuses to mark is not marked: the agent takes it back for all."""
+        name = self.marking.pop((host.me, action.request), "")
+        if name and not action.ok:
+            self.refused += 1
+            self.world.note(f"n{host.me} REFUSES to mark {name} dead: {action.text}")
+            self.agreed[host.me].order_mark(name, "an operator", dead=False)
 
     def relinquish(self, host: Host, action: act.Relinquish) -> None:
         """The agent's switchover: the core asks for it, and may refuse it by then."""
@@ -133,6 +153,11 @@ class Operators:
         if not free:
             text = f"P1: n{host.me} claims s{k} from n{service.from_node} in a pause"
             self.world.checkers.report(t, text)
+
+
+def _hears(host: Host, n: int) -> bool:
+    number = host.number_of(n)
+    return host.node is not None and number >= 0 and host.node.peers[number].alive
 
 
 # faults ---------------------------------------------------------------------------------------
@@ -168,7 +193,9 @@ def mark_dead(blow: Blow, host: Host) -> None:
 
 def tell_of_the_dead(blow: Blow, host: Host) -> None:
     operators = blow.world.operators
-    living = [h for h in blow.world.hosts if operators._talks(h, blow.t)]
+    talking = [h for h in blow.world.hosts if operators._talks(h, blow.t)]
+    newest = max((h.spec.revision for h in talking), default=0)
+    living = [h for h in talking if h.spec.revision == newest]
     for n in sorted(operators.burnt) if living else ():
         teller = blow.rng.choice(living)
         if operators.agreed[teller.me].mark_of(f"n{n}") is None:

@@ -137,6 +137,18 @@ def swarm_of_changes(seed: int) -> Swarm:
     )
 
 
+def swarm_of_marks(seed: int) -> Swarm:
+    """As `swarm_of_changes`; besides, nodes burn while the voters change, and are marked dead."""
+    plain = swarm_of_changes(seed)
+    few = tuple(k for k in plain.kinds if k != "reconfigure")[:4]
+    return dataclasses.replace(
+        plain,
+        kinds=(*few, "reconfigure", "reconfigure", "mark_dead", "mark_dead"),
+        fault_mean_us=min(plain.fault_mean_us, 1_000_000),
+        loss=min(plain.loss, 0.1),
+    )
+
+
 def swarm_of_versions(seed: int) -> Swarm:
     """Half of the nodes know version 1 of the wire only, and are upgraded one by one."""
     rng = random.Random(seed)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.swarm import swarm_of_changes, swarm_of_versions
+from tests.sim.swarm import swarm_of_changes, swarm_of_marks, swarm_of_versions
 from tests.sim.world import World
+
+MEETING = (3, 9, 39)  # a set is taken up, marks come and go; a mark is refused in the last
 
 
 @pytest.mark.slow
@@ -24,6 +26,24 @@ def test_sets_are_taken_up_in_these_worlds() -> None:
     lines = [line for world in worlds for line in world.history]
     for word in ("TAKES UP", "LEAVES", "JOINS", "has staged", "joins: revision"):
         assert any(word in line for line in lines), word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(16))
+def test_ml18_nodes_are_marked_dead_while_voters_change(seed: int) -> None:
+    """Nodes burn in the middle of a change; who says so has compared the revisions."""
+    world = World(seed, swarm_of_marks(seed))
+    assert world.run(1.0) == [], "\n".join([str(world.swarm), *world.history[-40:]])
+
+
+def test_marks_and_changes_meet_in_these_worlds() -> None:
+    worlds = [World(seed, swarm_of_marks(seed)) for seed in MEETING]
+    for world in worlds:
+        assert world.run(0.5) == []
+    lines = [line for world in worlds for line in world.history]
+    for word in ("TAKES UP", "has verified that", "its mark is cleared"):
+        assert any(word in line for line in lines), word
+    assert sum(world.operators.refused for world in worlds) > 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from haclusterd.heart.former import Former
 from haclusterd.heart.links import DATAGRAM_BYTES_MAX, Links
 
 NODES = [["127.0.71.1", "127.0.72.1"], ["127.0.71.2", "127.0.72.2"], ["127.0.71.3", "127.0.72.3"]]
@@ -52,6 +53,38 @@ def test_strangers_and_oversized_datagrams_only_count(port: int) -> None:
     assert (counters.alien_sources, counters.oversized, counters.received) == (2, 1, 1)
     a.close()
     b.close()
+
+
+def test_a_removed_node_is_answered_once_a_second(port: int) -> None:
+    gone, present = NODES[2], NODES[:2]
+    a = Links(port, present, 0, [gone])
+    assert a.reopen() == [0, 1]
+    back = opened(port, 2)
+    back.send(0, b"early", to=(0,))
+    assert a.receive(10) == []
+    assert back.receive(10) == []  # nothing was sent yet that could be sent again
+    a.send(0, b"newest")
+    for _ in range(5):
+        back.send(0, b"here", to=(0,))
+        assert a.receive(10) == []
+    assert back.receive(10) == [(0, b"newest", "127.0.71.1")]
+    counters = a.counters(0)
+    assert (counters.alien_sources, counters.received, counters.sent) == (6, 0, 2)
+    a.close()
+    back.close()
+
+
+def test_former_nodes_are_answered_by_their_own_addresses_only() -> None:
+    now = [5_000_000]
+    former = Former(("10.1.0.3", "fd00::3"), clock=lambda: now[0])
+    assert not former.is_due("10.1.0.4")
+    assert former.is_due("10.1.0.3")
+    assert former.is_due("fd00::3")
+    now[0] += 999_999
+    assert not former.is_due("10.1.0.3")
+    now[0] += 1
+    assert former.is_due("10.1.0.3")
+    assert not former.is_due("10.1.0.3")
 
 
 def test_receive_is_bounded_and_flush_empties(port: int) -> None:
