@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -243,7 +244,8 @@ class Recovery:
         """Mended records without a verdict; those that can not be used at all get theirs here."""
         todo = list({r.uuid: r for r in records if r.uuid not in verdicts}.values())
         usable: list[CallRecord] = []
-        mends = replace(self._mends, media=self._media.known)
+        now_s, media = time.time(), self._media.known
+        mends = replace(self._mends, media=media, attempt=run.epoch, now_s=now_s)
         for start in range(0, len(todo), MEND_SLICE):
             mended, refused = mend_all(todo[start : start + MEND_SLICE], mends)
             for record in mended:
