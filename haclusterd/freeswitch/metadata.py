@@ -11,12 +11,15 @@ import re
 from html import unescape
 from typing import NamedTuple
 from urllib.parse import quote, unquote
+from xml.sax.saxutils import escape
 
 METADATA_BYTES_MAX = 256 * 1024
 VARIABLE_BYTES_MAX = 8 * 1024
 
-# With inbound-use-callid-as-uuid it is what a stranger wrote, and it stands in ESL commands.
-_UUID = re.compile(r"[!-~]{1,255}\Z")
+# With inbound-use-callid-as-uuid it is what a stranger wrote, and it stands in ESL commands. There
+# a quote takes the next word along and a backslash stands for another sign: no command would find
+# the call, and one that is up would be called lost.
+_UUID = re.compile(r"[!-&(-\[\]-~]{1,255}\Z")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _ANSWERED = re.compile(r"<answered_time>(\d{1,19})</answered_time>")
 _APPLICATION = re.compile(r"<application\b([^<>]*)>")
@@ -107,6 +110,16 @@ def untagged(xml: str) -> bool:
         if whole and ";tag=" not in whole.rpartition(">")[2].lower():
             return True
     return False
+
+
+def name_channel(xml: str, uuid: str) -> str:
+    """The document whose variable `uuid` is not encoded. Raises MetadataError."""
+    start, end = _variables_span(xml)
+    at = xml.find("<uuid>", start, end)
+    stop = xml.find("</uuid>", at, end)
+    if at < 0 or stop < 0:
+        return xml
+    return xml[: at + len("<uuid>")] + escape(uuid) + xml[stop:]
 
 
 def without_variable(xml: str, name: str) -> str:
