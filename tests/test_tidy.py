@@ -29,6 +29,7 @@ WALL_CLOCK = {
     "haclusterd/certificates.py": "certificates are valid between two dates",
     "haclusterd/agent/": "history and reports show the time of day",
     "haclusterd/freeswitch/proving.py": "FreeSWITCH stamps its events by it",
+    "haclusterd/freeswitch/recovery.py": "FreeSWITCH numbers its requests by it",
     "haclusterd/freeswitch/registrations.py": "FreeSWITCH says by it when a registration runs out",
     "haclusterd/cli/": "shows the time of day",
     "haclusterd/lab/": "the emulator stamps events as FreeSWITCH does",

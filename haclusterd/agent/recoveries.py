@@ -25,6 +25,7 @@ from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.core.view import View
+from haclusterd.freeswitch.mends import ATTEMPT_BITS
 from haclusterd.freeswitch.recovery import Rest
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ UP_S = 1.0
 UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
-GENERATION_BITS = 12
 
 
 class Recoveries:
@@ -189,7 +189,7 @@ class Recoveries:
 
     def _attempt_id(self, epoch: int) -> int:
         """Names a recovery to `Recovery`: another process is another one, in the same epoch."""
-        return epoch << GENERATION_BITS | self.generation % (1 << GENERATION_BITS)
+        return epoch << ATTEMPT_BITS | self.generation % (1 << ATTEMPT_BITS)
 
     async def _inject(
         self,

@@ -114,7 +114,24 @@ class Services:
                     self._resume(name, seen.epoch)
                 elif seen.epoch > known:
                     self._replication.advance(name, seen.epoch)
+            elif seen.owner not in ("", self._me) and seen.local_state == "standby":
+                self._drop_recovery(name, seen.epoch)
         self._make_sure()
+
+    def _drop_recovery(self, name: str, epoch: int) -> None:
+        """Another node owns the service since. An owner whose FreeSWITCH died has no call to end,
+        so heart gives no order; what could not be recovered here is that node's now."""
+        held = self._owned.get(name)
+        if held is None or held.epoch >= epoch:
+            return
+        del self._owned[name]
+        waiting = self._work.pending.pop(name, None)
+        if self._work.recovering.pop(name, None) or waiting:
+            task = self._tasks.get(name)
+            if task is not None:
+                task.cancel()
+            if self.switch is not None:
+                self.switch.forget(name)
 
     def _make_sure(self) -> None:
         """Of services that others own by now, nothing may go on here: not a call, not a profile.

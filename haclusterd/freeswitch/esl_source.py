@@ -277,7 +277,8 @@ class EslCallSource:
         if text.startswith("-") or len(text) > synthesis.DUMP_CHARACTERS_MAX:
             return None
         try:
-            dump = json.loads(text)
+            # A name that is not UTF-8 must not keep this call, or any other, from being told.
+            dump = json.loads(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
         except ValueError:
             return None
         if not isinstance(dump, dict) or not synthesis.answered(dump):

@@ -17,8 +17,11 @@ from haclusterd.core.records import CallRecord
 
 from . import limits, metadata, risks
 
-CSEQ_RAISE = 100
+ATTEMPT_BITS = 12  # what names an attempt: the epoch, and in these bits FreeSWITCH's generation
+CSEQ_RAISE, EPOCHS_APART = 100, 1 << 16
+CSEQ_AGAIN, GENERATIONS_APART = 10, 10
 CSEQ_MAX = 2**31 - 1
+_NTP_OFFSET_S, _SOFIA_MAX = 2_208_988_800, 0x7FFFFFF  # of the clock that sofia-sip counts by
 ANNOUNCEMENTS = ("speak", "playback", "gentones", "say")
 LIMITS_MAX = 16  # of one call
 _WORD_MAX = 256
@@ -33,7 +36,8 @@ class MediaAddress(NamedTuple):
 
 @dataclass(frozen=True)
 class Mends:
-    """Which mends are on. `media` holds the addresses of this node's profiles, as far as known."""
+    """Which mends are on. `media` holds the addresses of this node's profiles, as far as known;
+    `attempt` and `now_s` (wall clock) are of the recovery."""
 
     cseq: bool = True
     profile: bool = True
@@ -44,23 +48,29 @@ class Mends:
     transport: bool = True
     session_timeout_s: int = 0
     media: Mapping[str, MediaAddress] = field(default_factory=dict)
+    attempt: int = 0
+    now_s: float = 0.0
 
 
-def raise_cseq(record: CallRecord) -> CallRecord:
-    """Start the re-INVITE's CSeq above every one the other side has seen from us.
+def raise_cseq(record: CallRecord, attempt: int, now_s: float) -> CallRecord:
+    """Start the re-INVITE's CSeq above every one the other side may have seen from us.
 
-    sofia-sip derives it from the wall clock, so a node whose clock is behind would be refused
-    (FREESWITCH.md 1.4). Needed where the CSeq in the row is our own count: outbound legs, and
-    inbound legs that were recovered once already.
+    sofia-sip derives it from the wall clock, +1 every 2 s (FREESWITCH.md 1.4): a node whose clock
+    is behind would be refused, and so would the next owner if the last one died within that time
+    of its own re-INVITE (a phone answers 500 to a number it has seen). The last one's may not be
+    in any row, so each attempt has a step of its own. The CSeq in the row is our own count in
+    outbound legs, and in inbound legs that were recovered once already.
     """
     cseq = record.sip_cseq
-    if not (cseq.isascii() and cseq.isdigit()) or len(cseq) > 10:
-        return record
     if record.direction != "outbound" and not metadata.variable(
         record.metadata, "dlg_req_swap_direction"
     ):
+        cseq = str((int(now_s) + _NTP_OFFSET_S) >> 1 & _SOFIA_MAX)
+    if not (cseq.isascii() and cseq.isdigit()) or len(cseq) > 10:
         return record
-    raised = int(cseq) + CSEQ_RAISE
+    epoch, generation = divmod(attempt, 1 << ATTEMPT_BITS)
+    step = CSEQ_RAISE * (1 + epoch % EPOCHS_APART) + CSEQ_AGAIN * (generation % GENERATIONS_APART)
+    raised = int(cseq) + step
     if raised > CSEQ_MAX:
         return record
     return _set(record, "sip_invite_cseq", str(raised))
@@ -89,6 +99,16 @@ def name_transport(record: CallRecord) -> CallRecord:
     if metadata.variable(record.metadata, "sip_transport"):
         return record
     return _set(record, "sip_transport", via)
+
+
+def keep_uuid(record: CallRecord) -> CallRecord:
+    """Let the channel have the name that the call had.
+
+    FreeSWITCH reads it from the variables without decoding them: a call that is named by its
+    Call-ID came up as `1%40host` (measured on 1.11.1), where nobody looked for it.
+    """
+    text = metadata.name_channel(record.metadata, record.uuid)
+    return record if text == record.metadata else msgspec.structs.replace(record, metadata=text)
 
 
 def forget_bridge(record: CallRecord) -> CallRecord:
@@ -210,8 +230,8 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
     if switches.profile:
         record = name_profile(record)
     if switches.cseq:
-        record = raise_cseq(record)
-    record = forget_bridge(record)
+        record = raise_cseq(record, switches.attempt, switches.now_s)
+    record = forget_bridge(keep_uuid(record))
     if switches.transport:
         record = name_transport(record)
     if switches.limits:

@@ -11,16 +11,20 @@ import re
 from html import unescape
 from typing import NamedTuple
 from urllib.parse import quote, unquote
+from xml.sax.saxutils import escape
 
 METADATA_BYTES_MAX = 256 * 1024
 VARIABLE_BYTES_MAX = 8 * 1024
 
-# With inbound-use-callid-as-uuid it is what a stranger wrote, and it stands in ESL commands.
-_UUID = re.compile(r"[!-~]{1,255}\Z")
+# With inbound-use-callid-as-uuid it is what a stranger wrote, and it stands in ESL commands. There
+# a quote takes the next word along and a backslash stands for another sign: no command would find
+# the call, and one that is up would be called lost.
+_UUID = re.compile(r"[!-&(-\[\]-~]{1,255}\Z")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _ANSWERED = re.compile(r"<answered_time>(\d{1,19})</answered_time>")
 _APPLICATION = re.compile(r"<application\b([^<>]*)>")
 _ATTRIBUTE = re.compile(r'(app_name|app_data|last_executed)="([^"]*)"')
+_PROFILE_INDEX = re.compile(r'<callflow\b[^<>]*\bprofile_index="(\d{1,9})"')
 _DIRECTION = re.compile(r"<direction>(inbound|outbound)</direction>")
 
 
@@ -108,9 +112,21 @@ def untagged(xml: str) -> bool:
     return False
 
 
+def name_channel(xml: str, uuid: str) -> str:
+    """The document whose variable `uuid` is not encoded. Raises MetadataError."""
+    start, end = _variables_span(xml)
+    at = xml.find("<uuid>", start, end)
+    stop = xml.find("</uuid>", at, end)
+    if at < 0 or stop < 0:
+        return xml
+    return xml[: at + len("<uuid>")] + escape(uuid) + xml[stop:]
+
+
 def without_variable(xml: str, name: str) -> str:
     """The document without any value of a channel variable. Raises MetadataError."""
     start, end = _variables_span(xml)
+    if xml.find(f"<{name}>", start, end) < 0:
+        return xml
     inner = re.sub(rf"\s*<{re.escape(name)}>[^<]*</{re.escape(name)}>", "", xml[start:end])
     return xml[:start] + inner + xml[end:]
 
@@ -131,6 +147,12 @@ def _extension_span(xml: str) -> tuple[int, int]:
     start = xml.find(">", start) + 1 if start >= 0 else 0
     end = xml.find("</extension>", start)
     return (start, end) if 0 < start <= end else (0, 0)
+
+
+def profile_index(xml: str) -> str:
+    """Which caller profile of the channel that extension is of; empty where it is not said."""
+    found = _PROFILE_INDEX.search(xml)
+    return found[1] if found else ""
 
 
 def _applications(xml: str, start: int, end: int) -> list[Application]:

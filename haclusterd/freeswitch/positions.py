@@ -4,6 +4,11 @@ FreeSWITCH does not write a row when the next application begins (FREESWITCH.md 
 is, is known by walking the extension along the applications that were heard to begin. The row's
 variables are as old as the row, mostly as the answer: whatever the dialplan has set since, or a
 caller has typed, comes with the event too (measured: a call that was resumed had lost it).
+
+A call that is put too far has skipped what it still had to do, a PIN perhaps. So only what the
+extension itself runs counts, not what runs within an application (`execute_extension`, a script, a
+broadcast), nor what ran in another extension before a transfer; and only calls heard from their
+beginning.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from .esl_protocol import Event
 log = logging.getLogger(__name__)
 
 HEARD_MAX = 256  # applications of one call
+OPEN_MAX = 64  # applications that run one within the other
 CALLS_MAX = 50_000
 SETTLE_S = 0.25  # applications that follow each other faster make one change
 VARIABLES_MAX = 64  # of one call
@@ -68,8 +74,27 @@ def variables(event: Event) -> dict[str, str]:
 
 @dataclass(slots=True)
 class _Heard:
-    applications: list[str] = field(default_factory=list)
+    applications: list[tuple[str, str]] = field(default_factory=list)  # profile index, name
     variables: dict[str, str] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)  # ids of what runs now, outermost first
+
+    def begins(self, application: str) -> bool:
+        """Whether the extension itself runs it: nothing else is running."""
+        alone = not self.open
+        if len(self.open) < OPEN_MAX:
+            self.open.append(application)
+        return alone
+
+    def is_over(self, application: str) -> None:
+        if application in self.open:
+            del self.open[self.open.index(application) :]
+
+    def names(self, index: str) -> list[str]:
+        """What was heard of the extension of a caller profile: each transfer begins another.
+
+        FreeSWITCH numbers no profile of what it runs within `execute_extension`.
+        """
+        return [name for profile, name in self.applications if profile == index] if index else []
 
 
 class Positions:
@@ -82,8 +107,12 @@ class Positions:
         self._changed: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._esl: Esl = esl_factory(
-            name="positions", events=("CHANNEL_EXECUTE", "CHANNEL_HANGUP"), on_event=self._on_event
-        )
+            name="positions",
+            events=(
+                "CHANNEL_CREATE", "CHANNEL_EXECUTE", "CHANNEL_EXECUTE_COMPLETE", "CHANNEL_HANGUP",
+            ),
+            on_event=self._on_event,
+        )  # fmt: skip
 
     async def start(self) -> None:
         await self._esl.start()
@@ -102,8 +131,8 @@ class Positions:
         heard = self._heard.get(record.uuid)
         if heard is None or record.partner:
             return record
-        at = position(metadata.extension(record.metadata), heard.applications)
         text = record.metadata
+        at = position(metadata.extension(text), heard.names(metadata.profile_index(text)))
         for name, value in heard.variables.items() if at > 0 else ():
             if metadata.variable(text, name) != value:
                 text = metadata.set_variable(text, name, value)
@@ -113,15 +142,24 @@ class Positions:
         if isinstance(item, EventsLost):
             self._heard.clear()  # a gap: where calls are is not known any more
             return
-        uuid, name = item.get("Unique-ID"), item.get("Application", "")
+        uuid, application = item.get("Unique-ID"), item.get("Application-UUID")
         if item.name == "CHANNEL_HANGUP":
             self._heard.pop(uuid, None)
-            return
-        if uuid not in self._heard and len(self._heard) >= CALLS_MAX:
-            return
-        heard = self._heard.setdefault(uuid, _Heard())
+        elif item.name == "CHANNEL_CREATE" and len(self._heard) < CALLS_MAX:
+            self._heard[uuid] = _Heard()
+        heard = self._heard.get(uuid)
+        if heard is None:
+            return  # it began before we listened: maybe within an application
+        if item.name == "CHANNEL_EXECUTE_COMPLETE":
+            heard.is_over(application)
+        elif item.name == "CHANNEL_EXECUTE" and heard.begins(application):
+            self._goes_on(uuid, heard, item)
+
+    def _goes_on(self, uuid: str, heard: _Heard, item: Event) -> None:
+        """The extension came to its next application."""
         if len(heard.applications) < HEARD_MAX:
-            heard.applications.append(name)
+            name = item.get("Application", "")
+            heard.applications.append((item.get("Caller-Profile-Index"), name))
             heard.variables = variables(item)
             self._changed.add(uuid)
         if self._task is None or self._task.done():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from .media_ahead import MediaAhead
 from .mends import limits_to_apply, mend_all
 from .options import RecoveryOptions
 from .proving import CONNECT_MS, Progress, Prover, Run
-from .streams import spread
+from .streams import merge, spread
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Recovery:
             verdicts = self._verdicts_of(service, epoch, run.core_uuid)
             if rest is not None:
                 lift = await self._begin(run, known, verdicts)
-                known = _merge(known, await rest())
+                known = merge(known, await rest())
             lift = await self._go_on(run, known, verdicts, lift)
             await self._look_after(run, known, outage_began)
         except EslError as error:
@@ -243,7 +244,8 @@ class Recovery:
         """Mended records without a verdict; those that can not be used at all get theirs here."""
         todo = list({r.uuid: r for r in records if r.uuid not in verdicts}.values())
         usable: list[CallRecord] = []
-        mends = replace(self._mends, media=self._media.known)
+        now_s, media = time.time(), self._media.known
+        mends = replace(self._mends, media=media, attempt=run.epoch, now_s=now_s)
         for start in range(0, len(todo), MEND_SLICE):
             mended, refused = mend_all(todo[start : start + MEND_SLICE], mends)
             for record in mended:
@@ -342,13 +344,7 @@ class Recovery:
         for profile in dict.fromkeys([*first, *run.profiles]):
             if not run.streamed and any(r.profile == profile for part in run.streams for r in part):
                 continue  # the launch does both
-            try:
-                reply = await self._command(run, self._lift, f"sofia profile {profile} recover")
-            except EslDown:
-                if not run.head:
-                    raise
-                await self._prover.rejoin(run)  # the command goes on without its connection
-                reply = ""
+            reply = await self._surely(run, self._lift, f"sofia profile {profile} recover")
             if "Invalid" in reply or reply.startswith("-ERR"):
                 log.error("SIP profile %s could not be activated: %s", profile, reply.strip())
         run.check.launched([record.uuid for record in run.head])
@@ -359,12 +355,21 @@ class Recovery:
         if not run.streamed:
             names = dict.fromkeys(record.profile for record in part)
             commands = [f"sofia profile {profile} recover" for profile in names]
-        try:
-            for line in commands:
-                await self._command(run, self._workers[index], line, len(part))
-        except EslDown:
-            await self._prover.rejoin(run)  # the command goes on without its connection
+        for line in commands:
+            await self._surely(run, self._workers[index], line, len(part))
         run.check.launched([record.uuid for record in part])
+
+    async def _surely(self, run: Run, esl: Esl, line: str, legs: int = 0) -> str:
+        """Once more if the connection ended: nobody knows whether FreeSWITCH had read the command.
+
+        If it had, it goes on by itself, and the second finds nothing, or channels that are there.
+        """
+        try:
+            return await self._command(run, esl, line, legs)
+        except EslDown:
+            await self._prover.rejoin(run)
+            await esl.wait_up(CONNECT_MS)
+            return await self._command(run, esl, line, legs)
 
     async def _command(self, run: Run, esl: Esl, line: str, legs: int = 0) -> str:
         run.command()
@@ -391,8 +396,3 @@ class Recovery:
             if self._running:
                 return 0
             return await asyncio.to_thread(injection.clear_stale, self._core_db, core_uuid)
-
-
-def _merge(head: Sequence[CallRecord], rest: Sequence[CallRecord]) -> list[CallRecord]:
-    known = {record.uuid for record in head}
-    return [*head, *(record for record in rest if record.uuid not in known)]

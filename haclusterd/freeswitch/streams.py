@@ -57,3 +57,9 @@ def spread(
     for _, group in ranked:
         min(lists, key=len).extend(group)
     return [part for part in lists if part]
+
+
+def merge(head: Sequence[CallRecord], rest: Sequence[CallRecord]) -> list[CallRecord]:
+    """Both; of a call in both that in `head`."""
+    known = {record.uuid for record in head}
+    return [*head, *(record for record in rest if record.uuid not in known)]

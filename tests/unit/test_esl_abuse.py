@@ -41,6 +41,8 @@ BAD_UUIDS = [
     "x sip_cseq",
     "x\tfsctl shutdown",
     "\x1b[2J",
+    "o'brien",
+    "a\\sb",
     "grüße",
     "u" * 256,
 ]

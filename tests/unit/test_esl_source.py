@@ -16,6 +16,7 @@ from haclusterd.freeswitch.calls import Change
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_source import EslCallSource
 from haclusterd.lab.emulator.metadata import Metadata
+from haclusterd.sync import codec
 from tests.fixtures.freeswitch.fake_esl import FakeEsl, json_event
 
 pytestmark = pytest.mark.timeout(30)
@@ -157,6 +158,22 @@ async def test_present_new_changed_and_ended_calls(switch: Switch) -> None:
         switch.event("CHANNEL_HANGUP", "old")
         await until(lambda: told.dead == ["old"])
         assert source.calls == 1
+
+
+async def test_a_name_that_is_not_utf8_keeps_no_call_from_being_told(switch: Switch) -> None:
+    """Any caller can send one. It came as an error once, and no call was told any more."""
+    told, odd = Told(), "\udcff\udcfe"
+    names = {"variable_sip_from_display": odd, "Caller-Caller-ID-Name": odd}
+    async with following(switch, told):
+        switch.legs["odd"] = dump(**names) | {"Unique-ID": "odd"}
+        switch.api["uuid_dump odd"] = lambda _: json.dumps(switch.legs["odd"], ensure_ascii=False)
+        switch.event("CHANNEL_ANSWER", "odd")
+        switch.answer("good")
+        await until(lambda: set(told.live) == {"odd", "good"})
+    record = next(c for c in told.changes if c.uuid == "odd")
+    assert isinstance(record, CallRecord)
+    assert metadata.variable(record.metadata, "sip_from_display") == "\ufffd\ufffd"
+    assert codec.record_of(codec.item_of(record, 1, 1)) == record, "it can travel"
 
 
 async def test_ringing_and_foreign_legs_are_nobodys(switch: Switch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 
 import msgspec
@@ -181,9 +182,20 @@ def test_a_call_over_tcp_or_tls_keeps_its_transport() -> None:
     assert metadata.variable(off, "sip_transport") == ""
 
 
+@pytest.mark.parametrize("uuid", ["1@host", "<a>&b", "a%20b", "plain"])
+def test_a_channel_is_named_as_the_call_was(uuid: str) -> None:
+    """FreeSWITCH does not decode the name: `1%40host` came up, and `1@host` was called lost."""
+    encoded = metadata.set_variable(TONE, "uuid", uuid)
+    before = record(text=encoded)
+    named = mends.mend(msgspec.structs.replace(before, uuid=uuid), Mends()).metadata
+    start = named.index("<uuid>") + len("<uuid>")
+    assert unescape(named[start : named.index("</uuid>", start)]) == uuid
+    assert named.count("<uuid>") == encoded.count("<uuid>")
+
+
 def test_what_says_that_a_leg_is_bridged_is_dropped() -> None:
     leg = record(text=metadata.set_variable(TONE, "bridge_uuid", "b"), partner="b")
-    mended = mends.mend(leg, Mends()).metadata
+    mended = mends.mend(leg, Mends(cseq=False)).metadata
     assert metadata.variable(mended, "bridge_uuid") == ""
     assert mended.count("<") == TONE.count("<") + 2 * ("recovery_profile_name" not in TONE)
     assert mends.forget_bridge(record()) == record()

@@ -69,29 +69,48 @@ def test_odd_documents_are_refused(bad: str) -> None:
         metadata.facts(bad)
 
 
-def test_cseq_is_raised_for_outbound_legs_only() -> None:
+CLOCK_S = 1790000000.0
+CLOCK_CSEQ = (1790000000 + 2_208_988_800) >> 1 & 0x7FFFFFF
+
+
+def cseq_of(record: CallRecord) -> int:
+    return int(metadata.variable(record.metadata, "sip_invite_cseq") or 0)
+
+
+def test_cseq_of_an_outbound_leg_is_above_our_own_count() -> None:
     legs = bridged()
-    mended = mends.raise_cseq(legs[OUTBOUND])
-    assert metadata.variable(mended.metadata, "sip_invite_cseq") == "123126408"
+    mended = mends.raise_cseq(legs[OUTBOUND], 0, CLOCK_S)
+    assert cseq_of(mended) == 123126408
     assert mended.sip_cseq == "123126308"  # what the proof compares with
-    assert mends.raise_cseq(legs[INBOUND]) is legs[INBOUND]
 
 
 def test_cseq_is_raised_for_inbound_legs_that_were_recovered_before() -> None:
     leg = bridged()[INBOUND]
     xml = metadata.set_variable(leg.metadata, "dlg_req_swap_direction", "true")
     leg = msgspec.structs.replace(leg, metadata=xml, sip_cseq="123127248")
-    mended = mends.raise_cseq(leg)
-    assert metadata.variable(mended.metadata, "sip_invite_cseq") == "123127348"
+    mended = mends.raise_cseq(leg, 0, CLOCK_S)
+    assert cseq_of(mended) == 123127348
     # and again, at the next takeover, from the then newer count
-    third = mends.raise_cseq(msgspec.structs.replace(mended, sip_cseq="123127349"))
-    assert metadata.variable(third.metadata, "sip_invite_cseq") == "123127449"
+    third = mends.raise_cseq(msgspec.structs.replace(mended, sip_cseq="123127349"), 0, CLOCK_S)
+    assert cseq_of(third) == 123127449
+
+
+@pytest.mark.parametrize("which", [INBOUND, OUTBOUND])
+def test_each_attempt_has_a_higher_cseq_though_row_and_clock_are_the_same(which: str) -> None:
+    """The last owner may have died in the same two seconds, its rows told to nobody."""
+    leg, behind = bridged()[which], bridged()[INBOUND]
+    attempts = [0, 1, 2, 1 << 12, (1 << 12) + 1, 2 << 12, 3 << 12, 200 << 12]
+    found = [cseq_of(mends.raise_cseq(leg, attempt, CLOCK_S)) for attempt in attempts]
+    assert found == sorted(set(found))
+    assert found[0] == (CLOCK_CSEQ if which == INBOUND else 123126308) + mends.CSEQ_RAISE
+    late = cseq_of(mends.raise_cseq(behind, 2 << 12, CLOCK_S - 100))
+    assert late > cseq_of(mends.raise_cseq(behind, 1 << 12, CLOCK_S)), "a clock 100 s behind"
 
 
 @pytest.mark.parametrize("cseq", ["", "x", "-5", "99999999999", str(2**31 - 5)])
 def test_unusable_cseq_is_left_alone(cseq: str) -> None:
     leg = msgspec.structs.replace(bridged()[OUTBOUND], sip_cseq=cseq)
-    assert mends.raise_cseq(leg) is leg
+    assert mends.raise_cseq(leg, 0, CLOCK_S) is leg
 
 
 def test_profile_name_is_mended_and_switches_work() -> None:

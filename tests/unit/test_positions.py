@@ -71,10 +71,15 @@ async def test_a_new_application_is_a_new_version_of_the_call(
     async def take(changes: list[Change]) -> None:
         told.extend(change for change in changes if isinstance(change, CallRecord))
 
-    def execute(uuid: str, name: str) -> None:
-        headers = {"Event-Name": "CHANNEL_EXECUTE", "Unique-ID": uuid, "Application": name}
+    def say(event: str, uuid: str, name: str = "", profile: str = "1") -> None:
+        headers = {"Event-Name": event, "Unique-ID": uuid, "Application": name}
+        headers |= {"Application-UUID": f"{uuid}-{name}", "Caller-Profile-Index": profile}
         headers |= {"variable_digits": f"4 & {name}", "variable_sip_cseq": "999"}
         switch.send_all(json_event(headers))
+
+    def execute(uuid: str, name: str, profile: str = "1") -> None:
+        say("CHANNEL_EXECUTE", uuid, name, profile)
+        say("CHANNEL_EXECUTE_COMPLETE", uuid, name, profile)
 
     settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
     source = CallSource(
@@ -90,8 +95,13 @@ async def test_a_new_application_is_a_new_version_of_the_call(
             )
         await until(lambda: len(told) == 1)
         assert told[0].position == -1
-        for name in ("set", "answer", "playback"):
+        execute("u1", "answer")  # begun before we listened, as far as anybody knows
+        say("CHANNEL_CREATE", "u1")
+        for name in ("set", "answer"):
             execute("u1", name)
+        say("CHANNEL_EXECUTE", "u1", "playback")
+        execute("u1", "park")  # within the playback: a broadcast
+        execute("u1", "park", "2")  # after a transfer
         execute("nobody", "park")
         if on:
             await until(lambda: told[-1].position == 2)
