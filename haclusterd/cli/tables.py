@@ -42,7 +42,8 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         if phones and (phones["own"] or phones["copies"]) else []
     )  # fmt: skip
     drains = [_drain(drain) for drain in found.get("drains") or ()]
-    alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
+    told = {"drained"} if drains else set()  # the same at more length
+    alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"] if a["name"] not in told]
     drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
               services, _NUMBERS),
@@ -149,7 +150,12 @@ def rank(found: dict[str, Any], why: bool) -> list[Part]:
         Table("who would take over", ["service", "in this order"], line),
     ]
     if why:
-        parts += ["", *found["why"], *found.get("health", ())]
+        parts += [
+            "",
+            "slaves before masters, each by its place:",
+            *found["why"],
+            *found.get("health", ()),
+        ]
         parts += [f"this node cannot take {s}: {r}" for s, r in found["not_ready"].items()]
     return parts
 
@@ -196,7 +202,7 @@ def report(found: dict[str, Any]) -> list[Part]:
         f"cause: {found['cause']}; at {found['at']}; address back after {outage}",
         f"calls: {calls['replicated']} replicated, {calls['recovered']} recovered, "
         f"{calls['partial']} partly, {calls['lost']} lost",
-        timeline(found["timeline"], found["outage_ms"]),
+        timeline(_moments(found), found["outage_ms"]),
     ]
     if found.get("copy", "") not in ("", "in-sync"):
         parts.append(f"the copy here was {found['copy']}: more may be lost than was counted")
@@ -205,6 +211,13 @@ def report(found: dict[str, Any]) -> list[Part]:
     if len(verdicts) > len(rows):
         parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
     return parts
+
+
+def _moments(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Who released a service is not dead."""
+    if not found["cause"].endswith(" released it"):
+        return list(found["timeline"])
+    return [{**m, "event": "released"} if m["event"] == "dead" else m for m in found["timeline"]]
 
 
 def capacity(found: dict[str, Any]) -> list[Part]:
@@ -295,10 +308,12 @@ def sync(found: dict[str, Any]) -> list[Part]:
         for p in found["peers"]
         for o in p["outgoing"]
     ]  # fmt: skip
+    own = {_stream(o) for p in found["peers"] for o in p["outgoing"]}
     incoming = [
         [_stream(i), i["data"], cell(i["origin"]), cell(i["epoch"]), i["state"], *_progress(i),
          cell(i["lag_ms"])]
         for i in found["incoming"]
+        if i["state"] != "none" or _stream(i) not in own
     ]  # fmt: skip
     return [
         f"{found['waiting']} changes wait, {found['at_risk']} calls at risk, acknowledged within "
