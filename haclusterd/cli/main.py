@@ -45,6 +45,14 @@ _REMOTE = frozenset(
         "export",
     }
 )  # fmt: skip
+_ORDERS = frozenset(
+    {"switchover", "failover", "hand-over", "maintenance", "drain", "pause", "resume", "node",
+     "upgrade", "reload", "keys"}
+)  # fmt: skip
+_INTERRUPTED = (
+    "interrupted: what was ordered before is carried out all the same; see `haclusterctl status` "
+    "and `history`"
+)
 _RECORDED = frozenset({"trace", "explain", "replay", "simulate"})
 
 
@@ -64,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return DONE
     except KeyboardInterrupt:
+        if arguments.command in _ORDERS:
+            complain(_INTERRUPTED)
         return 130
 
 

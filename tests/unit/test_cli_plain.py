@@ -78,6 +78,21 @@ def test_who_released_a_service_is_not_called_dead(daemon: FakeDaemon, capsys: P
     assert daemon.requests[-1] == {"method": "report", "params": {"which": "east"}}
 
 
+@pytest.mark.parametrize(
+    ("words", "word"), [(["switchover", "east"], "is carried out all the same"), (["events"], "")]
+)
+def test_ctrl_c_says_what_becomes_of_an_order(
+    words: list[str], word: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("haclusterd.cli.remote.run", interrupted)
+    shown = said(capsys, ["--socket", "/none", *words], 130)
+    assert word in shown
+    assert bool(shown) == bool(word)
+
+
 def test_a_drain_is_told_once() -> None:
     alarms = [{"name": "drained", "text": "east takes no new calls"},
               {"name": "maintenance", "text": "fs-a is in maintenance"}]  # fmt: skip
