@@ -41,6 +41,11 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         [f"registrations: {phones['own']} made here, {phones['copies']} of other nodes"]
         if phones and (phones["own"] or phones["copies"]) else []
     )  # fmt: skip
+    coming = [
+        f"{s['name']} on {s['owner']}: {s['recovering']['answered']} of "
+        f"{s['recovering']['replicated']} call legs are back so far"
+        for s in found["services"] if s.get("recovering")
+    ]  # fmt: skip
     drains = [_drain(drain) for drain in found.get("drains") or ()]
     told = {"drained"} if drains else set()  # the same at more length
     alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"] if a["name"] not in told]
@@ -50,7 +55,7 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
     drawn += [] if watched else _sensors(found["nodes"])
-    return [head, *registered, *drains, *alarms, *(drawn[::-1] if watched else drawn)]
+    return [head, *registered, *coming, *drains, *alarms, *(drawn[::-1] if watched else drawn)]
 
 
 def _drain(drain: dict[str, Any]) -> str:
@@ -215,7 +220,7 @@ def report(found: dict[str, Any]) -> list[Part]:
 
 def _moments(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Who released a service is not dead."""
-    if not found["cause"].endswith(" released it"):
+    if " released it" not in found["cause"]:
         return list(found["timeline"])
     return [{**m, "event": "released"} if m["event"] == "dead" else m for m in found["timeline"]]
 

@@ -11,7 +11,7 @@ const WORDS = {
 
 export function word(event, cause = "") {
   // Who released a service is not dead.
-  if (event === "dead" && cause.endsWith(" released it")) return "released";
+  if (event === "dead" && cause.includes(" released it")) return "released";
   return WORDS[event] ?? clean(event).replaceAll("_", " ");
 }
 
