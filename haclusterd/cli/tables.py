@@ -93,7 +93,7 @@ def _sensors(nodes: Sequence[dict[str, Any]]) -> list[Table]:
 
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
     rows = [
-        [n["id"], _role(n), cell(n["rank"]), cell(n["services"]),
+        [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
          f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
          _links(n["links"]), cell(n["version"])]
         for n in found
