@@ -194,7 +194,11 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="last (default), a number, a service's name, or all",
     )
     calls = add("calls", "the replicated calls that this node knows")
-    calls.add_argument("--at-risk", action="store_true", help="only those no standby has yet")
+    calls.add_argument(
+        "--at-risk",
+        action="store_true",
+        help="only those that a takeover would or may lose, and why",
+    )
     calls.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
     phones = add("registrations", "the phones that are registered at any node")
     phones.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
