@@ -269,10 +269,10 @@ def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
     """`calls [--at-risk]`."""
     rows = [
         [c["uuid"], c["service"], c["here"], c["direction"], cell(c["answered"]),
-         cell(c["version"]), "; ".join(c.get("why", ())) or ("at risk" if c["at_risk"] else "ok")]
+         "; ".join(c.get("why", ())) or ("at risk" if c["at_risk"] else "none")]
         for c in found["calls"]
     ]  # fmt: skip
-    headers = ["call", "service", "here", "direction", "answered", "version", "at risk because"]
+    headers = ["call", "service", "here", "direction", "answered", "risk"]
     empty = "no call is at risk" if at_risk else "no calls"
     parts: list[Part] = [
         f"{found['total']} call legs shown here, {found['at_risk']} at risk",

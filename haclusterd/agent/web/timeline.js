@@ -59,7 +59,8 @@ function* phases(report, moments, x, last) {
   const up = at.address_up ?? last;
   const back = Math.max(up, at.recovered ?? (report.done ? up : last));
   const spans = [["silent", Math.min(0, up), up, `silent ${ms(Math.max(0, up))}`],
-    ["bringing", up, back, "calls come back"], ["served", back, last, "served"]];
+    ["bringing", up, back, report.calls.replicated ? "calls come back" : "no calls to bring back"],
+    ["served", back, last, "served"]];
   for (const [kind, from, to, text] of spans) {
     const long = x(to) - x(from);
     if (long <= 0) continue;
