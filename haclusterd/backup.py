@@ -107,12 +107,12 @@ def read(file: Path) -> Backup:
             content = opened.read(BYTES_MAX + 1)
     except OSError as error:
         raise BackupError(f"{file}: {error.strerror}. Fix: name the file of a backup") from None
-    if mode & 0o077:
-        raise BackupError(f"{file}: mode {mode:04o} lets others read keys. Fix: chmod 600 {file}")
     try:
         found = msgspec.json.decode(content, type=Backup)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BackupError(f"{file}: is no backup, or a damaged one. Fix: name another") from None
+    if mode & 0o077:
+        raise BackupError(f"{file}: mode {mode:04o} lets others read keys. Fix: chmod 600 {file}")
     if found.format != FORMAT:
         raise BackupError(f"{file}: has format {found.format}. Fix: use {found.version} for it")
     for item in found.items:
@@ -127,7 +127,7 @@ def restore(path: Path, node: str | None, run_dir: Path | None, file: Path) -> D
     config = _config_of(found, path, node, run_dir, file)
     with _alone(config):
         contents, kept = _wanted(config, found, path, file)
-        return Done(_write_all(contents), tuple(kept))
+        return Done(_write_all(config, contents), tuple(kept))
 
 
 def _places(config: Config) -> Iterator[tuple[str, Path]]:
@@ -298,18 +298,20 @@ def _orders(config: Config, target: Path, saved: bytes) -> Merged:
 _STATE = {promises.FILE_NAME: _promises, revisions.FILE_NAME: _voters, ORDERS: _orders}
 
 
-def _write_all(contents: dict[Path, bytes]) -> tuple[Path, ...]:
+def _write_all(config: Config, contents: dict[Path, bytes]) -> tuple[Path, ...]:
     """All complete beside their places first; then each is moved in."""
+    shared = None if config.freeswitch is None else config.freeswitch.esl_password_file
     beside: list[tuple[Path, Path]] = []
     try:
         for target, content in contents.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.restored")
-            write_atomically(temporary, content, _mode(target))
+            write_atomically(temporary, content, _mode(target, target == shared))
             beside.append((temporary, target))
             if os.geteuid() == 0:
                 owner = target.parent.stat()
-                os.chown(temporary, owner.st_uid, owner.st_gid)
+                group = _group_of_freeswitch(config, target) if target == shared else owner.st_gid
+                os.chown(temporary, owner.st_uid, group)
         with undisturbed():
             for temporary, target in beside:
                 temporary.replace(target)
@@ -325,9 +327,15 @@ def _write_all(contents: dict[Path, bytes]) -> tuple[Path, ...]:
     return tuple(contents)
 
 
-def _mode(target: Path) -> int:
-    """Of a configuration file that is there, its own; else as for a secret."""
-    try:
-        return stat.S_IMODE(target.stat().st_mode) if target.suffix == ".toml" else 0o600
-    except OSError:
-        return 0o600
+def _mode(target: Path, shared: bool) -> int:
+    """The configuration, which holds no secret, as it was, or for all; FreeSWITCH's group reads
+    the password of its event socket; the rest is secret."""
+    if target.suffix == ".toml":
+        return stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644
+    return 0o640 if shared else 0o600
+
+
+def _group_of_freeswitch(config: Config, target: Path) -> int:
+    """Of the password that was there; else that of the state, which the unit gives to it."""
+    known = (target, config.state_dir, target.parent)
+    return next(path for path in known if path.exists()).stat().st_gid

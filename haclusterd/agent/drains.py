@@ -143,9 +143,10 @@ class Drains:
 
     async def _stand_by(self, view: View) -> None:
         switch, closed = self._switch(), self.closed(view)
-        for service, seen in zip(self._spec.services, view.services, strict=False):
+        for service in self._spec.services:
             name = service.name
-            if seen.owner != view.node or seen.local_state != "owned":
+            seen = self._owned(name)  # now: the services before it took their time
+            if seen is None:
                 await self._forget(name)  # whoever owns it sees to it; here it stands by anyway
                 continue
             if switch is None or not switch.up or not service.profiles or name in self._held:
@@ -184,8 +185,19 @@ class Drains:
             self.problems[name] = f"{name} takes no new calls yet: {error}"
             return
         self.problems.pop(name, None)
+        if self._owned(name) is None:  # it went away meanwhile, and a standby must stay one
+            with contextlib.suppress(SwitchError):
+                await switch.stand_by(profiles, True)
+            return
         await self._forget(name)
         self._history.add("A33", f"{name} takes new calls on {self._me}", None, name)
+
+    def _owned(self, name: str) -> ServiceView | None:
+        """The service as heart last told it, if this node owns it."""
+        view = self._view()
+        found = (s for s in view.services if s.name == name) if view is not None else ()
+        mine = (s for s in found if s.owner == self._me and s.local_state == "owned")
+        return next(mine, None)
 
     async def _forget(self, name: str) -> None:
         if self._closed.pop(name, None) is not None:

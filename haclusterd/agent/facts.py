@@ -10,6 +10,7 @@ from haclusterd.agent.standing import Facts
 
 if TYPE_CHECKING:
     from haclusterd.agent.daemon import Agent
+    from haclusterd.agent.freeswitch import FreeswitchLife
 
 
 def facts_of(agent: Agent, orphaned_us: Mapping[str, int]) -> Facts:
@@ -26,7 +27,7 @@ def facts_of(agent: Agent, orphaned_us: Mapping[str, int]) -> Facts:
         esl_up=switch is not None and switch.up,
         problem=agent.problems.get("freeswitch", "") or (switch.problem if switch else ""),
         health_state=switch.health.state if switch is not None else "up",
-        calls=switch.calls if switch is not None else 0,
+        calls=_calls(life),
         own_calls={n: replicator.own_calls(n) for n in replicator.owned()}
         if replicator is not None else {},
         owners=agent.owners(),
@@ -40,3 +41,10 @@ def facts_of(agent: Agent, orphaned_us: Mapping[str, int]) -> Facts:
         unfit=agent.health.sensors.unfit,
         forced=agent.upkeep.forced(),
     )  # fmt: skip
+
+
+def _calls(life: FreeswitchLife | None) -> int:
+    """Call legs up. What was read of a FreeSWITCH that is gone died with it."""
+    if life is None or life.switch is None:
+        return 0
+    return life.switch.calls if life.process is not None or life.switch.up else 0

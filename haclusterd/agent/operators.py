@@ -93,6 +93,7 @@ class Operators:
         self.let_go: Callable[[str, bool], Awaitable[None]] = _hold_nothing
         self._lock = asyncio.Lock()
         self._doing = ""
+        self._switching = ""
         self._relinquishing: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, asyncio.Future[Answered]] = {}
         self._number = 0
@@ -171,8 +172,9 @@ class Operators:
             ready = f"; ready: {', '.join(line)}" if line else ""
             raise OperatorError(f"{who} to take {service}{ready}; see `haclusterctl rank --why`")
         self._history.add("A21", f"switchover of {service} ordered on {self._me}", None, service)
-        await self._pause(index)
+        self._switching = service
         try:
+            await self._pause(index)
             await self._quiesce(service)
             target = -1 if to is None else [n.id for n in self._spec.nodes].index(to)
             answer = await self.ask(lambda number: SwitchoverRequested(number, index, target))
@@ -180,7 +182,12 @@ class Operators:
                 raise OperatorError(answer.text)
             return await self.moved(service, to)
         finally:
+            self._switching = ""
             await self._resume(index)
+
+    def switching(self, service: str) -> str:
+        """What an order does to a service of this node just now, empty if nothing."""
+        return "a switchover" if service == self._switching else ""
 
     async def _quiesce(self, service: str) -> None:
         """Let FreeSWITCH write its rows and a standby acknowledge them, both bounded."""
@@ -204,7 +211,6 @@ class Operators:
         try:
             await self.switch.stand_by(profiles, True)
         except SwitchError as error:
-            await self._resume(index)  # some of them may be in standby already
             raise OperatorError(f"new calls could not be paused: {error}") from None
 
     async def _resume(self, index: int) -> None:

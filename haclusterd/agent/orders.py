@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.clock import now_us, wall_s
+from haclusterd.agent.giving import Give, draining, given, marking, pausing
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.orders_file import (
     FILE_NAME,
@@ -120,9 +121,9 @@ class Orders:
         """Nothing moves by itself for `left_us` (FOR_GOOD_US: until resumed). As all here,
         raises OperatorError."""
         by = self._signed(by)
-        self._agreed.order_pause(left_us, by, now_us(), wall_s())
         length = "until it is resumed" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
-        return await self._carry_out(f"the cluster is paused {length}", self._pause_at_heart)
+        text = f"the cluster is paused {length}"
+        return await self._carry_out(text, pausing(left_us, by), self._pause_at_heart)
 
     async def resume(self, by: str) -> str:
         """Services move by themselves again; for a node that is away also where nothing is known of
@@ -131,21 +132,20 @@ class Orders:
         away = [n.id for n in self._spec.nodes if n.id != self._me and not self._lives(n.id)]
         if not self._agreed.left_us(now_us()) and not away:
             raise OperatorError(f"the cluster is not paused, as far as {self._me} knows")
-        self._agreed.order_pause(0, by, now_us(), wall_s())
-        return await self._carry_out("the cluster is resumed", self._pause_at_heart)
+        text = "the cluster is resumed"
+        return await self._carry_out(text, pausing(0, by), self._pause_at_heart)
 
     async def mark_dead(self, node: str, by: str) -> str:
         """`by` has looked: `node` is dead, and stays so. Raises OperatorError."""
         self._check_name(node)
         by = self._signed(by, place=False)
         await self._refuse_if_heard(node)
-        self._agreed.order_mark(node, by, True, wall_s())
         text = f"{node} is marked dead, verified by {by}"
         try:
-            return await self._carry_out(text, self._marks_at_heart, without=node)
+            give = marking(node, by, True)
+            return await self._carry_out(text, give, self._marks_at_heart, without=node)
         except _HeartRefused as error:
-            self._agreed.order_mark(node, by, False, wall_s())
-            await self._keep()
+            await self._keep(marking(node, by, False))
             raise OperatorError(str(error)) from None
 
     async def unmark(self, node: str, by: str) -> str:
@@ -153,26 +153,25 @@ class Orders:
         self._check_name(node)
         if self._agreed.mark_of(node) is None:
             raise OperatorError(f"{node} is not marked dead, as far as {self._me} knows")
-        self._agreed.order_mark(node, self._signed(by), False, wall_s())
-        return await self._carry_out(f"{node} is not marked dead any more", self._marks_at_heart)
+        text, give = f"{node} is not marked dead any more", marking(node, self._signed(by), False)
+        return await self._carry_out(text, give, self._marks_at_heart)
 
     async def drain(self, target: str, left_us: int, by: str, move_us: int = FOR_GOOD_US) -> str:
         """No new calls to `target` (as `drained.target_of` has it) for `left_us`. What a drained
         node serves is moved away after `move_us`, or once it is empty. Raises OperatorError."""
-        self._agreed.order_drain(target, left_us, self._signed(by), now_us(), move_us, wall_s())
-        self.changed()
+        give = draining(target, left_us, self._signed(by), move_us)
         name = target.partition(":")[2]
         length = "until `drain off`" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
-        return await self._carry_out(f"{name} takes no new calls {length}", _nothing)
+        text = f"{name} takes no new calls {length}"
+        return await self._carry_out(text, give, self._drains_changed)
 
     async def undrain(self, target: str, by: str) -> str:
         """It takes new calls again. Raises OperatorError."""
         name = target.partition(":")[2]
         if self._agreed.drain_of(target, now_us()) is None:
             raise OperatorError(f"{name} is not drained, as far as {self._me} knows")
-        self._agreed.order_drain(target, 0, self._signed(by), now_us(), FOR_GOOD_US, wall_s())
-        self.changed()
-        return await self._carry_out(f"{name} takes new calls again", _nothing)
+        text, give = f"{name} takes new calls again", draining(target, 0, self._signed(by))
+        return await self._carry_out(text, give, self._drains_changed)
 
     def drains(self) -> list[DrainWord]:
         """Those in force, their times as they stand now."""
@@ -203,9 +202,9 @@ class Orders:
     # -- carrying out --
 
     async def _carry_out(
-        self, text: str, at_heart: Callable[[], Awaitable[None]], without: str = ""
+        self, text: str, give: Give, at_heart: Callable[[], Awaitable[None]], without: str = ""
     ) -> str:
-        await self._keep()
+        await self._keep(give)
         await at_heart()
         missing, absent = await self._pass_on(without)
         if missing:
@@ -216,25 +215,34 @@ class Orders:
             )
         return f"{text}; {', '.join(absent)} will hear of it when back" if absent else text
 
-    async def _keep(self) -> None:
-        """Write it all. Raises OperatorError."""
+    async def _keep(self, give: Give | None = None) -> None:
+        """Write it all, with the order that `give` gives. Raises OperatorError; then there was no
+        order: nobody hears of what is on no disk."""
         async with self._lock:
             now = now_us()
+            agreed = given(self._spec, self._agreed, give, now)
             left_us = max(0, self._maintenance_end_us - now)
             if self._maintenance.left_us >= FOR_GOOD_US:
                 left_us = FOR_GOOD_US
             maintenance = Maintenance(self._maintenance.on and left_us > 0, left_us)
-            kept = Kept(FORMAT, self._spec.name, boot_id(), now, self._agreed.word(now),
+            kept = Kept(FORMAT, self._spec.name, boot_id(), now, agreed.word(now),
                         maintenance, self.standing_by)  # fmt: skip
             try:
                 await asyncio.to_thread(write, self._path, kept)
             except OSError as error:
                 self.problem = (
-                    f"{self._path}: {error.strerror}: orders cannot be kept; make it writable"
+                    f"{self._path}: {error.strerror}: orders cannot be kept; make its folder "
+                    "writable and its disk not full"
                 )
                 raise OperatorError(f"not done: {self.problem}") from None
+            if give is not None:
+                self._agreed.merge(agreed.word(now), now)
             self._kept_us = now
             self.problem = ""
+
+    async def _drains_changed(self) -> None:
+        """Drains are the agents' own: heart has nothing to do."""
+        self.changed()
 
     async def _pause_at_heart(self) -> None:
         await self._at_heart(lambda number: self._agreed.pause_input(number, now_us()))
@@ -380,10 +388,6 @@ class Orders:
         if len(signed) > NAME_MAX:
             raise OperatorError(f"the name is too long: at most {NAME_MAX} characters", USAGE)
         return signed
-
-
-async def _nothing() -> None:
-    """Drains are the agents' own: heart has nothing to do."""
 
 
 class _HeartRefused(OperatorError):

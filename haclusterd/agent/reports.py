@@ -246,14 +246,14 @@ class Reports:
         return sorted([*self._finished, *under_way], key=lambda report: report.number)
 
     def find(self, which: str) -> Report:
-        """`last`, or a number. Raises KeyError with a sentence."""
+        """`last`, a number, or a service: its newest. Raises KeyError with a sentence."""
         known = self.all()
         if not known:
             raise KeyError("nothing has moved yet, so there is no report")
         if which == "last":
             return known[-1]
-        for report in known:
-            if which == str(report.number):
+        for report in reversed(known):
+            if which in (str(report.number), report.service):
                 return report
         raise KeyError(f"there is no report {which}; kept: {known[0].number}..{known[-1].number}")
 

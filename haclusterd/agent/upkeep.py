@@ -32,7 +32,7 @@ class Upkeep:
         self.drains = Drains(
             spec, config.maintenance_service, agent.orders, operators, agent.history,
             self._newest_view, lambda: agent.services.switch,
-            lambda name: agent.services.busy(name), self._own_calls,
+            lambda name: agent.services.busy(name) or operators.switching(name), self._own_calls,
         )  # fmt: skip
         self.maintaining = Maintaining(config, spec, operators, agent.orders, agent.view)
         self.failover = Failover(

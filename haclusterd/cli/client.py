@@ -63,6 +63,8 @@ class Client:
         return connection
 
     def _explain(self, error: OSError) -> str:
+        if isinstance(error, ConnectionRefusedError) and not self.path.is_socket():
+            return f"{self.path}: is no socket: name the daemon's with --socket"
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
             fix = "is haclusterd running? (systemctl status haclusterd), or name its --socket"
         elif isinstance(error, PermissionError):

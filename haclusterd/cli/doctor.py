@@ -14,6 +14,7 @@ from haclusterd.cli import tables
 from haclusterd.cli.checks import FAILED, OK, WARNING, Check, HostProbe, host_checks
 from haclusterd.cli.checks_freeswitch import freeswitch_checks
 from haclusterd.cli.checks_peers import peer_checks
+from haclusterd.cli.checks_unit import unit_checks
 from haclusterd.cli.checks_watching import watching_checks
 from haclusterd.cli.client import Client, NotReachable, Refused
 from haclusterd.cli.main import DONE
@@ -54,6 +55,7 @@ def examine(path: Path, node: str | None, socket: Path | None, host: HostProbe) 
     checks += peer_checks(config, host, status)
     if not config.node.witness:
         checks += asyncio.run(freeswitch_checks(config, host))
+        checks += unit_checks(host) if config.freeswitch is not None else ()
         checks += asyncio.run(watching_checks(config))
     return [*checks, *daemon]
 
@@ -83,7 +85,7 @@ def _daemon(socket: Path) -> tuple[list[Check], dict[str, Any], dict[str, Any] |
             f"alarm {alarm['name']}",
             FAILED if alarm["name"] in _FAILING else WARNING,
             alarm["text"],
-            "haclusterctl status, history",
+            f"haclusterctl status, history; {alarm['name']} in docs/runbook.md says what to do",
         )
         for alarm in status["alarms"]
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from haclusterd import rotation
+from haclusterd.cli.client import Refused
 from haclusterd.cli.main import DEFAULT_CONFIG, DONE, FAILED, complain
 from haclusterd.config import Config, ConfigError, effective, load, load_cluster
 from haclusterd.keys import Created, KeysError, create, to_copy
@@ -61,16 +62,21 @@ def config_path(arguments: argparse.Namespace) -> Path:
 
 
 def api_socket(path: Path, node: str | None) -> Path | None:
-    """Where the daemon of this node listens as the configuration has it, None if it is broken."""
+    """Where the daemon of this node listens as the configuration has it, None if it is broken.
+
+    Refused where it cannot be told which node is meant.
+    """
     try:
         return load(path, node=node).api.socket
-    except ConfigError:
-        pass  # this host may be none of the nodes: then only a socket without {node} can be meant
+    except ConfigError as error:
+        reason = str(error)  # of a whole file: this host is none of the nodes, or `node` is not
     try:
         socket = load_cluster(path).api.socket
     except ConfigError:
         return None
-    return None if "{node}" in str(socket) else socket
+    if node is not None or "{node}" in str(socket):
+        raise Refused(reason)
+    return socket
 
 
 def _problem(problem: object) -> dict[str, str]:

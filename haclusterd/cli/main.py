@@ -45,6 +45,14 @@ _REMOTE = frozenset(
         "export",
     }
 )  # fmt: skip
+_ORDERS = frozenset(
+    {"switchover", "failover", "hand-over", "maintenance", "drain", "pause", "resume", "node",
+     "upgrade", "reload", "keys"}
+)  # fmt: skip
+_INTERRUPTED = (
+    "interrupted: what was ordered before is carried out all the same; see `haclusterctl status` "
+    "and `history`"
+)
 _RECORDED = frozenset({"trace", "explain", "replay", "simulate"})
 
 
@@ -64,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return DONE
     except KeyboardInterrupt:
+        if arguments.command in _ORDERS:
+            complain(_INTERRUPTED)
         return 130
 
 
@@ -113,8 +123,11 @@ def socket_path(arguments: argparse.Namespace) -> Path:
     path = Path(given or DEFAULT_CONFIG)
     if not given and not path.exists():
         return DEFAULT_SOCKET
+    from haclusterd.cli.client import Refused
     from haclusterd.cli.local import api_socket
 
+    if not path.is_file():
+        raise Refused(f"{path}: is no file: name the configuration, or the socket with --socket")
     return api_socket(path, arguments.node_id) or DEFAULT_SOCKET
 
 
@@ -174,9 +187,18 @@ def _add_looking(commands: Commands, common: argparse.ArgumentParser) -> None:
     history = add("history", "what was decided, newest last")
     history.add_argument("-n", "--count", type=_count, default=50, help="how many (50)")
     report = add("report", "one takeover: timeline and a verdict per call")
-    report.add_argument("which", nargs="?", default="last", help="last (default), a number, or all")
+    report.add_argument(
+        "which",
+        nargs="?",
+        default="last",
+        help="last (default), a number, a service's name, or all",
+    )
     calls = add("calls", "the replicated calls that this node knows")
-    calls.add_argument("--at-risk", action="store_true", help="only those no standby has yet")
+    calls.add_argument(
+        "--at-risk",
+        action="store_true",
+        help="only those that a takeover would or may lose, and why",
+    )
     calls.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
     phones = add("registrations", "the phones that are registered at any node")
     phones.add_argument("--limit", type=_count, default=1000, help="at most that many (1000)")
@@ -208,8 +230,8 @@ def _add_planning(commands: Commands, common: argparse.ArgumentParser) -> None:
                         help="weight: all alike (default); priority: top down")  # fmt: skip
     export.add_argument("--port", type=_port, default=5060, help="SIP port of the profiles (5060)")
     export.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
-    export.add_argument("--domain", default="", help="for dns: the domain of the records")
-    export.add_argument("--group", type=int, default=1, metavar="N",
+    export.add_argument("--domain", type=_domain, help="for dns: the domain of the records")
+    export.add_argument("--group", type=_count, default=1, metavar="N",
                         help="dispatcher set or server-group (1)")  # fmt: skip
 
 
@@ -326,6 +348,15 @@ def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
+
+
+def _domain(text: str) -> str:
+    labels = text.rstrip(".").split(".")
+    good = all(0 < len(label) < 64 and label.replace("-", "").replace("_", "").isalnum()
+               for label in labels)  # fmt: skip
+    if not good or len(text) > 253:
+        raise argparse.ArgumentTypeError(f"{text!r} is no domain like voice.example.org")
+    return text
 
 
 def _names(text: str) -> list[str]:

@@ -21,12 +21,15 @@ Order = tuple[str, dict[str, Any]]
 def ordered(arguments: argparse.Namespace) -> Order:
     """(method, parameters) of an order. Raises Refused where it is not confirmed."""
     if arguments.command == "switchover":
-        if arguments.to == "":
-            raise Refused(
-                "--to is empty: name a node, or leave it out for the first in line", False
-            )
-        return "switchover", {"service": arguments.service, "to": arguments.to or ""}
+        return "switchover", {"service": arguments.service, "to": target(arguments)}
     return _ORDERS[arguments.command](arguments)
+
+
+def target(arguments: argparse.Namespace) -> str:
+    """`--to`; empty where it was left out. Refused where it names nothing."""
+    if arguments.to == "":
+        raise Refused("--to is empty: name a node, or leave it out for the first in line", False)
+    return arguments.to or ""
 
 
 def _timed(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from haclusterd.cli import tables
 from haclusterd.cli.client import Client, NotReachable, Refused
-from haclusterd.cli.ordered import confirm, ordered, user
+from haclusterd.cli.ordered import confirm, ordered, target, user
 from haclusterd.cli.show import Part, clean, show
 from haclusterd.core.text import printable
 
@@ -104,7 +104,11 @@ def _export(client: Client, arguments: argparse.Namespace) -> None:
         raise Refused("dns needs the domain of the records: --domain voice.example.org")
     status = client.ask("status")
     wanted = upstream.Wanted(
-        arguments.port, arguments.transport, arguments.order, arguments.domain, arguments.group
+        arguments.port,
+        arguments.transport,
+        arguments.order,
+        arguments.domain or "",
+        arguments.group,
     )
     if arguments.json:
         listed = [target._asdict() for target in upstream.targets(status)]
@@ -165,7 +169,7 @@ def _upgrade(client: Client) -> dict[str, Any]:
 
 def _failover(client: Client, arguments: argparse.Namespace) -> Any:
     """Ask what it would cost, have it confirmed, then do it."""
-    wanted = {"service": arguments.service, "to": arguments.to or ""}
+    wanted = {"service": arguments.service, "to": target(arguments)}
     warning = printable(client.ask("failover_check", **wanted)["text"])
     if not arguments.yes:
         confirm(arguments.service, f"{warning}.\nType {arguments.service} to go on: ")

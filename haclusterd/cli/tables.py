@@ -41,15 +41,21 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
         [f"registrations: {phones['own']} made here, {phones['copies']} of other nodes"]
         if phones and (phones["own"] or phones["copies"]) else []
     )  # fmt: skip
+    coming = [
+        f"{s['name']} on {s['owner']}: {s['recovering']['answered']} of "
+        f"{s['recovering']['replicated']} call legs are back so far"
+        for s in found["services"] if s.get("recovering")
+    ]  # fmt: skip
     drains = [_drain(drain) for drain in found.get("drains") or ()]
-    alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"]]
+    told = {"drained"} if drains else set()  # the same at more length
+    alarms = [f"ALARM {a['name']}: {a['text']}" for a in found["alarms"] if a["name"] not in told]
     drawn = [
         Table("services", ["service", "owner", "state", "epoch", "addresses", "next in line"],
               services, _NUMBERS),
         _nodes_in_short(found["nodes"]) if watched else _nodes(found["nodes"]),
     ]  # fmt: skip
     drawn += [] if watched else _sensors(found["nodes"])
-    return [head, *registered, *drains, *alarms, *(drawn[::-1] if watched else drawn)]
+    return [head, *registered, *coming, *drains, *alarms, *(drawn[::-1] if watched else drawn)]
 
 
 def _drain(drain: dict[str, Any]) -> str:
@@ -87,7 +93,7 @@ def _sensors(nodes: Sequence[dict[str, Any]]) -> list[Table]:
 
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
     rows = [
-        [n["id"], _role(n), cell(n["rank"]), cell(n["services"]),
+        [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
          f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
          _links(n["links"]), cell(n["version"])]
         for n in found
@@ -149,7 +155,12 @@ def rank(found: dict[str, Any], why: bool) -> list[Part]:
         Table("who would take over", ["service", "in this order"], line),
     ]
     if why:
-        parts += ["", *found["why"], *found.get("health", ())]
+        parts += [
+            "",
+            "slaves before masters, each by its place:",
+            *found["why"],
+            *found.get("health", ()),
+        ]
         parts += [f"this node cannot take {s}: {r}" for s, r in found["not_ready"].items()]
     return parts
 
@@ -196,7 +207,7 @@ def report(found: dict[str, Any]) -> list[Part]:
         f"cause: {found['cause']}; at {found['at']}; address back after {outage}",
         f"calls: {calls['replicated']} replicated, {calls['recovered']} recovered, "
         f"{calls['partial']} partly, {calls['lost']} lost",
-        timeline(found["timeline"], found["outage_ms"]),
+        timeline(_moments(found), found["outage_ms"]),
     ]
     if found.get("copy", "") not in ("", "in-sync"):
         parts.append(f"the copy here was {found['copy']}: more may be lost than was counted")
@@ -205,6 +216,13 @@ def report(found: dict[str, Any]) -> list[Part]:
     if len(verdicts) > len(rows):
         parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
     return parts
+
+
+def _moments(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Who released a service is not dead."""
+    if " released it" not in found["cause"]:
+        return list(found["timeline"])
+    return [{**m, "event": "released"} if m["event"] == "dead" else m for m in found["timeline"]]
 
 
 def capacity(found: dict[str, Any]) -> list[Part]:
@@ -251,10 +269,10 @@ def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
     """`calls [--at-risk]`."""
     rows = [
         [c["uuid"], c["service"], c["here"], c["direction"], cell(c["answered"]),
-         cell(c["version"]), "; ".join(c.get("why", ())) or ("at risk" if c["at_risk"] else "ok")]
+         "; ".join(c.get("why", ())) or ("at risk" if c["at_risk"] else "none")]
         for c in found["calls"]
     ]  # fmt: skip
-    headers = ["call", "service", "here", "direction", "answered", "version", "at risk because"]
+    headers = ["call", "service", "here", "direction", "answered", "risk"]
     empty = "no call is at risk" if at_risk else "no calls"
     parts: list[Part] = [
         f"{found['total']} call legs shown here, {found['at_risk']} at risk",
@@ -295,10 +313,12 @@ def sync(found: dict[str, Any]) -> list[Part]:
         for p in found["peers"]
         for o in p["outgoing"]
     ]  # fmt: skip
+    own = {_stream(o) for p in found["peers"] for o in p["outgoing"]}
     incoming = [
         [_stream(i), i["data"], cell(i["origin"]), cell(i["epoch"]), i["state"], *_progress(i),
          cell(i["lag_ms"])]
         for i in found["incoming"]
+        if i["state"] != "none" or _stream(i) not in own
     ]  # fmt: skip
     return [
         f"{found['waiting']} changes wait, {found['at_risk']} calls at risk, acknowledged within "

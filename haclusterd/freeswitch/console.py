@@ -15,7 +15,8 @@ NAME = "ha_cluster"
 # Not those that go on until they are interrupted: nobody could, and the console would hang.
 COMMANDS = (
     "status", "rank", "rank --why", "history", "report", "report all", "calls", "calls --at-risk",
-    "sync", "explain", "doctor", "upgrade", "hand-over",
+    "sync", "registrations", "capacity", "best-node", "explain", "keys status", "doctor", "pause",
+    "resume", "upgrade", "hand-over",
 )  # fmt: skip
 STATES = ("on", "off")
 # FreeSWITCH waits for the end of the command, whatever somebody typed behind `ha_cluster`.
@@ -34,13 +35,14 @@ async def install(
 ) -> None:
     """Make `fs_cli -x "ha_cluster status"` run `program --socket SOCKET status`.
 
-    FreeSWITCH hands the line to a shell and keeps it in SQL, so only plain paths are taken.
+    FreeSWITCH hands the line to a shell and keeps it in SQL, so only plain paths are taken. It
+    shows standard output only: the reason of a refusal goes there too.
     Raises ConsoleError, EslError.
     """
     for path in (program, socket):
         if not _PLAIN.match(path):
             raise ConsoleError(f"{path!r} has characters that cannot stand in an alias")
-    run = f"system timeout {PATIENCE_S} {program} --socket {socket}"
+    run = f"system 2>&1 timeout {PATIENCE_S} {program} --socket {socket}"
     lines = [f"alias add {NAME} {run}", f"complete del {NAME}"]
     lines += [f"complete add {NAME} {words}" for words in completions(services, nodes)]
     for line in lines:

@@ -89,6 +89,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.address_only and arguments.calls:
         print("haclusterctl lab run: --address-only has no calls", file=sys.stderr)
         return USAGE
+    file = arguments.json
+    if file is not None and str(file) != "-" and (file.is_dir() or not file.parent.is_dir()):
+        print(f"haclusterctl lab run: --json {file}: name a file in a folder that is there",
+              file=sys.stderr)  # fmt: skip
+        return USAGE
     plan = LabPlan(
         masters=arguments.masters,
         slaves=arguments.slaves,

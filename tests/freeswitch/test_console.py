@@ -93,6 +93,8 @@ def test_b14_ha_cluster_in_fs_cli() -> None:
     with ready_cluster(PLAN, None, print) as lab:
         assert "east1    fs-a" in said(lab, "fs-b", "ha_cluster status")
         assert "primary    fs-b" in said(lab, "fs-b", "ha_cluster rank --why")
+        assert "there is no service north" in said(lab, "fs-b", "ha_cluster switchover north")
+        assert "invalid choice: 'nonsense'" in said(lab, "fs-b", "ha_cluster nonsense")
         assert offered(lab, "fs-b", "ha_clu") == {"ha_cluster"}
         assert offered(lab, "fs-b", "ha_cluster ") >= {"status", "rank", "history", "switchover"}
         assert offered(lab, "fs-b", "ha_cluster switchover ") == {"east1"}

@@ -87,6 +87,20 @@ async def test_a_switchover_pauses_waits_orders_and_watches(bench: Bench) -> Non
     assert bench.switch.done == [PAUSED]  # elsewhere now: its profiles stay in standby
 
 
+async def test_a_switchover_says_which_service_it_has_in_hand(bench: Bench) -> None:
+    seen: list[str] = []
+    real = bench.send
+
+    def send(message: FromAgent) -> None:
+        seen.append(bench.operators.switching("east"))
+        real(message)
+
+    bench.operators._send = send
+    await bench.operators.switchover("east", None)
+    assert seen == ["a switchover"]
+    assert bench.operators.switching("east") == bench.operators.switching("west") == ""
+
+
 async def test_only_the_profiles_of_the_service_are_paused(bench: Bench) -> None:
     bench.view = view({"east": ("fs-a", 7), "west": ("fs-a", 2)})
     await bench.operators.switchover("east", None)

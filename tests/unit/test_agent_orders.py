@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from haclusterd.agent import giving
 from haclusterd.agent import orders as module
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.orders import Orders
@@ -82,7 +83,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(module, "wall_s", lambda: 1)
+    for one in (module, giving):
+        monkeypatch.setattr(one, "wall_s", lambda: 1)
     return Bench(tmp_path / "state")
 
 
@@ -109,6 +111,11 @@ async def test_ml10_what_cannot_be_kept_is_not_done(bench: Bench) -> None:
     assert FILE_NAME in str(error)
     assert bench.orders.problem
     assert bench.sent == [] == bench.asked
+    bench.view = seen(("fs-c",))
+    assert "not done" in str(await refused(bench.orders.mark_dead("fs-c", "anna")))
+    assert "not done" in str(await refused(bench.orders.drain("service:east", HOUR_US, "anna")))
+    word = bench.orders.word()
+    assert (word.pause.version, word.marks, word.drains) == (0, (), ()), "nobody else hears of it"
     with pytest.raises(OperatorError):
         await bench.orders.keep_maintenance(True, FOR_GOOD_US)
 
@@ -129,7 +136,7 @@ async def test_ml10_a_pause_that_a_lost_node_may_keep_can_be_resumed_before_it_i
     assert "is not paused" in str(await refused(bench.orders.resume("ben")))
     lost = Agreed(spec())
     lost.order_pause(FOR_GOOD_US, "anna", 0, 1_000)
-    monkeypatch.setattr(module, "wall_s", lambda: 2_000)
+    monkeypatch.setattr(giving, "wall_s", lambda: 2_000)
     bench.view, bench.away = seen(("fs-c",)), {"fs-c"}
     assert "fs-c will hear of it" in await bench.orders.resume("ben")
     await bench.orders.heard(lost.word(0))

@@ -89,7 +89,9 @@ def test_ms84_a_lost_disk_is_put_back_whole(node: Node) -> None:
     shutil.rmtree(node.run)
     done = node.restore(node=None)
     assert {p.name: p.read_bytes() for p in node.etc.iterdir()} == before
-    assert {stat.S_IMODE(p.stat().st_mode) for p in node.etc.iterdir()} == {0o600}
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in node.etc.iterdir()}
+    assert (modes.pop("haclusterd.toml"), modes.pop("esl.password")) == (0o644, 0o640)
+    assert set(modes.values()) == {0o600}
     assert node.promised == (7, 77, 0)
     assert len(done.written) == len(before) + 1
     assert not list(node.etc.glob(".*"))
@@ -274,4 +276,27 @@ def test_restored_by_root_the_files_belong_to_whom_the_folder_belongs(node: Node
     os.chown(node.etc, 64_999, 64_998)
     node.restore()
     owners = {(p.stat().st_uid, p.stat().st_gid) for p in node.etc.iterdir()}
-    assert owners == {(64_999, 64_998)}
+    assert owners == {(64_999, 64_998), (64_999, 0)}
+    assert (node.etc / "esl.password").stat().st_gid == 0, "the group that it had"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("there", [True, False])
+def test_ms44_freeswitch_can_read_the_password_that_was_restored(node: Node, there: bool) -> None:
+    node.save()
+    password = node.etc / "esl.password"
+    os.chown(password, 0, 64_998)
+    os.chown(node.run, 64_999, 64_997)
+    if not there:
+        password.unlink()
+        node.path.unlink()
+    node.restore()
+    found = password.stat()
+    assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (64_998 if there else 64_997, 0o640)
+    assert node.path.stat().st_mode & 0o044 == 0o044, "fs_cli and FreeSWITCH's unit read it"
+
+
+def test_what_is_no_backup_is_not_called_one_that_others_can_read(node: Node) -> None:
+    node.file.write_text("root:x:0:0\n")
+    node.file.chmod(0o644)
+    assert "chmod" not in refused(node)

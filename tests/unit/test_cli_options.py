@@ -67,6 +67,7 @@ def test_the_lab_is_built_as_the_words_say(monkeypatch: pytest.MonkeyPatch) -> N
     assert main(["lab", "run", "--fault", "node", "--freeswitch", "/opt/x"]) == 0
     assert (built[-1][0].freeswitch, built[-1][1]) == ("real", "/opt/x")
     assert main(["lab", "run", "--fault", "node", "--repeat", "0"]) == 2
+    assert main(["lab", "run", "--fault", "node", "--json", "/nonexistent/x.json"]) == 2
 
 
 def test_the_demo_gets_its_words(monkeypatch: pytest.MonkeyPatch) -> None:

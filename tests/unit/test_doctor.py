@@ -13,6 +13,7 @@ from haclusterd import keys
 from haclusterd.cli.checks import Check, HostProbe, host_checks
 from haclusterd.cli.checks_freeswitch import core_db_check, facts_checks, process_checks
 from haclusterd.cli.checks_peers import peer_checks
+from haclusterd.cli.checks_unit import SYSTEMD, unit_checks
 from haclusterd.cli.doctor import examine
 from haclusterd.cli.main import main
 from haclusterd.config import Config
@@ -56,6 +57,7 @@ class FakeHost(HostProbe):
         }
         self.nft: str | None = "/usr/sbin/nft"
         self.nft_says = (0, "")
+        self.unit_says = (0, "")
         self.local = ["127.0.0.1", "10.99.0.1", "10.98.0.1"]
         self.reach = "up"
         self.silent: set[str] = set()
@@ -73,6 +75,8 @@ class FakeHost(HostProbe):
         return self.nft
 
     def run(self, words: list[str], stdin: str = "") -> tuple[int, str]:
+        if words[1] == "show":
+            return self.unit_says
         assert "--check" in words, "doctor looks and changes nothing"
         return self.nft_says
 
@@ -104,6 +108,23 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
 
 def found(config: Config, host: FakeHost, name: str, pid: int | None = None) -> Check:
     return next(check for check in host_checks(config, host, pid) if check.name == name)
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [("LoadState=loaded\nExecStop={ path=/bin/sh ; argv[]=sh -c haclusterctl hand-over }", "ok"),
+     ("LoadState=loaded\nExecStop={ argv[]=freeswitch -stop }", "warning"),
+     ("LoadState=not-found\n", "skipped")],
+)  # fmt: skip
+def test_a_unit_that_would_hang_up_every_call_is_told(
+    host: FakeHost, said: str, state: str
+) -> None:
+    assert list(unit_checks(host)) == [], "no systemd"
+    host.files[SYSTEMD] = ""
+    host.unit_says = (0, said)
+    (check,) = unit_checks(host)
+    assert check.state == state
+    assert bool(check.fix) == (state == "warning")
 
 
 def test_a_fit_host_passes(config: Config, host: FakeHost) -> None:

@@ -110,6 +110,32 @@ async def test_b7_a_drained_node_shuts_what_it_owns_and_nothing_moves(bench: Ben
     assert bench.drains.is_closed("west")
 
 
+async def test_b7_a_service_that_went_while_it_was_opened_stands_by_again(bench: Bench) -> None:
+    bench.orders.words = [drain("service:east")]
+    await bench.look()
+    assert bench.switch is not None
+    bench.orders.words = []
+    gone = view({"east": ("fs-b", 8), "west": ("fs-b", 2)})
+    real = bench.switch.stand_by
+
+    async def slowly(profiles: Sequence[str], on: bool) -> None:
+        await real(profiles, on)
+        bench.view = gone
+
+    bench.switch.stand_by = slowly  # type: ignore[method-assign]
+    await bench.drains.look(bench.view)
+    assert bench.done == [SHUT, OPENED, SHUT]
+    assert [d.row for d in bench.history.last(9)] == ["A31"]
+
+
+async def test_b7_each_service_is_judged_by_the_newest_word(bench: Bench) -> None:
+    bench.orders.words = [drain("service:east")]
+    before = bench.view
+    bench.view = view({"east": ("fs-b", 8), "west": ("fs-b", 2)})
+    await bench.drains.look(before)
+    assert bench.done == []
+
+
 @pytest.mark.parametrize("what", ["process", "epoch", "recovery"])
 async def test_b7_what_lifts_the_standby_is_followed_by_a_new_one(bench: Bench, what: str) -> None:
     bench.orders.words = [drain("service:east")]

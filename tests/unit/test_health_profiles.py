@@ -271,7 +271,7 @@ async def test_the_console_alias_is_made_anew_and_never_twice(server: FakeEsl) -
     await console.install(esl, program, "/run/ha.sock", *names)
     said = [line for line in server.received if line.startswith("api")]
     assert said[:2] == [
-        f"api alias add ha_cluster system timeout 60 {program} --socket /run/ha.sock",
+        f"api alias add ha_cluster system 2>&1 timeout 60 {program} --socket /run/ha.sock",
         "api complete del ha_cluster",
     ]
     assert said[2] == "api complete add ha_cluster status"

@@ -27,6 +27,8 @@ NODES = 20
 SERVICES = 50
 MASTERS = 15
 DEAD = 4  # fs-05 was lost; fs-16 has its services
+ILL = 8  # the disk of fs-09 is full
+CLOSED = 3  # vienna-1 is drained
 HOSTILE = '<img src=x onerror="document.title=1">\u202eevil\x1b[2J'
 TIMELINE = [("last_heartbeat", 0.0), ("dead", 150.4), ("claimed", 151.0), ("granted", 152.3),
             ("address_up", 153.2), ("announced", 153.9), ("injected", 171.0),
@@ -144,18 +146,25 @@ class Large:
         self.rotation: Any = None
 
     def closed(self) -> dict[str, str]:
-        return {}
+        return {service(CLOSED): "drained by anna on fs-01"}
 
     def view(self) -> View:
         return self.now
 
     def status(self) -> schema.Status:
+        ill = schema.SensorState("disk", "disk", "critical", "97 % used", 60, False, "")
         words = {
-            name(n): Word("0.1.0", schema.Sync("syncing" if n == 18 else "in-sync", n % 4))
+            name(n): Word(
+                "0.1.0", schema.Sync("syncing" if n == 18 else "in-sync", n % 4),
+                sensors=[ill] if n == ILL else [],
+            )
             for n in range(1, NODES)
             if n != DEAD
-        }
-        return status.status(self.now, schema.Sync("in-sync", 3), words)
+        }  # fmt: skip
+        coming = {service(1): schema.Progress(40, 40, 12)}
+        return status.status(
+            self.now, schema.Sync("in-sync", 3), words, recovering=coming, closed=self.closed()
+        )
 
     def about(self) -> schema.About:
         return schema.About("0.1.0", "fs-01", "voice1", 1, 2, "now", "c.toml", "ff", "/run")

@@ -88,6 +88,14 @@ def test_everything_is_there_and_what_is_wrong_comes_first(
     assert "one link left to fs-08" in browser.text("#alarms")
     assert "paris-1" in browser.text('.groups [data-key="fs-02"]'), "who serves what"
     assert "1st in line" in browser.text('.groups [data-key="slaves"]')
+    assert "disk" in browser.text('.groups [data-key="fs-09"]'), (
+        "which sensor takes from its health"
+    )
+    assert (
+        browser.run("document.querySelector('.groups [data-key=\"fs-09\"]').dataset.tone") == "wait"
+    )
+    assert "takes no new calls" in browser.text('.tiles [data-key="vienna-1"]')
+    assert "12 of 40 call legs back so far" in browser.text('.tiles [data-key="paris-1"]')
     assert counted(browser, ".reports svg.picture") == 4
     assert "silent 153 ms" in browser.text(".reports")
     assert browser.complaints() == []

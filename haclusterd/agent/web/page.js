@@ -104,10 +104,13 @@ function nodeCard(node) {
   const bad = up < node.links.length && !gone;
   const facts = [`${up} of ${count(node.links.length, "link")}`];
   if (!gone && !votes && !["none", "in-sync"].includes(node.sync.state)) facts.push(`copies ${node.sync.state}`);
-  if (!gone && !votes && node.health < 100) facts.push(`health ${node.health}`);
+  const ill = (node.sensors || []).filter((one) => ["warn", "critical"].includes(one.state));
+  const why = ill.length ? ` (${ill.slice(0, 2).map((one) => clean(one.name)).join(", ")}${ill.length > 2 ? ", …" : ""})` : "";
+  if (!gone && !votes && (node.health < 100 || ill.length)) facts.push(`health ${node.health}${why}`);
   if (!gone && !votes && node.sync.lag_ms > 0) facts.push(`lag ${ms(node.sync.lag_ms, 0)}`);
   const dots = node.links.map((link) => el("span", { class: "dot", "data-tone": gone ? "soft" : link.up ? "good" : "bad" }));
-  const worry = bad || (!gone && !votes && node.sync.state === "suspended") ? "wait" : color;
+  const critical = ill.some((one) => one.state === "critical");
+  const worry = bad || (!gone && !votes && (critical || node.sync.state === "suspended")) ? "wait" : color;
   return card(worry, [
     el("span", { class: "line", "data-tone": color }, glyph(), el("span", { class: "name" }, name(node.id),
       node.here ? el("span", { class: "soft" }, " (this page)") : null), el("span", { class: "word" }, duty)),
@@ -168,10 +171,14 @@ function serviceCard(service) {
       el("span", { class: "word" }, service.state === "owned" ? owner : service.state)),
     el("span", { class: "line sub" }, el("span", {}, name(bare[0] ?? "no address"), bare.length > 1 ? ` +${bare.length - 1}` : "")),
     el("span", { class: "line sub" }, el("span", {}, next ? ["then ", name(next)] : "nobody could take it over")),
+    service.closed ? el("span", { class: "line sub" }, el("span", {}, "takes no new calls")) : null,
+    service.recovering ? el("span", { class: "line sub" }, el("span", {},
+      `${service.recovering.answered} of ${count(service.recovering.replicated, "call leg")} back so far`)) : null,
     service.from ? el("span", { class: "line sub moved" }, el("span", {}, "came from ", name(service.from[0]), ` ${service.from[1]}`)) : null,
   ], [
     ["state", service.state], ["owner", service.owner ?? "nobody"], ["epoch", service.epoch],
     ...service.addresses.map((address) => ["address", address]),
+    ...(service.closed ? [["new calls", `none: ${service.closed}`]] : []),
     ["in line", service.successors.join(", ") || "nobody"],
   ]);
 }

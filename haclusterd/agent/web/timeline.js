@@ -9,7 +9,9 @@ const WORDS = {
   first_reinvite: "first re-INVITE", first_answer: "first phone answers", recovered: "recovered",
 };
 
-export function word(event) {
+export function word(event, cause = "") {
+  // Who released a service is not dead.
+  if (event === "dead" && cause.includes(" released it")) return "released";
   return WORDS[event] ?? clean(event).replaceAll("_", " ");
 }
 
@@ -28,7 +30,7 @@ function wide(text, weight) {
 
 // The words for those who cannot see the picture.
 export function told(report) {
-  return report.timeline.map((moment) => `${word(moment.event)} at ${ms(moment.at_ms)}`).join(", ");
+  return report.timeline.map((moment) => `${word(moment.event, report.cause)} at ${ms(moment.at_ms)}`).join(", ");
 }
 
 export function draw(report, width) {
@@ -37,7 +39,7 @@ export function draw(report, width) {
   const last = Math.max(1, ...moments.map((moment) => moment.at_ms)) * 1.02;
   const x = (at) => PAD + ((at - first) / (last - first)) * (width - 2 * PAD);
   const parts = [...phases(report, moments, x, last)];
-  const labels = placed(moments, x, width);
+  const labels = placed(moments, x, width, report.cause);
   const rows = Math.max(0, ...labels.map((label) => label.row)) + 1;
   const height = TOP + BAR + 8 + rows * ROW + 2;
   for (const { at, row, text, when, end, x: left } of labels) {
@@ -57,7 +59,8 @@ function* phases(report, moments, x, last) {
   const up = at.address_up ?? last;
   const back = Math.max(up, at.recovered ?? (report.done ? up : last));
   const spans = [["silent", Math.min(0, up), up, `silent ${ms(Math.max(0, up))}`],
-    ["bringing", up, back, "calls come back"], ["served", back, last, "served"]];
+    ["bringing", up, back, report.calls.replicated ? "calls come back" : "no calls to bring back"],
+    ["served", back, last, "served"]];
   for (const [kind, from, to, text] of spans) {
     const long = x(to) - x(from);
     if (long <= 0) continue;
@@ -70,9 +73,9 @@ function* phases(report, moments, x, last) {
 
 // Each label beside the foot of its leader, in the highest row where none crosses another one.
 // Labels hang to the right, and the rightmost highest; those with no room there hang to the left.
-function placed(moments, x, width) {
+function placed(moments, x, width, cause) {
   const labels = moments.map((moment) => {
-    const text = word(moment.event), when = ms(moment.at_ms);
+    const text = word(moment.event, cause), when = ms(moment.at_ms);
     return { at: x(moment.at_ms), text, when, long: wide(`${when} `, 600) + wide(text, 400) };
   });
   let limit = width;
