@@ -28,6 +28,7 @@ from haclusterd.core.standby import StreamCopy
 from haclusterd.sync.audit import Repair
 from haclusterd.sync.codec import Message
 from haclusterd.sync.replicator import Replicator
+from haclusterd.sync.session import SyncTiming
 from tests.fixtures.agent_source import FakeSource
 from tests.unit.sync_cluster import TIMING, Cluster, call, held, until
 
@@ -173,3 +174,9 @@ async def test_ms17_what_was_mended_is_in_the_history(cluster: Cluster) -> None:
         ("A17", "a asks anew for all of its copy, which differed in too much, of the registrations"
          " of east from b"),
     ]  # fmt: skip
+
+
+def test_a_dead_link_is_replaced_before_its_copies_count_as_too_old() -> None:
+    timing = SyncTiming()
+    noticed_ms = timing.dead_ms + timing.beat_ms  # silence is counted in beats
+    assert noticed_ms + timing.connect_ms <= timing.lag_ms_max
