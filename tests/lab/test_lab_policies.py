@@ -53,6 +53,13 @@ def ordered(lab: Laboratory, node: str, *words: str, code: int = 0) -> str:
     return str(json.loads(done.stdout)["text"]) if code == 0 else done.stderr
 
 
+def connected(lab: Laboratory, node: str) -> bool:
+    """Its agent can tell all others an order at once; those it cannot reach hear it later."""
+    done = lab.nodes[node].ctl("sync")
+    peers = json.loads(done.stdout)["peers"] if done.returncode == 0 else []
+    return bool(peers) and all(peer["connected"] for peer in peers)
+
+
 def one_holder(lab: Laboratory) -> None:
     """At no time did two nodes answer for, or emit from, one address."""
     seen: dict[str, list[tuple[int, int, str]]] = {}
@@ -98,6 +105,8 @@ def test_ml16_a_master_dies_and_the_witness_votes() -> None:
 def test_ml10_pause_and_maintenance_outlive_their_daemons() -> None:
     with ready_cluster(LabPlan(masters=1, slaves=2, freeswitch="none"), None, print) as lab:
         lab.arm()
+        for node in ("fs-a", "fs-c"):
+            lab.wait(lambda n=node: connected(lab, n), MOVED_S, f"{node} to reach all agents")
         assert "paused for 1h" in ordered(lab, "fs-c", "pause", "--for", "1h")
         assert "in maintenance" in ordered(lab, "fs-a", "maintenance", "on", "fs-c", "--for", "1h")
         for node in lab.nodes:
