@@ -14,6 +14,7 @@ from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators, Order
 from haclusterd.core.actions import Answered, Relinquish
 from haclusterd.core.inputs import FromAgent, MaintenanceRequested, SwitchoverRequested
+from haclusterd.core.view import View
 from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import FakeSwitch, spec, view
 
@@ -31,11 +32,16 @@ class FakeMesh:
         self.asked: list[tuple[str, str, bytes]] = []
         self.methods: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {}
         self.answer: bytes | Exception = b"done there"
+        self.absent: dict[str, str] = {}  # agents that do not answer whether they are there
 
     async def wait_acked(self, service: str, timeout_ms: int) -> bool:
         return self.acked
 
     async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
+        if method == module.PRESENT:
+            if node in self.absent:
+                raise RequestFailed(self.absent[node])
+            return b"yes"
         self.asked.append((node, method, payload))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -106,6 +112,39 @@ async def test_only_the_profiles_of_the_service_are_paused(bench: Bench) -> None
     await bench.operators.switchover("east", None)
     assert bench.switch.done == [PAUSED]
     assert bench.sent == [SwitchoverRequested(1, 0, -1)]
+
+
+def three_in_line(owner_after: str) -> tuple[View, View]:
+    """Before and after a switchover of a service that fs-b and fs-c are ready to take."""
+    before = view({"east": ("fs-a", 7), "west": ("fs-b", 2)})
+    services = [msgspec.structs.replace(s, successors=("fs-b", "fs-c")) for s in before.services]
+    after = view({"east": (owner_after, 8), "west": ("fs-b", 2)})
+    return msgspec.structs.replace(before, services=tuple(services)), after
+
+
+async def test_a_frozen_agent_is_passed_over_and_refused_by_name(bench: Bench) -> None:
+    """Nobody there would take up the calls, and heart does not know it yet."""
+    bench.view, bench.after = three_in_line("fs-c")
+    bench.mesh.absent = {"fs-b": "no answer from fs-b in 1000 ms"}
+    said = await refused(bench.operators.switchover("east", "fs-b"))
+    assert "fs-b would not take up the calls at once (no answer from fs-b in 1000 ms)" in said
+    assert bench.sent == []
+    assert bench.switch.done == []  # no call was refused for it
+    assert "to fs-c" in await bench.operators.switchover("east", None)
+    assert bench.sent == [SwitchoverRequested(1, 0, 2)]
+
+
+async def test_where_no_agent_answers_heart_chooses(bench: Bench) -> None:
+    bench.view, bench.after = three_in_line("fs-b")
+    bench.mesh.absent = {"fs-b": "not connected to that node", "fs-c": "not connected"}
+    await bench.operators.switchover("east", None)
+    assert bench.sent == [SwitchoverRequested(1, 0, -1)]
+
+
+async def test_an_older_agent_that_does_not_know_the_question_has_answered(bench: Bench) -> None:
+    bench.mesh.absent = {"fs-c": "fs-c: unknown method 'present'"}
+    await bench.operators.switchover("east", "fs-c")
+    assert bench.sent == [SwitchoverRequested(1, 0, 2)]
 
 
 async def test_refusals_name_the_reason_and_the_next_step(bench: Bench) -> None:
