@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.elsewhere import refusal, told
 from haclusterd.agent.history import History
 from haclusterd.agent.schema import PARTLY, REFUSED, USAGE
 from haclusterd.agent.switch import Switch, SwitchError
@@ -348,7 +349,7 @@ class Operators:
         try:
             answer = await self._mesh.request(node, method, msgspec.json.encode(order), PEER_MS)
         except RequestFailed as error:
-            raise OperatorError(f"{node} could not be asked or refused: {error}") from None
+            raise OperatorError(*told(node, str(error))) from None
         return answer.decode(errors="replace")
 
     async def _asked_switchover(self, peer: str, payload: bytes) -> bytes:
@@ -359,7 +360,7 @@ class Operators:
                 raise OperatorError(f"{self._me} does not own {order.service}: ask again")
             return (await self.switchover(order.service, order.to or None)).encode()
         except OperatorError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(refusal(str(error), error.code)) from None
 
     async def _asked_maintenance(self, peer: str, payload: bytes) -> bytes:
         order = msgspec.json.decode(payload, type=Order)
@@ -367,7 +368,7 @@ class Operators:
             left_us = max(0, order.left_us)
             return (await self.maintenance(order.on, None, left_us)).encode()
         except OperatorError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(refusal(str(error), error.code)) from None
 
 
 async def _hold_nothing(service: str, lifted: bool = False) -> None:

@@ -208,7 +208,29 @@ async def test_the_owners_agent_does_what_concerns_its_services(bench: Bench) ->
     assert msgspec.json.decode(payload, type=Order) == Order("west", "fs-c")
     bench.mesh.answer = RequestFailed("fs-b: fs-c is not ready")
     said = await refused(bench.operators.switchover("west", "fs-c"))
-    assert said == "fs-b could not be asked or refused: fs-b: fs-c is not ready"
+    assert said == "fs-b refused: fs-c is not ready"
+
+
+async def test_no_answer_is_no_refusal_and_no_question_either(bench: Bench) -> None:
+    """V6: an order whose outcome is not known is not told as one that was not carried out."""
+    for failure in ("connection with fs-b was lost", "no answer from fs-b in 15000 ms"):
+        bench.mesh.answer = RequestFailed(failure)
+        said = await refused(bench.operators.switchover("west", "fs-c"))
+        assert said.startswith(f"fs-b was asked, but {failure}: it may have been done")
+    bench.mesh.answer = RequestFailed("not connected to that node")
+    said = await refused(bench.operators.switchover("west", "fs-c"))
+    assert said == "fs-b could not be asked: not connected to that node"
+
+
+async def test_what_another_node_did_in_part_is_told_as_that(bench: Bench) -> None:
+    bench.after = view({"east": ("fs-b", 8), "west": ("fs-b", 2)})
+    with pytest.raises(ValueError, match="partly done: east moved from fs-a to fs-b") as there:
+        await bench.mesh.methods["switchover"]("fs-b", msgspec.json.encode(Order("east", "fs-c")))
+    bench.mesh.answer = RequestFailed(f"fs-b: {there.value}")
+    with pytest.raises(OperatorError) as caught:
+        await bench.operators.switchover("west", "fs-c")
+    assert caught.value.code == "partly"
+    assert str(caught.value).startswith("east moved from fs-a to fs-b at epoch 8, not to fs-c")
 
 
 async def test_orders_of_others_are_checked_like_local_ones(bench: Bench) -> None:
