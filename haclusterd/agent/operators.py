@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.elsewhere import refusal, told
 from haclusterd.agent.history import History
 from haclusterd.agent.schema import PARTLY, REFUSED, USAGE
 from haclusterd.agent.switch import Switch, SwitchError
@@ -37,6 +38,12 @@ UPGRADE_S = 20.0  # the new heart starts and warms up first
 MOVED_S = 10.0
 MOVED_POLL_S = 0.005
 PEER_MS = 15_000
+PRESENT, PRESENT_MS = "present", 1000
+_OLDER = "unknown method"  # says an agent that is older than this question, and thereby answers
+
+
+async def _present(_peer: str, _payload: bytes) -> bytes:
+    return b"yes"
 
 
 class OperatorError(Exception):
@@ -102,6 +109,7 @@ class Operators:
         """Take and give orders over the mesh."""
         self._mesh = mesh
         mesh.register("switchover", self._asked_switchover)
+        mesh.register(PRESENT, _present)
         mesh.register("maintenance", self._asked_maintenance)
 
     def answered(self, message: Answered) -> None:
@@ -172,11 +180,12 @@ class Operators:
             ready = f"; ready: {', '.join(line)}" if line else ""
             raise OperatorError(f"{who} to take {service}{ready}; see `haclusterctl rank --why`")
         self._history.add("A21", f"switchover of {service} ordered on {self._me}", None, service)
+        named = await self._target(line, to)
         self._switching = service
         try:
             await self._pause(index)
             await self._quiesce(service)
-            target = -1 if to is None else [n.id for n in self._spec.nodes].index(to)
+            target = [n.id for n in self._spec.nodes].index(named) if named else -1
             answer = await self.ask(lambda number: SwitchoverRequested(number, index, target))
             if not answer.ok:
                 raise OperatorError(answer.text)
@@ -188,6 +197,27 @@ class Operators:
     def switching(self, service: str) -> str:
         """What an order does to a service of this node just now, empty if nothing."""
         return "a switchover" if service == self._switching else ""
+
+    async def _target(self, line: Sequence[str], to: str | None) -> str:
+        """Whom to name to heart, empty: its own choice. A node whose agent does not answer now
+        would leave the calls silent; heart counts it as ready for some seconds, which a takeover
+        has to risk and a switchover has not."""
+        if self._mesh is None or self.switch is None:
+            return to or ""
+        for node in [to] if to else line:
+            try:
+                await self._mesh.request(node, PRESENT, b"", PRESENT_MS)
+            except RequestFailed as error:
+                if _OLDER in str(error):
+                    return to or ""
+                if to:
+                    raise OperatorError(
+                        f"{to} would not take up the calls at once ({error}); try again in some "
+                        "seconds, or without --to"
+                    ) from None
+            else:
+                return node if to or node != line[0] else ""
+        return ""  # whoever it is: a node that is about to stop has to let go
 
     async def _quiesce(self, service: str) -> None:
         """Let FreeSWITCH write its rows and a standby acknowledge them, both bounded."""
@@ -319,7 +349,7 @@ class Operators:
         try:
             answer = await self._mesh.request(node, method, msgspec.json.encode(order), PEER_MS)
         except RequestFailed as error:
-            raise OperatorError(f"{node} could not be asked or refused: {error}") from None
+            raise OperatorError(*told(node, str(error))) from None
         return answer.decode(errors="replace")
 
     async def _asked_switchover(self, peer: str, payload: bytes) -> bytes:
@@ -330,7 +360,7 @@ class Operators:
                 raise OperatorError(f"{self._me} does not own {order.service}: ask again")
             return (await self.switchover(order.service, order.to or None)).encode()
         except OperatorError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(refusal(str(error), error.code)) from None
 
     async def _asked_maintenance(self, peer: str, payload: bytes) -> bytes:
         order = msgspec.json.decode(payload, type=Order)
@@ -338,7 +368,7 @@ class Operators:
             left_us = max(0, order.left_us)
             return (await self.maintenance(order.on, None, left_us)).encode()
         except OperatorError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(refusal(str(error), error.code)) from None
 
 
 async def _hold_nothing(service: str, lifted: bool = False) -> None:

@@ -92,3 +92,27 @@ def test_31_4_the_primary_slave_freezes_as_it_takes_over() -> None:
         assert owner(lab, "east1") == heir
         assert talking(lab) == CALLS
         one_holder(lab)
+
+
+def test_48_52_a_switchover_passes_a_frozen_agent_over() -> None:
+    """Its heart is well and says for some seconds that it is ready; nobody would take up calls."""
+    with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
+        bring_calls(lab, {"east1": CALLS}, print)
+        lab.arm()
+        master = owner(lab, "east1")
+        first, second = successors(lab, master)
+        agents = lab.nodes[first].haclusterd_pids()[1]
+        lab.nodes[first].send(agents, signal.SIGSTOP)
+        try:
+            named = lab.nodes[second].ctl("switchover", "east1", "--to", first)
+            assert named.returncode == 1, named.stdout
+            assert owner(lab, "east1") == master
+            assert talking(lab) == CALLS
+            moved = lab.nodes[second].ctl("switchover", "east1")
+            assert moved.returncode == 0, moved.stderr
+        finally:
+            lab.nodes[first].send(agents, signal.SIGCONT)
+        assert owner(lab, "east1") == second
+        time.sleep(1)
+        assert talking(lab) == CALLS
+        one_holder(lab)

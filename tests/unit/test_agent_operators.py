@@ -14,6 +14,7 @@ from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators, Order
 from haclusterd.core.actions import Answered, Relinquish
 from haclusterd.core.inputs import FromAgent, MaintenanceRequested, SwitchoverRequested
+from haclusterd.core.view import View
 from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import FakeSwitch, spec, view
 
@@ -31,11 +32,16 @@ class FakeMesh:
         self.asked: list[tuple[str, str, bytes]] = []
         self.methods: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {}
         self.answer: bytes | Exception = b"done there"
+        self.absent: dict[str, str] = {}  # agents that do not answer whether they are there
 
     async def wait_acked(self, service: str, timeout_ms: int) -> bool:
         return self.acked
 
     async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
+        if method == module.PRESENT:
+            if node in self.absent:
+                raise RequestFailed(self.absent[node])
+            return b"yes"
         self.asked.append((node, method, payload))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -108,6 +114,39 @@ async def test_only_the_profiles_of_the_service_are_paused(bench: Bench) -> None
     assert bench.sent == [SwitchoverRequested(1, 0, -1)]
 
 
+def three_in_line(owner_after: str) -> tuple[View, View]:
+    """Before and after a switchover of a service that fs-b and fs-c are ready to take."""
+    before = view({"east": ("fs-a", 7), "west": ("fs-b", 2)})
+    services = [msgspec.structs.replace(s, successors=("fs-b", "fs-c")) for s in before.services]
+    after = view({"east": (owner_after, 8), "west": ("fs-b", 2)})
+    return msgspec.structs.replace(before, services=tuple(services)), after
+
+
+async def test_a_frozen_agent_is_passed_over_and_refused_by_name(bench: Bench) -> None:
+    """Nobody there would take up the calls, and heart does not know it yet."""
+    bench.view, bench.after = three_in_line("fs-c")
+    bench.mesh.absent = {"fs-b": "no answer from fs-b in 1000 ms"}
+    said = await refused(bench.operators.switchover("east", "fs-b"))
+    assert "fs-b would not take up the calls at once (no answer from fs-b in 1000 ms)" in said
+    assert bench.sent == []
+    assert bench.switch.done == []  # no call was refused for it
+    assert "to fs-c" in await bench.operators.switchover("east", None)
+    assert bench.sent == [SwitchoverRequested(1, 0, 2)]
+
+
+async def test_where_no_agent_answers_heart_chooses(bench: Bench) -> None:
+    bench.view, bench.after = three_in_line("fs-b")
+    bench.mesh.absent = {"fs-b": "not connected to that node", "fs-c": "not connected"}
+    await bench.operators.switchover("east", None)
+    assert bench.sent == [SwitchoverRequested(1, 0, -1)]
+
+
+async def test_an_older_agent_that_does_not_know_the_question_has_answered(bench: Bench) -> None:
+    bench.mesh.absent = {"fs-c": "fs-c: unknown method 'present'"}
+    await bench.operators.switchover("east", "fs-c")
+    assert bench.sent == [SwitchoverRequested(1, 0, 2)]
+
+
 async def test_refusals_name_the_reason_and_the_next_step(bench: Bench) -> None:
     switchover = bench.operators.switchover
     assert "known: east, west" in await refused(switchover("north", None))
@@ -169,7 +208,29 @@ async def test_the_owners_agent_does_what_concerns_its_services(bench: Bench) ->
     assert msgspec.json.decode(payload, type=Order) == Order("west", "fs-c")
     bench.mesh.answer = RequestFailed("fs-b: fs-c is not ready")
     said = await refused(bench.operators.switchover("west", "fs-c"))
-    assert said == "fs-b could not be asked or refused: fs-b: fs-c is not ready"
+    assert said == "fs-b refused: fs-c is not ready"
+
+
+async def test_no_answer_is_no_refusal_and_no_question_either(bench: Bench) -> None:
+    """V6: an order whose outcome is not known is not told as one that was not carried out."""
+    for failure in ("connection with fs-b was lost", "no answer from fs-b in 15000 ms"):
+        bench.mesh.answer = RequestFailed(failure)
+        said = await refused(bench.operators.switchover("west", "fs-c"))
+        assert said.startswith(f"fs-b was asked, but {failure}: it may have been done")
+    bench.mesh.answer = RequestFailed("not connected to that node")
+    said = await refused(bench.operators.switchover("west", "fs-c"))
+    assert said == "fs-b could not be asked: not connected to that node"
+
+
+async def test_what_another_node_did_in_part_is_told_as_that(bench: Bench) -> None:
+    bench.after = view({"east": ("fs-b", 8), "west": ("fs-b", 2)})
+    with pytest.raises(ValueError, match="partly done: east moved from fs-a to fs-b") as there:
+        await bench.mesh.methods["switchover"]("fs-b", msgspec.json.encode(Order("east", "fs-c")))
+    bench.mesh.answer = RequestFailed(f"fs-b: {there.value}")
+    with pytest.raises(OperatorError) as caught:
+        await bench.operators.switchover("west", "fs-c")
+    assert caught.value.code == "partly"
+    assert str(caught.value).startswith("east moved from fs-a to fs-b at epoch 8, not to fs-c")
 
 
 async def test_orders_of_others_are_checked_like_local_ones(bench: Bench) -> None:
