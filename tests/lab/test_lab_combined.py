@@ -112,7 +112,6 @@ def test_48_52_a_switchover_passes_a_frozen_agent_over() -> None:
             assert moved.returncode == 0, moved.stderr
         finally:
             lab.nodes[first].send(agents, signal.SIGCONT)
-        assert owner(lab, "east1") == second
-        time.sleep(1)
-        assert talking(lab) == CALLS
+        lab.wait(lambda: owner(lab, "east1") == second, SOON_S, f"{second} to answer")
+        lab.wait(lambda: talking(lab) == CALLS, SOON_S, "all calls to talk")
         one_holder(lab)
