@@ -37,7 +37,7 @@ class MediaAddress(NamedTuple):
 @dataclass(frozen=True)
 class Mends:
     """Which mends are on. `media` holds the addresses of this node's profiles, as far as known;
-    `attempt` and `now_s` (wall clock) are of the recovery."""
+    `attempt` and `now_s` (wall clock, 0: unknown) are of the recovery."""
 
     cseq: bool = True
     profile: bool = True
@@ -65,6 +65,8 @@ def raise_cseq(record: CallRecord, attempt: int, now_s: float) -> CallRecord:
     if record.direction != "outbound" and not metadata.variable(
         record.metadata, "dlg_req_swap_direction"
     ):
+        if not now_s:
+            return record
         cseq = str((int(now_s) + _NTP_OFFSET_S) >> 1 & _SOFIA_MAX)
     if not (cseq.isascii() and cseq.isdigit()) or len(cseq) > 10:
         return record

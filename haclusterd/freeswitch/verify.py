@@ -133,12 +133,9 @@ class Verification:
     def take_event(self, event: Event, now: float) -> None:
         """CHANNEL_BRIDGE or CHANNEL_HANGUP of a recovered channel; others are ignored."""
         uuid = event.get("Unique-ID")
-        if event.name == "CHANNEL_BRIDGE":
+        if event.name == "CHANNEL_BRIDGE":  # FreeSWITCH bridges when one leg has answered
             for one in (uuid, event.get("Other-Leg-Unique-ID")):
-                leg = self._legs.get(one)
-                if leg is not None:
-                    leg.bridged = True
-                    leg.answered_at = now if leg.answered_at is None else leg.answered_at
+                self.bridged_after_all(one)
         elif event.name == "CHANNEL_HANGUP" and uuid in self._legs:
             self._hung_up(self._legs[uuid], event, now)
 
@@ -215,8 +212,8 @@ class Verification:
         gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
         if leg.ended:
             return CallVerdict(uuid, "recovered", f"recovered, {leg.ended}", gap_ms, ended=True)
-        if leg.partner and not leg.bridged:
-            other = self._legs[leg.partner]
+        other = self._legs.get(leg.partner)
+        if other is not None and (not leg.bridged or other.lost or other.answered_at is None):
             why = other.lost or ("not bridged to it" if other.up else "no answer from it")
             return CallVerdict(uuid, "partial", f"the other leg: {why}", gap_ms)
         if leg.record.partner and not leg.partner:

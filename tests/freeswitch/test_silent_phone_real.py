@@ -1,0 +1,33 @@
+"""A bridged call, one of whose phones says nothing any more, with a real FreeSWITCH."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from haclusterd.freeswitch.options import RecoveryOptions
+from tests.freeswitch.moving import moved, watched
+from tests.freeswitch.rig import EAST, Rig, channels, eventually
+
+pytestmark = [pytest.mark.freeswitch, pytest.mark.timeout(120)]
+
+
+@pytest.mark.parametrize("silent", ["caller", "callee"])
+def test_e2_a_leg_of_a_silent_phone_is_not_called_recovered_by_its_bridge(
+    rig: Rig, silent: str
+) -> None:
+    """FreeSWITCH bridges legs when the outbound one has answered: a bridge proves nothing. When
+    that one is silent it does not acknowledge the other's answer, and nobody can tell it came."""
+    rig.activate(rig.a, "east", EAST)
+    callee = rig.callee()
+    caller = rig.call(EAST, "4100")
+    records = watched(rig.a, 2)
+    (callee if silent == "callee" else caller).send_signal(signal.SIGSTOP)
+    _, found = moved(rig, records, RecoveryOptions(deadline_ms=2000))
+    verdicts = {records[v.uuid].direction: v for v in found}
+    mute, other = ("outbound", "inbound") if silent == "callee" else ("inbound", "outbound")
+    assert verdicts[mute].verdict == "lost", verdicts[mute]
+    assert verdicts[other].verdict == ("partial" if silent == "caller" else "lost")
+    rig.b.api("hupall")
+    eventually(lambda: channels(rig.b) == 0, "the end of both legs")
