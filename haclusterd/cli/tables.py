@@ -94,7 +94,7 @@ def _sensors(nodes: Sequence[dict[str, Any]]) -> list[Table]:
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
     rows = [
         [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
-         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
+         _load(n), "-" if _gone(n) else cell(n["health"]), n["sync"]["state"],
          _links(n["links"]), cell(n["version"])]
         for n in found
     ]  # fmt: skip
@@ -106,11 +106,20 @@ def _nodes_in_short(found: Sequence[dict[str, Any]]) -> Table:
     """One line for each on a terminal of 80 columns."""
     rows = [
         [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
-         f"{n['calls']}/{n['capacity']}", n["sync"]["state"], _up(n["links"])]
+         _load(n), n["sync"]["state"], _up(n["links"])]
         for n in found
     ]  # fmt: skip
     headers = ["node", "role", "rank", "services", "calls", "copies", "links"]
     return Table("nodes", headers, rows, _NUMBERS)
+
+
+def _gone(node: dict[str, Any]) -> bool:
+    """What it said last is true no more."""
+    return node["role"] in ("dead", "left")
+
+
+def _load(node: dict[str, Any]) -> str:
+    return "-" if _gone(node) else f"{node['calls']}/{node['capacity']}"
 
 
 def _up(links: Sequence[dict[str, Any]]) -> str:
