@@ -61,6 +61,8 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
 def _drain(drain: dict[str, Any]) -> str:
     """One drain: how far it is."""
     what = cell(drain["services"]) if drain["services"] else "serves nothing"
+    if drain["kind"] == "service":
+        what = "no new calls"
     text = f"drain of {drain['kind']} {drain['name']} by {drain['by']}: {what}"
     text += f", {drain['calls']} call legs left"
     if drain["moves_s"] is not None and drain["services"]:
