@@ -121,12 +121,12 @@ def socket_path(arguments: argparse.Namespace) -> Path:
         return Path(named)
     given = arguments.config or os.environ.get("HACLUSTERD_CONFIG")
     path = Path(given or DEFAULT_CONFIG)
-    if not given and not path.exists():
+    if not given and not os.path.exists(path):
         return DEFAULT_SOCKET
     from haclusterd.cli.client import Refused
     from haclusterd.cli.local import api_socket
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # that never raises
         raise Refused(f"{path}: is no file: name the configuration, or the socket with --socket")
     return api_socket(path, arguments.node_id) or DEFAULT_SOCKET
 

@@ -61,6 +61,8 @@ def status(found: dict[str, Any], watched: bool = False) -> list[Part]:
 def _drain(drain: dict[str, Any]) -> str:
     """One drain: how far it is."""
     what = cell(drain["services"]) if drain["services"] else "serves nothing"
+    if drain["kind"] == "service":
+        what = "no new calls"
     text = f"drain of {drain['kind']} {drain['name']} by {drain['by']}: {what}"
     text += f", {drain['calls']} call legs left"
     if drain["moves_s"] is not None and drain["services"]:
@@ -94,7 +96,7 @@ def _sensors(nodes: Sequence[dict[str, Any]]) -> list[Table]:
 def _nodes(found: Sequence[dict[str, Any]]) -> Table:
     rows = [
         [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
-         f"{n['calls']}/{n['capacity']}", cell(n["health"]), n["sync"]["state"],
+         _load(n), "-" if _gone(n) else cell(n["health"]), n["sync"]["state"],
          _links(n["links"]), cell(n["version"])]
         for n in found
     ]  # fmt: skip
@@ -106,11 +108,20 @@ def _nodes_in_short(found: Sequence[dict[str, Any]]) -> Table:
     """One line for each on a terminal of 80 columns."""
     rows = [
         [n["id"], _role(n), cell(n["rank"]), _first(n["services"]),
-         f"{n['calls']}/{n['capacity']}", n["sync"]["state"], _up(n["links"])]
+         _load(n), n["sync"]["state"], _up(n["links"])]
         for n in found
     ]  # fmt: skip
     headers = ["node", "role", "rank", "services", "calls", "copies", "links"]
     return Table("nodes", headers, rows, _NUMBERS)
+
+
+def _gone(node: dict[str, Any]) -> bool:
+    """What it said last is true no more."""
+    return node["role"] in ("dead", "left")
+
+
+def _load(node: dict[str, Any]) -> str:
+    return "-" if _gone(node) else f"{node['calls']}/{node['capacity']}"
 
 
 def _up(links: Sequence[dict[str, Any]]) -> str:

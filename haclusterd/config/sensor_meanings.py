@@ -22,7 +22,8 @@ MEANINGS = {
     "sensor.name": "Names the sensor in status, alarms and metrics.",
     "sensor.kind": "What is watched; see docs/sensors.md.",
     "sensor.interval_ms": "From one reading to the next.",
-    "sensor.timeout_ms": "A reading that takes longer is critical; at most `interval_ms`.",
+    "sensor.timeout_ms": "A reading that takes longer is critical; at most `interval_ms`, which is "
+    "the default where it is shorter.",
     "sensor.fails": "Readings in a row that must be worse before the state is.",
     "sensor.passes": "Readings in a row that must be better before the state is.",
     "sensor.weight": "What `critical` takes from the node's health (100); `warn` takes a quarter. "

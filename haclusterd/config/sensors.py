@@ -73,11 +73,12 @@ def read_sensor(section: Section) -> tuple[Sensor, Document]:
     name = section.named("name")
     kind = section.choice("kind", list(KINDS), None)
     meant = KINDS.get(kind, Kind())
+    interval_ms = section.integer("interval_ms", 5000, 500, 3_600_000)
     found = Sensor(
         name=name,
         kind=kind,
-        interval_ms=section.integer("interval_ms", 5000, 500, 3_600_000),
-        timeout_ms=section.integer("timeout_ms", 2000, 50, 120_000),
+        interval_ms=interval_ms,
+        timeout_ms=section.integer("timeout_ms", min(2000, interval_ms), 50, 120_000),
         fails=section.integer("fails", 3, 1, 100),
         passes=section.integer("passes", 3, 1, 100),
         weight=section.integer("weight", 60, 0, 100),

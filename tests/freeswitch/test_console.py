@@ -84,6 +84,11 @@ def terminal(lab: Laboratory, node: str) -> Iterator[Terminal]:
         os.close(descriptor)
 
 
+def shows(lab: Laboratory, node: str, command: str, pattern: str) -> None:
+    """On a busy machine an owner may be fenced for a moment: then nobody is shown."""
+    lab.wait(lambda: bool(re.search(pattern, said(lab, node, command))), KEYS_S, pattern)
+
+
 def offered(lab: Laboratory, node: str, typed: str) -> set[str]:
     answer = said(lab, node, f"console_complete {typed}")
     return set(re.findall(r"\[\s*(\S+)\]", answer))
@@ -91,8 +96,8 @@ def offered(lab: Laboratory, node: str, typed: str) -> set[str]:
 
 def test_b14_ha_cluster_in_fs_cli() -> None:
     with ready_cluster(PLAN, None, print) as lab:
-        assert "east1    fs-a" in said(lab, "fs-b", "ha_cluster status")
-        assert "primary    fs-b" in said(lab, "fs-b", "ha_cluster rank --why")
+        shows(lab, "fs-b", "ha_cluster status", r"east1 +fs-a")
+        shows(lab, "fs-b", "ha_cluster rank --why", r"primary +fs-b")
         assert "there is no service north" in said(lab, "fs-b", "ha_cluster switchover north")
         assert "invalid choice: 'nonsense'" in said(lab, "fs-b", "ha_cluster nonsense")
         assert offered(lab, "fs-b", "ha_clu") == {"ha_cluster"}
@@ -107,7 +112,7 @@ def test_b14_ha_cluster_in_fs_cli() -> None:
             prompt.type("ha_cluster swi\t", "switchover")
             prompt.type(" ea\t", "east1")
             prompt.type(" --to fs-b\n", "east1 moved from fs-a to fs-b at epoch 2")
-        assert "east1    fs-b" in said(lab, "fs-c", "ha_cluster status")
+        shows(lab, "fs-c", "ha_cluster status", r"east1 +fs-b")
 
 
 def test_b14_a_restarted_freeswitch_is_given_the_command_again_and_once() -> None:

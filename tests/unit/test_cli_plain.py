@@ -105,6 +105,16 @@ def test_a_drain_is_told_once() -> None:
     assert "takes no new calls" in plain(tables.status({**STATUS, "alarms": alarms}))
 
 
+def test_what_a_dead_node_said_last_is_not_shown_as_so() -> None:
+    node = {**STATUS["nodes"][0], "id": "fs-d", "calls": 77, "health": 88}
+    for role, there in (("dead", False), ("left", False), ("failed", True)):
+        for watched in (False, True):
+            found = {**STATUS, "nodes": [{**node, "role": role}]}
+            shown = "\n".join(plain([part]) for part in tables.status(found, watched))
+            assert ("77/1000" in shown) is there
+    assert "88" not in plain(tables.status({**STATUS, "nodes": [{**node, "role": "dead"}]}))
+
+
 def test_own_services_are_not_listed_as_held_for_others() -> None:
     row = {"service": "east", "data": "calls", "origin": "", "epoch": 0, "state": "none", "have": 0,
            "want": 0, "percent": 0, "eta_ms": None, "lag_ms": 0}  # fmt: skip

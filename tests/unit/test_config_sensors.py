@@ -44,6 +44,8 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     assert (var.path, var.notices_ms) == ("/var/fs-b", 17_000)
     assert trunk.raise_if == (("Gateway", "trunk"), ("State", "DOWN"))
     assert trunk.notices_ms == 0
+    (quick,) = load_cluster(written(tmp_path, sensor("load", "interval_ms = 1000"))).sensors
+    assert quick.timeout_ms == 1000, "never longer than to the next reading"
     assert not config.health.hand_over, "MS11: health moves nothing unless that is wanted"
 
 
