@@ -15,7 +15,7 @@ ROUNDS ?= 20
 HOURS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-web check \
+.PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-guide test-web check \
 	coverage sim mutation-drills node-hours bench bench-registrations bench-load churn docs generated \
 	deb test-deb test-vagrant clean
 
@@ -46,7 +46,10 @@ demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both mas
 	$(BIN)/haclusterctl lab demo
 
 test: prepare-test $(READY) ## all tests that need no FreeSWITCH; lab tests where allowed
-	$(PYTEST) -m 'not freeswitch'
+	$(PYTEST) -m 'not freeswitch and not long'
+
+test-guide: prepare-test $(READY) ## docs/by-hand.md, followed to the letter, with the emulator
+	$(PYTEST) -m 'long and not freeswitch'
 
 test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates
 	$(PYTEST) tests/web tests/lab/test_lab_hooks.py tests/unit/test_hooks.py \

@@ -91,7 +91,7 @@ def walk(freeswitch: str) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_guide_can_be_followed_with_the_emulator() -> None:
     walk("")
