@@ -178,9 +178,12 @@ def epoch_of(lab: Laboratory, node: str, service: str) -> int:
 def _of_others(
     lab: Laboratory, heir: str, neighbour: str, before: list[tuple[str, str]]
 ) -> list[str]:
-    """What is wrong with rows of the other master."""
+    """What is wrong with rows of the other master; if it is the heir itself, with those it had."""
     found = []
-    if sorted(rows(lab, neighbour)) != sorted(before):
+    now = rows(lab, neighbour)
+    if heir == neighbour:
+        return [f"{heir} has lost rows of its own"] if set(before) - set(now) else []
+    if sorted(now) != sorted(before):
         found.append(f"rows of {neighbour} changed")
     mine = {lab.plan.services[0].profile}
     if odd := [p for p, _ in rows(lab, heir) if p.partition("#")[0] not in mine]:
