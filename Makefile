@@ -45,7 +45,7 @@ prepare-web:
 demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
 	$(BIN)/haclusterctl lab demo
 
-test: prepare-test $(READY) ## all tests that need no FreeSWITCH; lab tests where allowed
+test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the guide; lab tests where allowed
 	$(PYTEST) -m 'not freeswitch and not long'
 
 test-guide: prepare-test $(READY) ## docs/by-hand.md, followed to the letter, with the emulator
