@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent.health import NodeHealth
@@ -165,15 +166,9 @@ def test_an_event_of_freeswitch_counts_at_once(tmp_path: Path) -> None:
 def test_other_nodes_sensors_and_witnesses_have_none(tmp_path: Path) -> None:
     assert Bench(tmp_path, replace(FAST, nodes=("fs-b",))).sensors.watched == []
     config = config_of(tmp_path, FAST)
-    nodes = (replace_witness(config), *config.nodes[1:])
-    config = replace(config, nodes=nodes)
+    witness = msgspec.structs.replace(config.nodes[0], witness=True)
+    config = replace(config, nodes=(witness, *config.nodes[1:]))
     assert Sensors(config, lambda: None, History(), lambda: None).watched == []
-
-
-def replace_witness(config: Config):  # type: ignore[no-untyped-def]
-    import msgspec
-
-    return msgspec.structs.replace(config.nodes[0], witness=True)
 
 
 def test_who_asks_whom_by_options(tmp_path: Path) -> None:
