@@ -19,6 +19,8 @@ import msgspec
 
 from haclusterd.core.records import CallRecord
 
+from . import metadata
+
 KEYS_MAX = 2000  # of one node; what is beyond is not shared, and counted
 USAGE_MAX = 1_000_000
 KEYS_OF_CALL_MAX = 32
@@ -28,7 +30,6 @@ _KEY = re.compile(r"[A-Za-z0-9_.@+:*#-]{3,128}")
 _UUID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _VARIABLE = re.compile(r"<limit_usage_([^<>/\s]{1,160})>")
-_BACKEND = re.compile(r"\s*<limit_backend>[^<]*</limit_backend>")
 _APPLICATION = re.compile(r'(<application app_name="limit" app_data=")([^"]{0,1024})(")')
 
 
@@ -104,10 +105,13 @@ def mend(record: CallRecord) -> CallRecord:
     And FreeSWITCH gives a place back at hang-up only if it set `limit_backend` itself: with the
     variable of the lost master it thinks that it has arranged for that (switch_limit.c).
     """
-    metadata = _BACKEND.sub("", _APPLICATION.sub(_without_maximum, record.metadata))
-    if metadata == record.metadata:
+    text = record.metadata
+    if 'app_name="limit"' in text:
+        text = _APPLICATION.sub(_without_maximum, text)
+    text = metadata.without_variable(text, "limit_backend")
+    if text == record.metadata:
         return record
-    return msgspec.structs.replace(record, metadata=metadata)
+    return msgspec.structs.replace(record, metadata=text)
 
 
 def _without_maximum(found: re.Match[str]) -> str:

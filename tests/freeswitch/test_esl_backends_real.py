@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -92,7 +92,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def run(site: Site, work: Callable[[], Awaitable[T]]) -> T:
+def run(site: Site, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return inside(site.a, work)
 
 

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,12 +148,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
         made.close()
 
 
-def inside(instance: FreeswitchInstance, work: Callable[[], Awaitable[Result]]) -> Result:
-    async def main() -> Result:
-        return await work()
-
+def inside(instance: FreeswitchInstance, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     with netns.inside(instance.namespace):
-        return asyncio.run(main())
+        return asyncio.run(work())
 
 
 def factory(instance: FreeswitchInstance) -> Callable[..., EslConnection]:
@@ -220,24 +217,26 @@ def capture(
 
 
 def recover(
-    instance: FreeswitchInstance, records: list[CallRecord], profile: str = "east"
-) -> tuple[dict[str, str], dict[str, float]]:
-    """Verdicts by uuid and ms per stage."""
+    instance: FreeswitchInstance, records: list[CallRecord], profile: str = "east",
+    epoch: int = 1, ready: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, str], dict[str, float]]:  # fmt: skip
+    """Verdicts by uuid and ms per stage; `ready` is called when all connections are up."""
     stages: dict[str, float] = {}
 
     async def work() -> dict[str, str]:
         recovery = Recovery(factory(instance), instance.core_db)
         await recovery.start()
-        await until(lambda: recovery.problem == "")
+        await until(lambda: not recovery.problem)
+        ready()
         began = asyncio.get_running_loop().time()
 
         def note(stage: str, legs: int, at: float) -> None:
             stages[stage] = (at - began) * 1000
 
         verdicts = await recovery.recover(
-            profile, [profile], records, note, epoch=1, outage_began=began
+            profile, [profile], records, note, epoch=epoch, outage_began=began
         )
-        again = await recovery.recover(profile, [profile], records, epoch=1)
+        again = await recovery.recover(profile, [profile], records, epoch=epoch)
         assert [v.verdict for v in again] == [v.verdict for v in verdicts]
         await recovery.stop()
         return {v.uuid: f"{v.verdict}: {v.reason}" for v in verdicts}

@@ -1,8 +1,10 @@
 """Our recovery against the same FreeSWITCH by hand, the same calls, in turns (issue: at most 1.15).
 
 By hand is what FREESWITCH.md 3.3 describes: rows under eight pseudo profiles in one transaction,
-eight connections that each run `fsctl recover`, then standby lifted. The clock on both sides is the
-wire: from the beginning to the last ACK of a re-INVITE.
+eight connections that each run `fsctl recover`, then standby lifted. On both sides the connections
+are up before, and the clock is the wire: from the beginning to the last first re-INVITE of a call,
+as FREESWITCH.md 3.2 counts. When the last phone was acknowledged is printed beside it: on two cores
+that says more of the phones, which FreeSWITCH's real-time threads keep from running.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -57,7 +60,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
         made.close()
 
 
-def by_hand(instance: FreeswitchInstance, records: list[CallRecord]) -> None:
+def by_hand(
+    instance: FreeswitchInstance, records: list[CallRecord], ready: Callable[[], None]
+) -> None:
     connections = [
         BlockingEsl(
             instance.esl_port, instance.esl_password, namespace=instance.namespace, timeout_s=60
@@ -73,6 +78,7 @@ def by_hand(instance: FreeswitchInstance, records: list[CallRecord]) -> None:
     threads = [threading.Thread(target=stream, args=(n,)) for n in range(STREAMS)]
     for thread in threads:
         thread.start()
+    ready()
     with contextlib.closing(sqlite3.connect(instance.core_db, timeout=5)) as db, db:
         db.executemany(
             "INSERT INTO recovery VALUES (?, 'sofia', ?, 'hand', ?, ?)",
@@ -94,50 +100,66 @@ def forget_rows(instance: FreeswitchInstance) -> None:
         db.execute("DELETE FROM recovery")
 
 
-def move(site: Site, wire: Wire, old: FreeswitchInstance, new: FreeswitchInstance,
-         records: list[CallRecord], ours: bool) -> float:  # fmt: skip
-    """ms from the beginning to the last ACK; every call has to be up."""
+class Took(NamedTuple):
+    """ms from the beginning to the last call's first re-INVITE, and to the last call's ACK."""
+
+    invited: float
+    acknowledged: float
+
+
+def move(
+    site: Site,
+    wire: Wire,
+    old: FreeswitchInstance,
+    new: FreeswitchInstance,
+    records: list[CallRecord],
+    turn: int,
+) -> Took:
+    """Ours in even turns, by hand in odd ones; every call has to be up."""
     mended, _ = mend_all(records, Mends())
     forget_rows(new)
     site.kill(old)
     site.own(new, VIP)
-    began_s = time.monotonic()
-    if ours:
-        verdicts, _ = recover(new, records)
+    began: list[float] = []
+
+    def ready() -> None:
+        began.append(time.monotonic())
+
+    if turn % 2 == 0:
+        verdicts, _ = recover(new, records, epoch=turn + 1, ready=ready)
         good = [v for v in verdicts.values() if v.startswith("recovered: re-INVITE answered")]
         assert len(good) == CALLS, verdicts
     else:
-        by_hand(new, mended)
+        by_hand(new, mended, ready)
     deadline_s = time.monotonic() + 20
-    while len(first := first_acks(wire, began_s)) < CALLS:
-        who = "ours" if ours else "by hand"
-        assert time.monotonic() < deadline_s, f"{who}: {len(first)} of {CALLS} acknowledged"
+    while len(acks := first_of(wire, "ACK", began[0])) < CALLS:
+        assert time.monotonic() < deadline_s, f"turn {turn}: {len(acks)} of {CALLS} acknowledged"
         time.sleep(0.05)
     assert channels(new) == CALLS
-    return (max(first.values()) - began_s) * 1000
+    invites = first_of(wire, "INVITE", began[0])
+    return Took(*((max(found.values()) - began[0]) * 1000 for found in (invites, acks)))
 
 
-def first_acks(wire: Wire, after_s: float) -> dict[bytes, float]:
-    """When the re-INVITE of each call was acknowledged, by Call-ID."""
+def first_of(wire: Wire, method: str, after_s: float) -> dict[bytes, float]:
+    """When FreeSWITCH first sent this in each call, by Call-ID."""
     first: dict[bytes, float] = {}
-    for packet in wire.sip("ACK", after_s, VIP):
+    for packet in wire.sip(method, after_s, VIP):
         first.setdefault(packet.payload.split(b"Call-ID:")[1].split(b"\r\n")[0], packet.at_s)
     return first
 
 
 def test_calls_come_back_as_fast_as_by_hand(site: Site) -> None:
     wire = Wire(site.user, sip_only=True)
+    took: tuple[list[Took], list[Took]] = ([], [])  # ours, by hand
     try:
         site.own(site.a, VIP)
         inside(site.a, lambda: activate(site.a, "east"))
         phones = site.callers("9197", CALLS)
-        took: dict[bool, list[float]] = {True: [], False: []}
         here, there = site.a, site.b
         for turn in range(2 * TURNS):
             records = list(capture(site, here, CALLS, 60).values())
             wire.packets.clear()
-            ours = turn % 2 == 0
-            took[ours].append(move(site, wire, here, there, records, ours))
+            took[turn % 2].append(move(site, wire, here, there, records, turn))
             here.start()
             here.wait_ready()
             here, there = there, here
@@ -145,9 +167,17 @@ def test_calls_come_back_as_fast_as_by_hand(site: Site) -> None:
         assert phones.wait(20) == 0, "SIPp lost a call"
     finally:
         wire.close()
-    ratio = statistics.median(took[True]) / statistics.median(took[False])
-    print(
-        f"{CALLS} calls, ms to the last ACK: ours {took[True]}, by hand {took[False]}: {ratio:.2f}"
-    )
+    ratio = compare(took, "re-INVITE", lambda one: one.invited)
+    compare(took, "ACK", lambda one: one.acknowledged)
     if CALLS >= QUIET_FROM_CALLS:
         assert ratio <= RATIO_MAX
+
+
+def compare(
+    took: tuple[list[Took], list[Took]], what: str, value: Callable[[Took], float]
+) -> float:
+    """The ratio of the medians, which it prints."""
+    ours, hand = ([round(value(one)) for one in each] for each in took)
+    ratio = statistics.median(ours) / statistics.median(hand)
+    print(f"{CALLS} calls, ms to the last {what}: ours {ours}, by hand {hand}: {ratio:.2f}")
+    return ratio

@@ -12,7 +12,7 @@ import random
 from typing import TYPE_CHECKING
 
 from haclusterd.core.inputs import AgentChanged, CarrierChanged, MaintenanceRequested
-from haclusterd.core.model import State
+from haclusterd.core.model import LastResort, State
 from haclusterd.core.state import owns
 from haclusterd.core.view import view
 from tests.sim import changes
@@ -126,12 +126,37 @@ def what_is_not_whole(world: World) -> list[str]:
         found += [f"V6: n{host.me} never answered request {r}" for r in sorted(host.asked)]
     if world.swarm.ending == "minority":
         return found + _nobody_serves(world, left)
-    for k in range(world.swarm.services):
-        found += _service(k, left)
+    services = range(world.swarm.services)
+    without = [k for k in services if not any(h.node and owns(h.node.services[k]) for h in left)]
+    if 0 < len(without) <= len(services) - _room(world, left):
+        found += _say_so(world, left, without)
+    else:
+        without = []
+    for k in services:
+        if k not in without:
+            found += _service(k, left)
     found += [f"V4: n{h.me} stands as marked dead" for h in left if _is_marked(h, left)]
     hashes = {h.node.rank_hash for h in left if h.node}
     if len(hashes) > 1:
         found.append(f"V3: {len(hashes)} different rankings: {[_slaves(h) for h in left]}")
+    return found
+
+
+def _room(world: World, left: list[Host]) -> int:
+    """How many services those who are left may own: a witness none, and where masters are no last
+    resort everybody else one."""
+    if world.swarm.last_resort is LastResort.MASTERS:
+        return world.swarm.services
+    return sum(h.node is not None and not h.node.spec.nodes[h.node.spec.me].witness for h in left)
+
+
+def _say_so(world: World, left: list[Host], without: list[int]) -> list[str]:
+    found = []
+    for host in left:
+        alarms = view(host.node, host.local(world.now)).alarms if host.node else ()
+        told = {alarm.text for alarm in alarms if alarm.name == "unserved"}
+        missing = [k for k in without if f"nobody serves s{k}" not in told]
+        found += [f"V7: n{host.me} does not say that nobody serves s{k}: {told}" for k in missing]
     return found
 
 

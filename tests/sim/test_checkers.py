@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from haclusterd.core.actions import EndCalls, KillFreeswitch
 from haclusterd.core.inputs import SwitchoverRequested
-from haclusterd.core.model import NOBODY, Identity, Release, State
+from haclusterd.core.model import NOBODY, Identity, LastResort, Release, State
 from haclusterd.core.state import NEVER, Alien
 from tests.sim import liveness
 from tests.sim.checkers import CLAIMS_MAX, Checkers
 from tests.sim.dramas import begin, owners_of
+from tests.sim.nemesis import Plan
 from tests.sim.world import World
 
 FIRST, SECOND = Identity(1, 0, 5), Identity(1, 1, 6)
@@ -263,3 +266,22 @@ def test_an_upgrade_that_loses_something_is_noticed(
     monkeypatch.setattr(msgspec.msgpack, "decode", forgetful)
     world.hosts[owners_of(world)[0]].upgrade(world.now, 1000)
     assert "upgrade" in world.checkers.violations[-1]
+
+
+def test_v7_a_service_that_nobody_may_own_is_unserved_and_everybody_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seed 1359: a witness and one node are left for two services, masters are no last resort."""
+    world = World(1359, plan=Plan((), ()))
+    assert world.run(0.5) == []
+    assert [h.me for h in liveness.insiders(world)] == [1, 2]
+    monkeypatch.setattr(liveness, "view", lambda node, now_us: SimpleNamespace(alarms=()))
+    said = "does not say that nobody serves s0: set()"
+    assert liveness.what_is_not_whole(world) == [f"V7: n{n} {said}" for n in (1, 2)]
+
+
+def test_v3_nobody_is_excused_from_a_service_that_there_is_room_for() -> None:
+    world = World(1359, plan=Plan((), ()))
+    world.run(0.5)
+    world.swarm = dataclasses.replace(world.swarm, last_resort=LastResort.MASTERS)
+    assert "V3: s0 is owned by []" in liveness.what_is_not_whole(world)[0]
