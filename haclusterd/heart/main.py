@@ -38,7 +38,7 @@ from haclusterd.heart.parts import Parts
 from haclusterd.heart.pidfd import WatchedProcess
 from haclusterd.heart.process import Heart
 from haclusterd.heart.promised import read_promises
-from haclusterd.heart.realtime import become_realtime
+from haclusterd.heart.realtime import RR_PRIORITY, become_realtime
 from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
 from haclusterd.heart.upgrade import HandOver, Predecessor
@@ -269,7 +269,7 @@ class _Opening:
         if self._config.preset == "fast" and not granted.realtime:
             raise HeartError(
                 'preset "fast" needs real-time scheduling, which was refused',
-                "grant CAP_SYS_NICE or LimitRTPRIO=10, or use preset lan",
+                f"grant CAP_SYS_NICE or LimitRTPRIO={RR_PRIORITY}, or use preset lan",
             )
         for refusal in granted.refusals:
             self._complain(refusal)

@@ -29,7 +29,7 @@ SIP_PORT = 5060
 CALLEE_PORT = 5070
 SCENARIOS = Path(freeswitch.__file__).parent / "scenarios"
 _ETHERTYPE_ANY = 3
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_TIMESTAMPNS = 26, 35
 # Classic BPF on what begins with the IPv4 header: UDP, and one of its ports is SIP_PORT.
 _SIP_FILTER = (
     (0x30, 0, 0, 9), (0x15, 0, 6, socket.IPPROTO_UDP), (0xB1, 0, 0, 0),
@@ -40,7 +40,8 @@ _SIP_FILTER = (
 
 @dataclass(frozen=True)
 class Packet:
-    """One IPv4 UDP datagram seen on the client's interface; `at_s` is the monotonic clock."""
+    """One IPv4 UDP datagram seen on the client's interface; `at_s` is the monotonic clock, by the
+    kernel's stamp: FreeSWITCH's real-time threads can keep the reader waiting for a second."""
 
     at_s: float
     source: tuple[str, int]
@@ -68,6 +69,7 @@ class Wire:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, header)
         self._socket.bind(("eth0", _ETHERTYPE_ANY))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.settimeout(0.1)
         self.packets: list[Packet] = []
         self._closing = threading.Event()
@@ -102,10 +104,19 @@ class Wire:
     def _read(self) -> None:
         while not self._closing.is_set():
             with suppress(TimeoutError):
-                frame = self._socket.recv(2048)
-                packet = _udp(frame, time.monotonic())
+                frame, told, _, _ = self._socket.recvmsg(2048, 64)
+                packet = _udp(frame, _stamp(told))
                 if packet is not None:
                     self.packets.append(packet)
+
+
+def _stamp(told: Sequence[tuple[int, int, bytes]]) -> float:
+    """When the packet passed, in monotonic seconds."""
+    for level, kind, data in told:
+        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, ns = struct.unpack("qq", data[:16])
+            return time.monotonic() - (time.time() - seconds - ns / 1e9)
+    return time.monotonic()
 
 
 def _udp(frame: bytes, at_s: float) -> Packet | None:

@@ -89,6 +89,22 @@ def test_a_short_stun_changes_nothing(cluster: HeartCluster, owner: HeartNode) -
     assert "fences" not in owner.said()[len(said) :]
 
 
+def test_threads_at_the_priority_of_freeswitchs_cost_no_beat(
+    cluster: HeartCluster, owner: HeartNode
+) -> None:
+    """Its unit asks for SCHED_RR 89; here they take every core for several leases."""
+    spin = ["chrt", "-r", "89", "timeout", "0.4", "sh", "-c", "while :; do :; done"]
+    if subprocess.run(["chrt", "-r", "89", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("real-time scheduling is not permitted here")
+    began = [len(node.said()) for node in cluster.nodes]
+    spinning = [subprocess.Popen(spin) for _ in range(2 * (os.cpu_count() or 1))]
+    assert {one.wait(20) for one in spinning} == {124}, "they ran until their time was over"
+    time.sleep(0.3)
+    assert cluster.holders(A) == [owner.id]
+    since = "".join(n.said()[at:] for n, at in zip(cluster.nodes, began, strict=True))
+    assert re.findall(r"^(?:T\d|M15 |M2 ).*", since, re.M) == []
+
+
 def test_a_stun_longer_than_the_lease_fences_first(cluster: HeartCluster, owner: HeartNode) -> None:
     said = owner.said()
     gap_ms = gap_during(cluster, 2.0, lambda: stun(owner, 0.11))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from haclusterd.heart import clock, sdnotify
+from haclusterd.heart import clock, realtime, sdnotify
 from haclusterd.heart.announce import (
     advertisement_frame,
     arp_frame,
@@ -160,3 +162,29 @@ def test_memory_is_gathered_into_huge_pages_where_the_kernel_can() -> None:
     assert gathered >= 7  # of 8 at most one is cut by where the block lies
     assert huge_kib() >= before + 7 * 2048 or before >= 7 * 2048
     assert block[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "got", "said"),
+    [
+        (99, 99, ""),
+        (10, 10, "real-time priority 10, below FreeSWITCH's own threads; "
+                 "grant CAP_SYS_NICE or LimitRTPRIO=99"),
+        (0, 0, "real-time scheduling refused: Operation not permitted; "
+               "grant CAP_SYS_NICE or LimitRTPRIO=99, preset `fast` needs it"),
+    ],
+)  # fmt: skip
+def test_heart_takes_the_highest_priority_that_it_may_have(
+    monkeypatch: pytest.MonkeyPatch, limit: int, got: int, said: str
+) -> None:
+    held = [0]
+
+    def schedule(pid: int, policy: int, param: os.sched_param) -> None:
+        if not 0 < param.sched_priority <= limit:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        held[0] = param.sched_priority
+
+    monkeypatch.setattr(os, "sched_setscheduler", schedule)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    assert realtime.raise_priority() == said
+    assert held == [got]
