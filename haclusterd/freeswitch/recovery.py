@@ -235,6 +235,7 @@ class Recovery:
         for refused in await apply_limits(self._watch, limits):
             log.warning("a limit is not counted: %s", refused)
         await self._prover.hear(run)
+        await self._prover.confirm(run)
         self._remember(run, records)
         self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
 
