@@ -38,6 +38,7 @@ UP_S = 1.0
 UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
+EARLY_MAX = 10_000
 
 
 class Recoveries:
@@ -65,6 +66,7 @@ class Recoveries:
         self._policy = policy or RecoverySection()
         self._without_switch = without_switch
         self._savers: set[asyncio.Task[None]] = set()
+        self._early: dict[tuple[str, str], CallVerdict] = {}  # mended before their report was done
         self._admission = Admission(
             self._policy.pace_invites_per_s, self._policy.pace_registers_per_s
         )
@@ -240,9 +242,12 @@ class Recoveries:
             await asyncio.sleep(UP_POLL_S)
 
     def _finish(self, account: Account, verdicts: Sequence[CallVerdict]) -> None:
+        verdicts = [self._early.pop((account.service, v.uuid), v) for v in verdicts]
         account.judge(verdicts)
         account.moment("recovered")
         report = self._reports.finish(account)
+        if report.service not in self._reports.under_way():
+            self._early = {k: v for k, v in self._early.items() if k[0] != report.service}
         self._history.add("A7", sentence(report), None, report.service, report.epoch)
         self.crier.cry(report.service, report.epoch, verdicts)
         self._save()
@@ -258,6 +263,8 @@ class Recoveries:
     def settled(self, service: str, verdict: CallVerdict) -> None:
         """A call that was neither back nor gone is one of both by now."""
         report = self._reports.revise(service, verdict)
+        if report is None and service in self._reports.under_way() and len(self._early) < EARLY_MAX:
+            self._early[service, verdict.uuid] = verdict
         if report is not None:
             self.crier.cry(service, report.epoch, [verdict], late=True)
             self._save()
