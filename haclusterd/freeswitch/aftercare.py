@@ -97,6 +97,11 @@ class Aftercare:
         for uuid in [u for u, one in self._watched.items() if one.service == service]:
             del self._watched[uuid]
 
+    def drop(self, uuids: Sequence[str]) -> None:
+        """Others end these."""
+        for uuid in uuids:
+            self._watched.pop(uuid, None)
+
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()

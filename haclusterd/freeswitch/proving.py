@@ -50,6 +50,7 @@ class Run:
     commanded_at: float = 0.0  # loop time of the first command that may recover a call
     sent_first: bool = False
     answered_first: bool = False
+    ended_before: set[str] = field(default_factory=set)  # nobody knew it when they were injected
 
     @property
     def streamed(self) -> bool:

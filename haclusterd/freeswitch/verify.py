@@ -131,6 +131,12 @@ class Verification:
         if value not in ("", "_undef_", leg.injected_cseq) and leg.answered_at is None:
             leg.answered_at = now
 
+    def over(self, uuid: str, why: str) -> None:
+        """It is ended, whatever its phone said."""
+        leg = self._legs.get(uuid)
+        if leg is not None:
+            leg.lost = why
+
     def only_rang(self, uuid: str) -> None:
         """What changed `sip_cseq` was no final answer."""
         leg = self._legs.get(uuid)
