@@ -50,8 +50,9 @@ FATES: dict[tuple[str, str], int] = {
     ("byes", "talks"): 1, ("talks", "rings"): 1, ("talks", "bye_instead"): 1,
     ("mute", ""): 4, ("hung_up", ""): 5, ("refuses", ""): 4, ("silent", ""): 4, ("gone", ""): 4,
     ("byes", ""): 5, ("late", ""): 4, ("rings", ""): 3, ("bye_instead", ""): 3,
-    ("same_sdp", ""): 2, ("odd_codec", ""): 2, ("talks", ""): 36,
+    ("same_sdp", ""): 2, ("odd_codec", ""): 2, ("quiet", ""): 21, ("talks", ""): 15,
 }  # fmt: skip
+TONE, ECHO = "9197", "9196"  # the other side; phones that echo are quiet when it echoes, too
 MUTE = ("mute", "same_sdp")  # they answer, and send no RTP
 OPTIONS = RecoveryOptions()
 SOON = timedelta(seconds=0.6)  # too close to call: either is true
@@ -115,7 +116,7 @@ def shares(calls: int) -> dict[tuple[str, str], int]:
     """How many calls of each kind, at least one."""
     total = sum(FATES.values())
     found = {kind: max(1, part * calls // total) for kind, part in FATES.items()}
-    found["talks", ""] += max(0, calls - sum(found.values()))
+    found["quiet", ""] += max(0, calls - sum(found.values()))
     return found
 
 
@@ -124,8 +125,10 @@ def call(phones: Phones) -> int:
     phones.callee()
     legs = 0
     for (caller, callee), count in shares(CALLS).items():
-        fate = {"mute": "talks", "gone": "talks"}.get(caller, caller)
-        extension = f"41{CALLEES[callee]}" if callee else "9197"
+        fate = {"mute": "talks", "gone": "talks", "quiet": "talks"}.get(caller, caller)
+        extension = f"41{CALLEES[callee]}" if callee else ECHO
+        if caller in ("mute", "talks") and not callee:
+            extension = TONE
         name = f"{caller}-{callee}"
         phones.callers(name, fate, VIP, extension, count, echo=caller not in MUTE)
         legs += count * (2 if callee else 1)
