@@ -286,6 +286,12 @@ class LocalSwitch:
         except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:
             raise SwitchError(str(error)) from error
 
+    async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
+        try:
+            await self._recovery.end_resurrected(service, uuids)
+        except (CoreDbError, EslError) as error:
+            raise SwitchError(str(error)) from error
+
     async def snapshot(self) -> list[CallRecord]:
         if not self._source.core_uuid:
             raise SwitchError(self._source.problem or "FreeSWITCH has not told its core_uuid yet")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from haclusterd.agent.admission import Admission
@@ -17,6 +17,7 @@ from haclusterd.agent.history import History
 from haclusterd.agent.latecomers import hear_all
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
+from haclusterd.agent.resurrected import watch
 from haclusterd.agent.switch import Switch, SwitchError
 from haclusterd.agent.verdicts import Crier
 from haclusterd.config import RecoverySection
@@ -31,13 +32,14 @@ from haclusterd.freeswitch.recovery import Rest
 log = logging.getLogger(__name__)
 
 COLLECT_MS = 20
-HEAD_LEGS = 4  # on their way to the phones while the others are still asked and read
+HEAD_LEGS = 4  # on their way to the phones while the others are still read
 RETRIES_MAX = 3
 RETRY_S = 0.5
 UP_S = 1.0
 UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
+EARLY_MAX = 10_000
 
 
 class Recoveries:
@@ -65,6 +67,7 @@ class Recoveries:
         self._policy = policy or RecoverySection()
         self._without_switch = without_switch
         self._savers: set[asyncio.Task[None]] = set()
+        self._early: dict[tuple[str, str], CallVerdict] = {}  # mended before their report was done
         self._admission = Admission(
             self._policy.pace_invites_per_s, self._policy.pace_registers_per_s
         )
@@ -133,18 +136,44 @@ class Recoveries:
             return
         dead = (account.origin,) if account.silent and account.origin else ()
         if self._policy.calls != "recover":
-            records = await self._collect(name, dead, again, account)
+            await self._replication.fetch(name, COLLECT_MS, dead)
+            records = await self._collect(name, again, account, set())
             await self._inject(name, epoch, [], account)
             told.judged(self._by_policy(records))
             return
+        asked = asyncio.create_task(self._replication.fetch(name, COLLECT_MS, dead))
+        await asyncio.sleep(0)  # the question is on its way
         head = [] if again else self._replication.quietest(name, HEAD_LEGS)
-        rest = partial(self._collect, name, dead, again or head, account)
-        told.judged(await self._inject(name, epoch, head, account, rest))
-        inject = partial(self._inject, name, epoch)
-        never = await hear_all(self._replication, told, name, dead, inject)
+        await asked
+        head = self._replication.current(name, head)
+        given = {record.uuid for record in [*head, *again]}
+        end = partial(self._end_resurrected, name)
+        guard = asyncio.create_task(watch(self._replication, name, dead, given, end))
+        try:
+            rest = partial(self._collect, name, again or head, account, given)
+            told.judged(await self._inject(name, epoch, head, account, rest))
+            inject = partial(self._inject_late, name, epoch, given)
+            never = await hear_all(self._replication, told, name, dead, inject)
+            await guard
+        finally:
+            guard.cancel()
         if never:
             text = f"{', '.join(never)} never told which calls of {name} it knows"
             self._history.add("A7", text, None, name, epoch)
+
+    async def _inject_late(
+        self, name: str, epoch: int, given: set[str], records: list[CallRecord], account: Account
+    ) -> list[CallVerdict]:
+        given.update(record.uuid for record in records)
+        return await self._inject(name, epoch, records, account)
+
+    async def _end_resurrected(self, name: str, uuids: list[str]) -> None:
+        if self.switch is None:
+            return
+        try:
+            await self.switch.end_resurrected(name, uuids)
+        except SwitchError as error:
+            log.warning("%d calls of %s that had ended are up: %s", len(uuids), name, error)
 
     def _by_policy(self, records: Sequence[CallRecord]) -> list[CallVerdict]:
         if self._policy.calls == "ignore":
@@ -152,16 +181,17 @@ class Recoveries:
         return [CallVerdict(r.uuid, "lost", "not recovered: recovery.calls") for r in records]
 
     async def _collect(
-        self, name: str, dead: Collection[str], head: Sequence[CallRecord], account: Account
+        self, name: str, head: Sequence[CallRecord], account: Account, given: set[str]
     ) -> list[CallRecord]:
-        """All inherited calls and those of `head`, as they are there."""
+        """All inherited calls and those of `head`, as they are there; they get into `given`."""
         if self._replication is None:
             return []
-        found = await self._replication.collect(name, COLLECT_MS, dead)
+        found = await self._replication.unrecovered(name)
         account.moment("collected")
         known = {record.uuid for record in head}
         records = [*head, *(record for record in found if record.uuid not in known)]
         account.replicated = len(records)
+        given.update(record.uuid for record in records)
         return records
 
     async def in_place(
@@ -240,9 +270,12 @@ class Recoveries:
             await asyncio.sleep(UP_POLL_S)
 
     def _finish(self, account: Account, verdicts: Sequence[CallVerdict]) -> None:
+        verdicts = [self._early.pop((account.service, v.uuid), v) for v in verdicts]
         account.judge(verdicts)
         account.moment("recovered")
         report = self._reports.finish(account)
+        if report.service not in self._reports.under_way():
+            self._early = {k: v for k, v in self._early.items() if k[0] != report.service}
         self._history.add("A7", sentence(report), None, report.service, report.epoch)
         self.crier.cry(report.service, report.epoch, verdicts)
         self._save()
@@ -258,6 +291,8 @@ class Recoveries:
     def settled(self, service: str, verdict: CallVerdict) -> None:
         """A call that was neither back nor gone is one of both by now."""
         report = self._reports.revise(service, verdict)
+        if report is None and service in self._reports.under_way() and len(self._early) < EARLY_MAX:
+            self._early[service, verdict.uuid] = verdict
         if report is not None:
             self.crier.cry(service, report.epoch, [verdict], late=True)
             self._save()

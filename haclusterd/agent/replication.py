@@ -31,10 +31,16 @@ class Replication(Protocol):
     def settle(self, service: str) -> None: ...
     def disown(self, service: str) -> None: ...
     def append(self, records: Sequence[CallRecord | Tombstone]) -> None: ...
-    async def collect(
-        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
-    ) -> list[CallRecord]: ...
+    async def fetch(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None: ...
     def quietest(self, service: str, count: int) -> list[CallRecord]: ...
+    def current(self, service: str, records: Sequence[CallRecord]) -> list[CallRecord]:
+        """Those of which nobody has told anything newer since; bridged ones in pairs."""
+        ...
+
+    def ended(self, service: str, uuids: Collection[str]) -> set[str]:
+        """Inherited calls of which another node has told that they had ended before."""
+        ...
+
     async def unrecovered(self, service: str) -> list[CallRecord]: ...
     async def ask(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None: ...
     def unasked(self, service: str, without: Collection[str] = ()) -> list[str]: ...
@@ -131,8 +137,8 @@ class AgentReplicator(Replicator):
     def quietest(self, service: str, count: int) -> list[CallRecord]:
         """About `count` inherited legs that have not changed for longest, bridged ones in pairs.
 
-        No other standby can be expected to know more of them, so they need not wait for `collect`.
-        None where this copy is not up to date, or the service was owned here before.
+        They can be on their way while the others are still unpacked. None where this copy is not
+        up to date, or the service was owned here before.
         """
         copies, own = self.store.services.get(service), self.change_log.items(service)
         newest = None if copies is None else copies.newest()
@@ -151,6 +157,23 @@ class AgentReplicator(Replicator):
                 if not record.partner or (len(group) == 2 and group[1].partner == record.uuid):
                     found.update((leg.uuid, leg) for leg in group)
         return list(found.values())
+
+    def current(self, service: str, records: Sequence[CallRecord]) -> list[CallRecord]:
+        items = self.store.items(service)
+        known = {r.uuid: items.get(r.uuid) for r in records}
+        same = {
+            r.uuid for r in records
+            if (item := known[r.uuid]) and not item.dead and item.version == r.version
+        }  # fmt: skip
+        return [r for r in records if r.uuid in same and (not r.partner or r.partner in same)]
+
+    def ended(self, service: str, uuids: Collection[str]) -> set[str]:
+        """Not what this node buried itself: others have that of it, too, and may tell it."""
+        copies, own = self.store.services.get(service), self.change_log.logs.get(service)
+        if copies is None or own is None:
+            return set()
+        found = ((u, copies.fetched.items.get(u)) for u in uuids)
+        return {u for u, item in found if item and item.dead and item.epoch < own.epoch}
 
     def copy_state(self, service: str) -> str:
         return self.freshness(service).state

@@ -83,6 +83,10 @@ class Switch(Protocol):
         """A verdict for each record; see Recovery.recover. Raises SwitchError."""
         ...
 
+    async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
+        """Hang up calls that had ended before they were injected. Raises SwitchError."""
+        ...
+
     async def snapshot(self) -> list[CallRecord]:
         """Every recoverable call of services that are not fenced. Raises SwitchError."""
         ...

@@ -2,8 +2,8 @@
 
 An orphan is a leg whose re-INVITE nobody has answered: FreeSWITCH would keep it for 32 s
 (FREESWITCH.md 1.4). While its phone still sends RTP it is left alone; without any sign it is ended
-after `orphan_timeout_ms`. A half call is a leg whose other leg is gone for good: it would talk to
-nobody for ever.
+after `orphan_timeout_ms`. A half call is a leg that is up while its other leg is not: whole once
+that has answered late, ended once it is gone for good, for it would talk to nobody for ever.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from haclusterd.core.records import CallRecord, CallVerdict
 from . import metadata
 from .esl import Esl
 from .esl_errors import EslDown, EslError
-from .mends import Limit
+from .mends import FLOW, UNANSWERED, Limit
+from .verify import Sign
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,20 @@ Settled = Callable[[str, CallVerdict], None]
 class _Watched:
     service: str
     record: CallRecord
-    injected_cseq: str
-    half: bool
+    sign: Sign | None  # what an answer changes; None: it has answered
     since: float
     outage_began: float | None
     packets: int = 0
     heard_at: float = 0.0
+    answered_at: float = 0.0  # after the verdict
+
+    def became(self, verdict: str, reason: str, at: float = 0.0) -> CallVerdict:
+        """Its new verdict; `at` is when the call was back."""
+        gap = at - self.outage_began if at and self.outage_began is not None else -0.001
+        return CallVerdict(self.record.uuid, verdict, reason, round(gap * 1000))
+
+    def late(self, at: float) -> str:
+        return f"{round((at - self.since) * 1000)} ms after the verdict"
 
 
 class Aftercare:
@@ -63,23 +72,22 @@ class Aftercare:
     @property
     def orphans(self) -> int:
         """Legs that are there, but of which nobody knows whether a phone still wants them."""
-        return sum(not one.half for one in self._watched.values())
+        return sum(one.sign is not None for one in self._watched.values())
 
     def watch(
         self,
         service: str,
-        unanswered: Sequence[tuple[CallRecord, str]],
+        unanswered: Sequence[tuple[CallRecord, Sign]],
         halves: Sequence[CallRecord],
         outage_began: float | None,
     ) -> None:
-        """Begin with these; `unanswered` come with the `sip_cseq` that an answer changes."""
+        """Begin with these; `unanswered` come with what an answer changes."""
         now = asyncio.get_running_loop().time()
-        entries = [(record, cseq, False) for record, cseq in unanswered]
-        if self._end_halves:
-            entries += [(record, "", True) for record in halves if _can_be_asked(record.partner)]
-        for record, cseq, half in entries[: max(0, WATCHED_MAX - len(self._watched))]:
+        entries: list[tuple[CallRecord, Sign | None]] = list(unanswered)
+        entries += [(record, None) for record in halves if _can_be_asked(record.partner)]
+        for record, sign in entries[: max(0, WATCHED_MAX - len(self._watched))]:
             self._watched[record.uuid] = _Watched(
-                service, record, cseq, half, now, outage_began, heard_at=now
+                service, record, sign, now, outage_began, heard_at=now
             )
         if self._watched and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._run(), name="aftercare")
@@ -88,6 +96,11 @@ class Aftercare:
         """The service has another owner: its calls are ended elsewhere, or by others."""
         for uuid in [u for u, one in self._watched.items() if one.service == service]:
             del self._watched[uuid]
+
+    def drop(self, uuids: Sequence[str]) -> None:
+        """Others end these."""
+        for uuid in uuids:
+            self._watched.pop(uuid, None)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -101,7 +114,8 @@ class Aftercare:
                 if uuid not in self._watched:
                     continue
                 try:
-                    over = await (self._look_at_half(one) if one.half else self._look_at(one))
+                    over = await (self._look_at_half(one) if one.sign is None else
+                                  self._look_at(one, one.sign))  # fmt: skip
                 except EslDown:
                     break  # reconnecting, or another FreeSWITCH: the channels tell
                 except EslError as error:
@@ -110,18 +124,16 @@ class Aftercare:
                 if over:
                     self._watched.pop(uuid, None)
 
-    async def _look_at(self, one: _Watched) -> bool:
+    async def _look_at(self, one: _Watched, sign: Sign) -> bool:
         now = asyncio.get_running_loop().time()
         uuid = one.record.uuid
-        cseq = (await self._esl.api(f"uuid_getvar {uuid} sip_cseq")).strip()
-        if cseq.startswith("-"):
+        value = (await self._esl.api(f"uuid_getvar {uuid} {sign.variable}")).strip()
+        if value.startswith("-"):
             return True  # FreeSWITCH ended it: the verdict stands
-        if cseq not in ("", "_undef_", one.injected_cseq):
-            late_ms = round((now - one.since) * 1000)
-            gap_ms = -1 if one.outage_began is None else round((now - one.outage_began) * 1000)
-            reason = f"re-INVITE answered {late_ms} ms after the verdict"
-            self._settled(one.service, CallVerdict(uuid, "recovered", reason, gap_ms))
-            return True
+        if value not in ("", "_undef_", sign.before):
+            if sign.variable == FLOW or await self._getvar(uuid, FLOW) != UNANSWERED:
+                return await self._answered(one, now)
+            one.sign = Sign(FLOW, UNANSWERED)
         packets = await packets_from_phone(self._esl, uuid)
         if packets > one.packets:
             one.packets, one.heard_at = packets, now
@@ -131,24 +143,74 @@ class Aftercare:
         self.cleared += 1
         silent_ms = round((now - one.heard_at) * 1000)
         reason = f"no signalling and no RTP for {silent_ms} ms: ended here"
-        self._settled(one.service, CallVerdict(uuid, "lost", reason))
+        self._settled(one.service, one.became("lost", reason))
         return True
+
+    async def _answered(self, one: _Watched, now: float) -> bool:
+        """After the verdict, and its other leg may have been called half a call."""
+        one.sign, one.answered_at = None, now
+        partner = one.record.partner
+        reason = f"re-INVITE answered {one.late(now)}"
+        if not partner:
+            self._settled(one.service, one.became("recovered", reason, now))
+            return True
+        if _can_be_asked(partner) and await self._is_whole(one):
+            return True
+        self._settled(one.service, one.became("partial", f"{reason}, not its other leg", now))
+        return not _can_be_asked(partner)
 
     async def _look_at_half(self, one: _Watched) -> bool:
         uuid, partner = one.record.uuid, one.record.partner
+        other = self._watched.get(partner)
+        if other is not None and other.sign is not None:
+            return False
         if (await self._esl.api(f"uuid_exists {uuid}")).strip() != "true":
             return True
-        if (await self._esl.api(f"uuid_exists {partner}")).strip() != "false":
-            return await self._bridged(uuid)
-        await self._esl.api(f"uuid_kill {uuid} {HALF_CAUSE}")
-        self.cleared += 1
-        reason = "its other leg did not come back: ended here"
-        self._settled(one.service, CallVerdict(uuid, "partial", reason))
+        if await self._is_whole(one):
+            return True
+        if await self._exists(partner):
+            return False
+        if self._end_halves and await self._bridged_to(uuid) in ("", partner):
+            await self._esl.api(f"uuid_kill {uuid} {HALF_CAUSE}")
+            self.cleared += 1
+            reason = "its other leg did not come back: ended here"
+            self._settled(one.service, one.became("partial", reason, one.answered_at))
         return True
 
-    async def _bridged(self, uuid: str) -> bool:
-        reply = (await self._esl.api(f"uuid_getvar {uuid} bridge_uuid")).strip()
-        return reply not in ("", "_undef_") and not reply.startswith("-")
+    async def _is_whole(self, one: _Watched) -> bool:
+        """This leg is up; if the other one has answered and they are bridged, both are back."""
+        other = self._watched.get(one.record.partner)
+        if other is not None and other.sign is not None:
+            return False
+        if not (await self._bridged_to(one.record.uuid) and await self._exists(one.record.partner)):
+            return False
+        legs = [one] if other is None else [one, other]
+        at = max(leg.answered_at for leg in legs)
+        if other is None and not at:
+            return True  # its other leg is not ours, and was never judged here
+        for leg in legs:
+            reason = f"re-INVITE answered {leg.late(leg.answered_at)}"
+            if not leg.answered_at:
+                reason = f"re-INVITE answered, its other leg's {leg.late(at)}"
+            if not at:
+                at = asyncio.get_running_loop().time()
+                reason = f"re-INVITE answered, bridged {leg.late(at)}"
+            self._settled(leg.service, leg.became("recovered", reason, at))
+            self._watched.pop(leg.record.uuid, None)
+        return True
+
+    async def _exists(self, uuid: str) -> bool:
+        return (await self._esl.api(f"uuid_exists {uuid}")).strip() != "false"
+
+    async def _bridged_to(self, uuid: str) -> str:
+        """Recovered rows say nothing of a bridge, so that it is a new one."""
+        found = await self._getvar(uuid, "bridge_uuid")
+        return "" if found == "_undef_" else found
+
+    async def _getvar(self, uuid: str, name: str) -> str:
+        """Empty where there is no such channel."""
+        reply = (await self._esl.api(f"uuid_getvar {uuid} {name}")).strip()
+        return "" if reply.startswith("-") else reply
 
 
 def _can_be_asked(uuid: str) -> bool:

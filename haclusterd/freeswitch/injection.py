@@ -146,6 +146,17 @@ def _foreign(record: CallRecord, core_uuid: str) -> str:
     return f"taken-over-{record.uuid}" if own else record.runtime_uuid
 
 
+def withdraw(path: Path, uuids: Sequence[str]) -> None:
+    """Delete rows that FreeSWITCH has not looked at yet: nobody is to recover these calls.
+
+    They stay noted as injected, so that no later run of this epoch does it.
+    """
+    with _transaction(path) as connection:
+        connection.executemany(
+            "DELETE FROM recovery WHERE uuid = ? AND hostname = 'haclusterd'", [(u,) for u in uuids]
+        )
+
+
 def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:
     """What an earlier run in this epoch injected already, by call uuid."""
     with _transaction(path, "BEGIN") as connection:

@@ -23,6 +23,7 @@ CSEQ_AGAIN, GENERATIONS_APART = 10, 10
 CSEQ_MAX = 2**31 - 1
 _NTP_OFFSET_S, _SOFIA_MAX = 2_208_988_800, 0x7FFFFFF  # of the clock that sofia-sip counts by
 ANNOUNCEMENTS = ("speak", "playback", "gentones", "say")
+FLOW, UNANSWERED = "remote_audio_media_flow", "unanswered"
 LIMITS_MAX = 16  # of one call
 _WORD_MAX = 256
 
@@ -119,6 +120,18 @@ def forget_bridge(record: CallRecord) -> CallRecord:
         return record
     mended = metadata.without_variable(record.metadata, "bridge_uuid")
     return msgspec.structs.replace(record, metadata=mended)
+
+
+def mark_unanswered(record: CallRecord) -> CallRecord:
+    """Mark a variable that FreeSWITCH sets at every SDP of the phone, and itself never reads.
+
+    `sip_cseq` changes with a provisional answer, too (measured on 1.11.1). Not where FreeSWITCH
+    does not look into the SDP.
+    """
+    xml = record.metadata
+    if not metadata.variable(xml, FLOW) or risks.proxied(xml):
+        return record
+    return _set(record, FLOW, UNANSWERED)
 
 
 def resume_at(record: CallRecord) -> CallRecord:
@@ -233,7 +246,7 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
         record = name_profile(record)
     if switches.cseq:
         record = raise_cseq(record, switches.attempt, switches.now_s)
-    record = forget_bridge(keep_uuid(record))
+    record = mark_unanswered(forget_bridge(keep_uuid(record)))
     if switches.transport:
         record = name_transport(record)
     if switches.limits:

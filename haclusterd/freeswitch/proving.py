@@ -16,6 +16,7 @@ from .aftercare import packets_from_phone
 from .esl import Esl
 from .esl_errors import EslDown, EslTimeout
 from .esl_protocol import Event
+from .mends import FLOW, UNANSWERED
 from .verify import Verification
 
 CONNECT_MS = 3000
@@ -49,6 +50,7 @@ class Run:
     commanded_at: float = 0.0  # loop time of the first command that may recover a call
     sent_first: bool = False
     answered_first: bool = False
+    ended_before: set[str] = field(default_factory=set)  # nobody knew it when they were injected
 
     @property
     def streamed(self) -> bool:
@@ -180,6 +182,18 @@ class Prover:
                 if loop.time() >= until:
                     return
             await asyncio.sleep(HEAR_PAUSE_S)
+
+    async def confirm(self, run: Run) -> None:
+        """Where no RTP came: was what came a final answer?"""
+        uuids = run.check.mute()
+        for start in range(0, len(uuids), ASK_AT_ONCE):
+            part = uuids[start : start + ASK_AT_ONCE]
+            replies = await asyncio.gather(
+                *(self._watch.api(f"uuid_getvar {uuid} {FLOW}") for uuid in part)
+            )
+            for uuid, reply in zip(part, replies, strict=True):
+                if reply.strip() == UNANSWERED:
+                    run.check.only_rang(uuid)
 
     async def _look_for_bridges(self, run: Run) -> None:
         """The event may have been lost: a bridged leg also has `bridge_uuid` set anew."""

@@ -22,8 +22,9 @@ from . import injection
 from .aftercare import Aftercare, Settled, apply_limits
 from .changelog import CoreDbError
 from .esl import Esl, EslFactory, EventItem, EventsLost
-from .esl_errors import EslDown, EslError
+from .esl_errors import EslError
 from .injection import StreamRow
+from .launching import Launcher
 from .media_ahead import MediaAhead
 from .mends import limits_to_apply, mend_all
 from .options import RecoveryOptions
@@ -32,12 +33,11 @@ from .streams import merge, spread
 
 log = logging.getLogger(__name__)
 
-LAUNCH_BASE_MS = 10_000
-LAUNCH_PER_LEG_MS = 40
-LIFT_HEAD_START_S = 0.005
 HEAD_BUSY_MS = 3
 INHERITED_MAX = 100_000
 MEND_SLICE = 16  # records (0.5 ms) between two turns of the event loop
+
+ENDED_BEFORE = "it had ended before, as another node told after it was injected: ended here"
 
 Ended = Callable[[str, str, int], None]
 """`ended(service, uuid, version)`: a recovered call hung up. FreeSWITCH may not have written its
@@ -77,6 +77,7 @@ class Recovery:
         ended: Ended = lambda service, uuid, version: None,
     ) -> None:
         self._ended = ended
+        self._settled = settled
         self._inherited: dict[str, tuple[str, int]] = {}  # by call: service, version
         self._core_db = core_db
         self._options = options or RecoveryOptions()
@@ -97,6 +98,7 @@ class Recovery:
         self._lift: Esl = esl_factory(name="recovery-lift")
         self._connections = (*self._workers, self._lift, self._watch)
         self._prover = Prover(self._watch, self._deadline_ms)
+        self._launcher = Launcher(self._workers, self._lift, self._prover)
         self.aftercare = Aftercare(
             self._watch,
             self._options.orphan_timeout_ms,
@@ -186,7 +188,7 @@ class Recovery:
             return None
         run.head, run.begun = head, True
         run.check.add(head)
-        lift = asyncio.create_task(self._lift_standby(run))
+        lift = asyncio.create_task(self._launcher.lift_standby(run))
         await asyncio.sleep(0)  # the command goes out now
         return lift
 
@@ -216,8 +218,8 @@ class Recovery:
         if rows or lift is None:
             await self._inject(run, rows, first=False)
         run.tell("injected", len(rows) + len(run.head))
-        lift = lift or asyncio.create_task(self._lift_standby(run))
-        await self._execute(run, lift)
+        lift = lift or asyncio.create_task(self._launcher.lift_standby(run))
+        await self._launcher.execute(run, lift)
         return lift
 
     async def _look_after(
@@ -235,8 +237,27 @@ class Recovery:
         for refused in await apply_limits(self._watch, limits):
             log.warning("a limit is not counted: %s", refused)
         await self._prover.hear(run)
+        await self._prover.confirm(run)
         self._remember(run, records)
         self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
+
+    async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
+        """End calls that had ended before they were injected, now or as soon as they come up.
+
+        Raises EslError, CoreDbError.
+        """
+        runs = [run for run in self._running if run.service == service]
+        for run in runs:
+            run.ended_before.update(uuids)
+            for uuid in uuids:
+                run.check.over(uuid, ENDED_BEFORE)
+        self.aftercare.drop(uuids)
+        async with self._rows_lock:
+            await asyncio.to_thread(injection.withdraw, self._core_db, uuids)
+        for uuid in uuids:
+            await self._watch.api(f"uuid_kill {uuid} NORMAL_CLEARING")
+            if not any(uuid in run.check for run in runs):
+                self._settled(service, CallVerdict(uuid, "lost", ENDED_BEFORE))
 
     async def _usable(
         self, run: Run, records: Sequence[CallRecord], verdicts: dict[str, CallVerdict]
@@ -316,71 +337,14 @@ class Recovery:
         self._core_uuid = ""
         self._media.ask(self._watch)
 
-    # launching and verifying
-
-    async def _execute(self, run: Run, lift: asyncio.Task[None]) -> None:
-        launches: list[asyncio.Task[None]] = []
-        try:
-            # Alone it takes 0.6 ms; beside the streams it waits for their locks on core.db, 103 ms
-            # (measured), in which the profile would answer everybody 503.
-            await asyncio.wait([lift], timeout=LIFT_HEAD_START_S)
-            launches += [
-                asyncio.create_task(self._launch(run, index)) for index in range(len(run.streams))
-            ]
-            await self._prover.verify(run, [lift, *launches] if run.head else launches)
-            await lift
-        finally:
-            for task in launches:
-                task.cancel()
-            await asyncio.gather(*launches, return_exceptions=True)
-
-    async def _lift_standby(self, run: Run) -> None:
-        """`sofia profile P recover`: with no row of that name it only lifts standby, at once.
-
-        Early, because until then the profile answers everybody 503 (FREESWITCH.md 3.3). With the
-        rows of the head under that name it recovers those, too.
-        """
-        first = [record.profile for record in run.head]
-        for profile in dict.fromkeys([*first, *run.profiles]):
-            if not run.streamed and any(r.profile == profile for part in run.streams for r in part):
-                continue  # the launch does both
-            reply = await self._surely(run, self._lift, f"sofia profile {profile} recover")
-            if "Invalid" in reply or reply.startswith("-ERR"):
-                log.error("SIP profile %s could not be activated: %s", profile, reply.strip())
-        run.check.launched([record.uuid for record in run.head])
-
-    async def _launch(self, run: Run, index: int) -> None:
-        part = run.streams[index]
-        commands = [f"fsctl recover sofia:{run.profiles[0]}#{index}"]
-        if not run.streamed:
-            names = dict.fromkeys(record.profile for record in part)
-            commands = [f"sofia profile {profile} recover" for profile in names]
-        for line in commands:
-            await self._surely(run, self._workers[index], line, len(part))
-        run.check.launched([record.uuid for record in part])
-
-    async def _surely(self, run: Run, esl: Esl, line: str, legs: int = 0) -> str:
-        """Once more if the connection ended: nobody knows whether FreeSWITCH had read the command.
-
-        If it had, it goes on by itself, and the second finds nothing, or channels that are there.
-        """
-        try:
-            return await self._command(run, esl, line, legs)
-        except EslDown:
-            await self._prover.rejoin(run)
-            await esl.wait_up(CONNECT_MS)
-            return await self._command(run, esl, line, legs)
-
-    async def _command(self, run: Run, esl: Esl, line: str, legs: int = 0) -> str:
-        run.command()
-        return await esl.api(line, LAUNCH_BASE_MS + LAUNCH_PER_LEG_MS * legs)
-
     async def _on_event(self, item: EventItem) -> None:
         if isinstance(item, EventsLost):
             return  # the polls find out what the events would have said
         now = asyncio.get_running_loop().time()
         for run in self._running:
             run.take_event(item, now)
+            if item.name == "CHANNEL_CREATE" and item.get("Unique-ID") in run.ended_before:
+                await self._watch.api(f"uuid_kill {item.get('Unique-ID')} NORMAL_CLEARING")
         if item.name == "CHANNEL_HANGUP":
             inherited = self._inherited.pop(item.get("Unique-ID"), None)
             if inherited is not None:

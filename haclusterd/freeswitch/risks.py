@@ -45,10 +45,15 @@ def _of_document(xml: str) -> list[str]:
         found.append(_of_secure_media(sdp))
     if metadata.variable(xml, "remote_audio_media_flow") in ("sendonly", "inactive"):
         found.append("held: it comes back as a call that is not")
-    for name in ("proxy_media", "bypass_media"):
-        if metadata.variable(xml, name) in ("true", "1", "yes"):
-            found.append(f"{name.replace('_', ' ')}: FreeSWITCH does not know its media")
+    for name in proxied(xml):
+        found.append(f"{name.replace('_', ' ')}: FreeSWITCH does not know its media")
     return found
+
+
+def proxied(xml: str) -> list[str]:
+    """Variables by which FreeSWITCH leaves the media of a call to others."""
+    names = ("proxy_media", "bypass_media", "bypass_media_after_bridge")
+    return [name for name in names if metadata.variable(xml, name) in ("true", "1", "yes")]
 
 
 def _of_secure_media(sdp: str) -> str:

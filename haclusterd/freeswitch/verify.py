@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from haclusterd.core.records import CallRecord, CallVerdict
 
 from . import metadata
 from .esl_protocol import Event
+from .mends import FLOW, UNANSWERED
 
 NO_CHANNEL_GRACE_S = 0.1
 _REASONS = {
@@ -21,6 +23,15 @@ _REASONS = {
     "RECOVERY_ON_TIMER_EXPIRE": "the phone did not answer the re-INVITE",
     "DESTINATION_OUT_OF_ORDER": "FreeSWITCH could not send the re-INVITE",
 }
+_UNUSABLE = ("INCOMPATIBLE_DESTINATION", "DESTINATION_OUT_OF_ORDER")  # its SDP, or no RTP socket
+_NOBODY_THERE = "503"  # FreeSWITCH's own word for ICMP and refused connections, too
+
+
+class Sign(NamedTuple):
+    """The variable that an answer changes, and what it is until then."""
+
+    variable: str
+    before: str
 
 
 @dataclass(slots=True)
@@ -31,6 +42,7 @@ class _Leg:
     launched: bool = False
     missing_since: float | None = None
     answered_at: float | None = None
+    rang: bool = False  # a provisional answer changes `sip_cseq`, too
     bridged: bool = False
     ended: str = ""  # after it was answered: how
     lost: str = ""  # why
@@ -119,6 +131,18 @@ class Verification:
         if value not in ("", "_undef_", leg.injected_cseq) and leg.answered_at is None:
             leg.answered_at = now
 
+    def over(self, uuid: str, why: str) -> None:
+        """It is ended, whatever its phone said."""
+        leg = self._legs.get(uuid)
+        if leg is not None:
+            leg.lost = why
+
+    def only_rang(self, uuid: str) -> None:
+        """What changed `sip_cseq` was no final answer."""
+        leg = self._legs.get(uuid)
+        if leg is not None and leg.up:
+            leg.answered_at, leg.rang = None, True
+
     def _missing(self, leg: _Leg, now: float) -> None:
         """No such channel: not yet, or no longer. An event with the cause may be under way."""
         if not leg.launched and leg.answered_at is None:
@@ -143,19 +167,28 @@ class Verification:
     def _hung_up(self, leg: _Leg, event: Event, now: float) -> None:
         cause = event.get("Hangup-Cause", "UNKNOWN")
         cseq = event.get("variable_sip_cseq")
-        bye = event.get("variable_sip_hangup_disposition") == "recv_bye"
-        if leg.answered_at is None and (bye or (cseq and cseq != leg.injected_cseq)):
-            leg.answered_at = now  # who says BYE knows the call
+        refused = event.get("variable_sip_hangup_disposition") == "recv_refuse"
+        if refused or event.get(f"variable_{FLOW}") == UNANSWERED:
+            leg.answered_at = None  # no more than a provisional answer has come
+        elif leg.answered_at is None and cseq and cseq != leg.injected_cseq:
+            leg.answered_at = now
+        bye = _said_bye(event)
         partner = self._legs.get(leg.partner)
-        if leg.answered_at is not None and (bye or leg.bridged or not leg.partner):
+        if leg.answered_at is not None and cause in _UNUSABLE and not bye:
+            leg.lost = f"answered, but FreeSWITCH could not go on with it ({cause})"
+        elif leg.answered_at is not None:
             leg.ended = "the phone said BYE since" if bye else f"ended since ({cause})"
+            if not bye and partner is not None and partner.ended:
+                leg.ended = f"its other leg ended since ({cause})"
         elif leg.lost:
             return
-        elif partner is not None and partner.lost:
-            leg.lost = f"its other leg was lost ({cause})"
-        elif partner is not None and partner.ended:
-            leg.answered_at = now if leg.answered_at is None else leg.answered_at
-            leg.ended = f"its other leg ended since ({cause})"
+        elif refused:
+            leg.lost = f"{_refusal(event, cause)} ({cause})"
+        elif bye:
+            leg.lost = f"the phone hung up before it answered the re-INVITE ({cause})"
+        elif partner is not None and (partner.lost or partner.ended):
+            what = "was lost" if partner.lost else "ended before it had answered"
+            leg.lost = f"its other leg {what} ({cause})"
         else:
             leg.lost = f"{_REASONS.get(cause, 'FreeSWITCH ended the call')} ({cause})"
 
@@ -177,27 +210,37 @@ class Verification:
         """Legs that are up and of which no RTP was seen yet."""
         return [uuid for uuid, leg in self._legs.items() if leg.up and leg.packets <= 0]
 
+    def mute(self) -> list[str]:
+        """Legs that are up and whose phone has sent nothing, as FreeSWITCH says."""
+        return [uuid for uuid, leg in self._legs.items() if leg.up and leg.packets == 0]
+
     def heard(self, uuid: str, packets: int) -> None:
         """RTP packets that came from the phone since the recovery; -1 if FreeSWITCH cannot tell."""
         leg = self._legs.get(uuid)
         if leg is not None and packets >= 0:
             leg.packets = packets
 
-    def unanswered(self) -> list[tuple[CallRecord, str]]:
-        """Calls that may still be there, unanswered, with the `sip_cseq` an answer changes."""
+    def unanswered(self) -> list[tuple[CallRecord, Sign]]:
+        """Calls that may still be there, unanswered, with what an answer changes."""
         return [
-            (leg.record, leg.injected_cseq)
+            (
+                leg.record,
+                Sign(FLOW, UNANSWERED) if leg.rang else Sign("sip_cseq", leg.injected_cseq),
+            )
             for leg in self._legs.values()
             if not leg.decided and not leg.up
         ]
 
     def halves(self) -> list[CallRecord]:
-        """Legs that are up while their other leg is not."""
+        """Legs that are up while their other leg is not, or is not bridged to them."""
         return [
             leg.record
             for leg in self._legs.values()
-            if leg.up and leg.record.partner and not leg.bridged
+            if leg.up and leg.record.partner and not (leg.bridged and self._came_back(leg.partner))
         ]
+
+    def _came_back(self, uuid: str) -> bool:
+        return not uuid or self._legs[uuid].answered_at is not None
 
     def verdicts(self, deadline_ms: int, outage_began: float | None) -> list[CallVerdict]:
         """One verdict per leg, as far as it is known now; open ones count as lost."""
@@ -209,18 +252,43 @@ class Verification:
             return CallVerdict(uuid, "lost", leg.lost)
         if leg.answered_at is None:
             reason = f"no answer to the re-INVITE within {deadline_ms} ms"
+            if leg.rang:
+                reason = "no answer to the re-INVITE but a provisional one"
             return CallVerdict(uuid, "lost", reason)
         gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
+        missing = self._without(leg)
+        if missing:
+            return CallVerdict(uuid, "partial", missing, gap_ms, ended=bool(leg.ended))
         if leg.ended:
             return CallVerdict(uuid, "recovered", f"recovered, {leg.ended}", gap_ms, ended=True)
-        other = self._legs.get(leg.partner)
-        if other is not None and (not leg.bridged or other.lost or other.answered_at is None):
-            why = other.lost or ("not bridged to it" if other.up else "no answer from it")
-            return CallVerdict(uuid, "partial", f"the other leg: {why}", gap_ms)
-        if leg.record.partner and not leg.partner:
-            return CallVerdict(uuid, "partial", "the other leg was not replicated", gap_ms)
         heard = {-1: "", 0: ", no RTP from the phone yet"}.get(leg.packets, _flows(leg.record))
         return CallVerdict(uuid, "recovered", f"re-INVITE answered{heard}", gap_ms)
+
+    def _without(self, leg: _Leg) -> str:
+        """Why this leg, which has answered, is only half a call; empty where it is a whole one."""
+        other = self._legs.get(leg.partner)
+        if other is None:
+            return "the other leg was not replicated" if leg.record.partner else ""
+        if other.lost or other.answered_at is None:
+            return f"the other leg: {other.lost or 'no answer from it'}"
+        return "" if leg.bridged or leg.ended or other.ended else "the other leg: not bridged to it"
+
+
+def _said_bye(event: Event) -> bool:
+    """FreeSWITCH sets the disposition only after this event (measured on 1.11.1)."""
+    return (
+        event.get("variable_sip_hangup_disposition") == "recv_bye"
+        or event.get("variable_proto_specific_hangup_cause") == "sip:200"
+    )
+
+
+def _refusal(event: Event, cause: str) -> str:
+    status = event.get("variable_sip_term_status")
+    if cause == "RECOVERY_ON_TIMER_EXPIRE" or not (len(status) == 3 and status.isdecimal()):
+        return _REASONS.get(cause, "the phone refused the re-INVITE")
+    if status == _NOBODY_THERE:
+        return f"the phone can not be reached, or refused the re-INVITE: {status}"
+    return f"the phone refused the re-INVITE: {status}"
 
 
 def _flows(record: CallRecord) -> str:

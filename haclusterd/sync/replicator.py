@@ -174,18 +174,11 @@ class Replicator:
 
     # -- standby --
 
-    async def collect(
-        self, service: str, timeout_ms: int = 20, without: Collection[str] = ()
-    ) -> list[CallRecord]:
-        """What to inject: `unrecovered`, after asking the living nodes but those `without`.
-
-        They have at most `timeout_ms`; the unpacking (25 us per call) comes on top.
-        """
-        await self.fetch(service, timeout_ms, without)
-        return await self.unrecovered(service)
-
     async def fetch(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None:
-        """Ask the living nodes but those `without` what they know better, in either lane."""
+        """Ask the living nodes but those `without` what they know better, in either lane.
+
+        Before an injection: `unrecovered` gives what is known then.
+        """
         copies = self.lane(service).store.services.get(service)
         marks, _ = known(None, copies)
         sessions = [s for node, s in self.mesh.sessions.items() if node not in without]

@@ -7,7 +7,7 @@ import datetime
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from cryptography import x509
@@ -135,3 +135,11 @@ async def until(true: Callable[[], object], within_s: float = 5) -> None:
 
 def held(one: Replicator, service: str = "east") -> dict[str, int]:
     return {r.uuid: r.version for r in one.store.records(service)}
+
+
+async def collected(
+    node: Replicator, timeout_ms: int = 20, without: Collection[str] = ()
+) -> list[CallRecord]:
+    """What a takeover of service east would inject, after asking the others."""
+    await node.fetch("east", timeout_ms, without)
+    return await node.unrecovered("east")

@@ -10,7 +10,7 @@ import pytest
 
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.core.records import CallRecord, Tombstone
-from tests.unit.sync_cluster import Cluster, call, held, until
+from tests.unit.sync_cluster import Cluster, call, collected, held, until
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_a_new_owner_that_just_started_knows_whom_it_has_not_asked(cluster
     await until(lambda: len(held(b)) == 40)
     c = AgentReplicator(cluster.config("c"), 1)
     c.own("east", 2, settled=False)
-    assert await c.collect("east") == []
+    assert await collected(c) == []
     assert c.unasked("east") == ["a", "b"], "nobody was there, so nobody has told"
     await c.start()
     cluster.running["c"] = c

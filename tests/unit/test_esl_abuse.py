@@ -55,7 +55,7 @@ EVIL = {
 }
 COMMANDS = re.compile(
     r"auth ClueCon|event json [A-Z_ ]+|filter [\w-]+ \w+|api global_getvar core_uuid"
-    r"|api uuid_(getvar|exists) [!-~]{1,255}( sip_cseq| bridge_uuid)?"
+    r"|api uuid_(getvar|exists) [!-~]{1,255}( sip_cseq| bridge_uuid| remote_audio_media_flow)?"
     r"|api sofia profile pa recover|api fsctl recover sofia:pa#\d"
     r'|api json \{"command":"mediaStats","data":\{"uuid":"[!-~]{1,255}"\}\}'
 )

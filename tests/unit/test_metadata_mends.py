@@ -118,6 +118,8 @@ def test_profile_name_is_mended_and_switches_work() -> None:
     mended = mends.name_profile(leg)
     assert metadata.variable(mended.metadata, "recovery_profile_name") == "east"
     assert mends.name_profile(mended) is mended
+    unmarked = metadata.without_variable(leg.metadata, mends.FLOW)
+    leg = msgspec.structs.replace(leg, metadata=unmarked)
     assert mends.mend(leg, mends.Mends(cseq=False, profile=False)) is leg
     broken = msgspec.structs.replace(leg, uuid="b", metadata="<oops/>")
     good, refused = mends.mend_all([leg, broken], mends.Mends())

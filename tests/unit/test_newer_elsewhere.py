@@ -28,7 +28,7 @@ from haclusterd.freeswitch.recovery import Rest
 from haclusterd.sync.codec import Want
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import FakeSwitch, spec
-from tests.unit.sync_cluster import Cluster, call, held, until
+from tests.unit.sync_cluster import Cluster, call, collected, held, until
 
 pytestmark = pytest.mark.timeout(60)
 CALLS = 40
@@ -133,6 +133,6 @@ async def test_a_peer_that_does_not_answer_costs_the_deadline_and_no_more(cluste
         lambda message: None if isinstance(message, Want) else send(message)
     )
     began = time.perf_counter()
-    assert len(await b.collect("east", COLLECT_MS)) == 10
+    assert len(await collected(b, COLLECT_MS)) == 10
     assert COLLECT_MS * 0.9 < (time.perf_counter() - began) * 1000 < COLLECT_MS + 200
     assert c.in_sync_services() == ["east"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from haclusterd.agent.events import Book
 from haclusterd.agent.history import History
 from haclusterd.agent.local_switch import recovery_options
 from haclusterd.agent.recoveries import Recoveries
@@ -154,6 +155,45 @@ async def test_e2_a_late_verdict_changes_report_history_and_events(
     assert Reports(tmp_path).find("last").calls.recovered == 2
     bench.work.settled("east", CallVerdict("nobody", "lost", ""))
     assert len(bench.switch.verdicts_told) == 3
+
+
+async def test_e2_a_late_answer_makes_both_legs_whole_for_whoever_asks(make: Make) -> None:
+    """Report, history, FreeSWITCH's events, and those of the API."""
+    bench = make()
+    bench.switch.lost, bench.switch.partial = {"u1"}, {"u2"}
+    book = Book("fs-a", 1)
+    bench.work.crier.watchers.append(book.judged)
+    await bench.take_over(3)
+    calls = bench.reports.find("last").calls
+    assert (calls.recovered, calls.partial, calls.lost) == (1, 1, 1)
+    for uuid in ("u2", "u1"):
+        bench.work.settled("east", CallVerdict(uuid, "recovered", "late", 4200))
+    await asyncio.sleep(0.05)
+    calls = bench.reports.find("last").calls
+    assert (calls.recovered, calls.partial, calls.lost) == (3, 0, 0)
+    assert [(v.verdict, v.gap_ms) for v in calls.verdicts[1:]] == [("recovered", 4200)] * 2
+    assert bench.texts("A8")[-1] == "call u1 of east: recovered, late"
+    assert [v.verdict for v in bench.switch.verdicts_told[-2:]] == ["recovered"] * 2
+    events = list(book.own._events.values())
+    assert [(e.uuid, e.verdict, e.gap_ms) for e in events[-2:]] == [
+        ("u2", "recovered", 4200), ("u1", "recovered", 4200),
+    ]  # fmt: skip
+
+
+async def test_e2_an_answer_that_comes_before_the_report_is_done_is_in_it(make: Make) -> None:
+    """Nodes that have not told yet keep it open for up to 3 s."""
+    bench = make()
+    bench.switch.lost = {"u1"}
+    account = bench.work.begin("east", Recover(0, Identity(7, 0, 99), 1, "x", {"dead": 5}))
+    bench.work.settled("east", CallVerdict("u1", "recovered", "late", 900))
+    bench.work.settled("west", CallVerdict("u1", "recovered", "not of this one", 901))
+    bench.work._finish(
+        account, [CallVerdict("u1", "lost", "no answer"), CallVerdict("u2", "lost", "")]
+    )
+    assert [(v.verdict, v.gap_ms) for v in bench.reports.find("last").calls.verdicts] == [
+        ("recovered", 900), ("lost", None),
+    ]  # fmt: skip
+    await asyncio.sleep(0.05)
 
 
 async def test_progress_shows_while_it_runs(make: Make) -> None:

@@ -21,7 +21,7 @@ from haclusterd.sync.lane import REGISTRATIONS
 from haclusterd.sync.outgoing import now_ms
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.store import StandbyStore
-from tests.unit.sync_cluster import NODES, Cluster, call, held, until
+from tests.unit.sync_cluster import NODES, Cluster, call, collected, held, until
 
 ME = Whose("voice1", "b", "boot-1")
 
@@ -73,7 +73,7 @@ async def test_e1_all_agents_renewed_and_the_owner_lost_before_they_meet(cluster
     assert not path.exists()
     assert b.freshness("east").state == "in-sync"
     b.own("east", 2)
-    assert {r.uuid for r in await b.collect("east")} == {f"uuid-{n}" for n in range(50) if n != 7}
+    assert {r.uuid for r in await collected(b)} == {f"uuid-{n}" for n in range(50) if n != 7}
 
 
 async def test_e1_the_next_agent_goes_on_where_the_last_one_was(cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import Limits
 from haclusterd.sync.rpc import RequestFailed
 from haclusterd.sync.transport import MeshConfig
-from tests.unit.sync_cluster import NODES, TIMING, Cluster, call, held, until
+from tests.unit.sync_cluster import NODES, TIMING, Cluster, call, collected, held, until
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ async def test_takeover_keeps_the_lower_epoch_until_settled(cluster: Cluster) ->
     await until(lambda: len(held(b)) == len(held(c)) == 10)
     await cluster.kill("a")
     b.own("east", 2)
-    assert len(await b.collect("east", 200)) == 10
+    assert len(await collected(b, 200)) == 10
     moved = CallRecord("east", "uuid-1", 1, "east", "core-b", "<new/>")
     b.append([moved, Tombstone("east", "uuid-2", 1, "lost")])
     assert await b.wait_acked("east", 3000)
@@ -154,7 +154,7 @@ async def test_takeover_keeps_the_lower_epoch_until_settled(cluster: Cluster) ->
     }
     await cluster.kill("b")
     c.own("east", 3)
-    inherited = {r.uuid: r for r in await c.collect("east")}
+    inherited = {r.uuid: r for r in await collected(c)}
     assert set(inherited) == {f"uuid-{n}" for n in range(10) if n != 2}
     assert inherited["uuid-1"] == moved
     c.append([CallRecord("east", u, 1, "east", "core-c", "<c/>") for u in inherited])
@@ -211,7 +211,7 @@ async def test_collect_fetches_what_only_another_standby_has(cluster: Cluster) -
     await cluster.kill("a")
     b.own("east", 2)
     began = time.perf_counter()
-    records = {r.uuid: r.version for r in await b.collect("east", 500)}
+    records = {r.uuid: r.version for r in await collected(b, 500)}
     assert time.perf_counter() - began < 0.4
     assert records == held(c)
 
@@ -221,7 +221,7 @@ async def test_collect_never_waits_longer_than_told(cluster: Cluster) -> None:
     await until(lambda: "c" in b.mesh.sessions)
     c.mesh.sessions["b"].send = lambda message: None  # type: ignore[method-assign]
     began = time.perf_counter()
-    assert await b.collect("east", 20) == []
+    assert await collected(b, 20) == []
     assert 0.015 < time.perf_counter() - began < 0.15
 
 
@@ -230,13 +230,13 @@ async def test_collect_does_not_wait_for_the_dead(cluster: Cluster) -> None:
     await until(lambda: "c" in b.mesh.sessions)
     c.mesh.sessions["b"].send = lambda message: None  # type: ignore[method-assign]
     began = time.perf_counter()
-    asleep = asyncio.create_task(b.collect("east", 2000))
+    asleep = asyncio.create_task(collected(b, 2000))
     await asyncio.sleep(0.02)
     b.observe({}, ["b"])  # heart's word of the death comes while it is being asked
     assert await asleep == []
-    assert await b.collect("east", 2000) == []  # and before
+    assert await collected(b, 2000) == []  # and before
     b.observe({}, ["b", "c"])
-    assert await b.collect("east", 2000, without=("c",)) == []
+    assert await collected(b, 2000, without=("c",)) == []
     assert time.perf_counter() - began < 1.0
 
 

@@ -214,6 +214,9 @@ def _invite(switch: Switch, profile: SofiaProfile, channel: Channel) -> None:
             _failed(switch, channel, *_FAILURES[failure], answer=None)
         elif 200 <= answer.status < 300:
             _answered(switch, profile, channel, answer, branch, cseq)
+        elif answer.status in (180, 183):
+            _set(channel, _response_variables(channel, answer, cseq))
+            switch.track(channel)
         elif answer.status >= 300:
             _acknowledge(profile, channel, branch, cseq, same_branch=True)
             cause = _REFUSALS.get(answer.status, "NORMAL_TEMPORARY_FAILURE")
@@ -262,18 +265,7 @@ def _answered(
         if contact:
             channel.dialog.target = Uri(address_uri(contact)).text
     _acknowledge(profile, channel, branch, cseq, same_branch=False)
-    host, port = channel.dialog.destination()
-    for name, value in (
-        ("sip_reply_host", host),
-        ("sip_reply_port", str(port)),
-        ("sip_network_ip", host),
-        ("sip_network_port", str(port)),
-        ("sip_to_tag", tag_of(answer.get("to"))),
-        ("sip_from_tag", tag_of(answer.get("from"))),
-        ("sip_cseq", str(cseq)),
-        *_leg_variables(channel, answer),
-    ):
-        channel.set(name, value)
+    _set(channel, _response_variables(channel, answer, cseq))
     stream = channel.stream
     if stream is not None:
         with contextlib.suppress(SipParseError):
@@ -282,9 +274,30 @@ def _answered(
                 stream.remote = (sdp.address, sdp.port)
                 channel.set("remote_media_ip", sdp.address)
                 channel.set("remote_media_port", str(sdp.port))
+                channel.set("remote_audio_media_flow", "sendrecv")
         switch.media.add(stream)
     channel.recovering = False
     switch.track(channel)
+
+
+def _set(channel: Channel, pairs: Pairs) -> None:
+    for name, value in pairs:
+        channel.set(name, value)
+
+
+def _response_variables(channel: Channel, answer: SipMessage, cseq: int) -> Pairs:
+    """What FreeSWITCH takes over from a final answer, and from 180 and 183, too."""
+    host, port = channel.dialog.destination()
+    return [
+        ("sip_reply_host", host),
+        ("sip_reply_port", str(port)),
+        ("sip_network_ip", host),
+        ("sip_network_port", str(port)),
+        ("sip_to_tag", tag_of(answer.get("to"))),
+        ("sip_from_tag", tag_of(answer.get("from"))),
+        ("sip_cseq", str(cseq)),
+        *_leg_variables(channel, answer),
+    ]
 
 
 def _leg_variables(channel: Channel, answer: SipMessage) -> Pairs:
@@ -321,6 +334,7 @@ def _failed(
         ("sip_term_status", str(status)),
         ("proto_specific_hangup_cause", f"sip:{status}"),
         ("sip_term_cause", "102" if cause == "RECOVERY_ON_TIMER_EXPIRE" else "41"),
+        ("sip_hangup_disposition", "recv_refuse"),
     ):
         channel.set(name, value)
     switch.hangup(channel, cause, "recv_refuse")
