@@ -55,7 +55,7 @@ def hash_of(write: Write, text: str, node: str | None = None) -> int:
     return config_hash(config)
 
 
-def test_10_a_file_hashes_as_it_did_before_there_were_younger_keys(write: Write) -> None:
+def test_43_a_file_hashes_as_it_did_before_there_were_younger_keys(write: Write) -> None:
     """Or nodes of two versions take each other's files for others and claim nothing, and no
     version can take over from an older one while it runs."""
     usual = 'limits_port = 7803\nesl_backend = "native"\ncompare = true\npresence = false\n'
