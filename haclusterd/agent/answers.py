@@ -151,6 +151,7 @@ class Answers:
             agent.health.sensors.words(),
             agent.health.known_moves(),
             agent.upkeep.drains.problems,
+            agent.upkeep.awaited.words(),
         )
 
     def _own_sync(self) -> schema.Sync:

@@ -230,6 +230,7 @@ class Agent:
         self.peers = Peers(
             others, replicator, self.answers.word, self.orders.heard, self.comparison
         )
+        self.peers.awaited = self.upkeep.awaited.heard
         await self.peers.start()
         await self.publishing.start(others, replicator)
         self._stops += [self.peers.stop, self.publishing.stop]

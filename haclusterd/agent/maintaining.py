@@ -6,9 +6,10 @@ drained node carries it out (`drains`), whoever goes away meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from haclusterd.agent import drained
+from haclusterd.agent.awaited import Awaited
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
 from haclusterd.agent.schema import PARTLY, USAGE
@@ -28,9 +29,11 @@ class Maintaining:
         operators: Operators,
         orders: Orders,
         view: Callable[[], View],
+        awaited: Awaited,
     ) -> None:
         self._config, self._spec = config, spec
         self._operators, self._orders, self._view = operators, orders, view
+        self._awaited = awaited
 
     async def maintenance(
         self, on: bool, node: str, left_us: int, move_us: int | None, by: str
@@ -59,11 +62,29 @@ class Maintaining:
         )
 
     async def _end(self, node: str, by: str) -> str:
-        done = await self._operators.maintenance(False, node)
-        target = f"{drained.NODE}{node}"
-        if all(drain.target != target for drain in self._orders.drains()):
-            return done
-        return f"{done}; {await self._orders.undrain(target, by)}"
+        target, partly, done = f"{drained.NODE}{node}", False, list[str]()
+        steps: list[Callable[[], Awaitable[str]]] = [lambda: self._out(node, by)]
+        if any(drain.target == target for drain in self._orders.drains()):
+            steps.append(lambda: self._orders.undrain(target, by))
+        for step in steps:
+            try:
+                done.append(await step())
+            except OperatorError as error:
+                if error.code != PARTLY:
+                    raise
+                done.append(str(error))
+                partly = True
+        if partly:
+            raise OperatorError("; ".join(done), PARTLY)
+        return "; ".join(done)
+
+    async def _out(self, node: str, by: str) -> str:
+        try:
+            return await self._operators.maintenance(False, node)
+        except OperatorError:
+            if node == self._view().node or not self._awaited.is_away(node):
+                raise
+        return await self._awaited.end(node, by)
 
     async def drain(self, name: str, left_us: int, by: str) -> str:
         target = drained.target_of(self._spec, name)

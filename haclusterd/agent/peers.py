@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.awaited import AwaitedWord
 from haclusterd.agent.comparison import Comparison, Differences
 from haclusterd.agent.hand_over import Move
 from haclusterd.agent.schema import Report, SensorState, Sync
@@ -42,6 +43,11 @@ class Word(msgspec.Struct, frozen=True):
     sensors: list[SensorState] = []
     moves: list[Move] = []  # by health, of any node, as far as it knows
     stuck: dict[str, str] = {}  # service -> why its drain does not go on
+    awaited: list[AwaitedWord] = []  # orders for nodes that were away
+
+
+async def _left_aside(_words: Sequence[AwaitedWord]) -> None:
+    """Until the daemon says who keeps them."""
 
 
 class Asking(Protocol):
@@ -67,6 +73,7 @@ class Peers:
         self._mesh = mesh
         self._own = own
         self._heard = heard
+        self.awaited: Callable[[Sequence[AwaitedWord]], Awaitable[None]] = _left_aside
         self.words: dict[str, Word] = {}
         self.reports: dict[str, list[Report]] = {}  # those of the lost stay
         self._task: asyncio.Task[None] | None = None
@@ -102,6 +109,7 @@ class Peers:
             word = self.words[node] = msgspec.json.decode(answer, type=Word)
             self.reports[node] = word.reports[-REPORTS_TOLD:]
             await self._heard(word.agreed)
+            await self.awaited(word.awaited)
         except (RequestFailed, msgspec.DecodeError, UnicodeDecodeError):
             self.words.pop(node, None)
             return

@@ -188,7 +188,9 @@ class AgentReplicator(Replicator):
         return "copy" if own is None else "own", [i for i in items.values() if not i.dead]
 
     def take_view(self, view: View) -> None:
-        """What heart sees, as `observe` wants it."""
+        """What heart sees, as `observe` and the mesh want it."""
+        for node in view.nodes:
+            self.mesh.hear(node.id, [link.up for link in node.links])
         self.observe(
             {s.name: (s.owner, s.epoch) for s in view.services if s.owner},
             [n.id for n in view.nodes if n.role not in ("dead", "left")],

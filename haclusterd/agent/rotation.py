@@ -82,6 +82,7 @@ class Rotation:
         self._mesh: Mesh | None = None
         self._lock = asyncio.Lock()
         self._conductor, self._conducted_until = "", 0.0
+        self._taking: set[asyncio.Task[Told]] = set()
         self._kept: Kept | None = None
         self.problem = ""
         try:
@@ -152,7 +153,8 @@ class Rotation:
                 number = ""
             if not number:
                 return await self._begin(me, by)
-            return await self._go_on(me, number, told)
+            begun = next(f"{t.by} had begun" for t in told.values() if t.id == number)
+            return f"{await self._go_on(me, number, told)}; went on with what {begun}"
         finally:
             await self._everywhere(Task(me, OVER))
 
@@ -267,9 +269,14 @@ class Rotation:
 
     async def _asked(self, peer: str, payload: bytes) -> bytes:
         task = msgspec.json.decode(payload, type=Task)
-        if task.conductor and task.conductor.partition("/")[0] != peer:
+        if task.conductor and _node_of(task.conductor) != peer:
             raise ValueError("a conductor speaks for itself")
-        return msgspec.json.encode(await self._take(task))
+        # A conductor that is lost meanwhile ends no step in the middle: disk, heart and what this
+        # node says of itself stay in one phase.
+        taking = asyncio.create_task(self._take(task))
+        self._taking.add(taking)
+        taking.add_done_callback(self._taking.discard)
+        return msgspec.json.encode(await asyncio.shield(taking))
 
     async def _take(self, task: Task) -> Told:
         """Do what a conductor wants; where this node stands, and why it refused."""
@@ -283,13 +290,16 @@ class Rotation:
         if not task.conductor:
             return ""  # it only asks
         now = asyncio.get_running_loop().time()
-        busy = self._conductor not in ("", task.conductor) and now < self._conducted_until
+        # The agent of a node conducts once at a time: another one of the same node has started
+        # anew, and the run before is no more.
+        other = self._conductor != "" and _node_of(self._conductor) != _node_of(task.conductor)
+        busy = other and now < self._conducted_until
         if task.phase == OVER:
-            if not busy:
+            if self._conductor == task.conductor:
                 self._conductor = ""
             return ""
         if busy:
-            who = self._conductor.partition("/")[0]
+            who = _node_of(self._conductor)
             return f"{who} is rotating the keys just now: try again in {CONDUCTED_S:.0f} s"
         self._conductor, self._conducted_until = task.conductor, now + CONDUCTED_S
         return self.problem
@@ -357,6 +367,10 @@ class Rotation:
 
 def _given(number: int, kept: Kept) -> KeysGiven:
     return KeysGiven(number, tuple((k.id, k.secret) for k in files.ring_of(kept).keys))
+
+
+def _node_of(conductor: str) -> str:
+    return conductor.partition("/")[0]
 
 
 def _phase(told: Told, number: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from haclusterd.agent.awaited import Awaited
 from haclusterd.agent.drains import Drains
 from haclusterd.agent.failover import Failover
 from haclusterd.agent.maintaining import Maintaining
@@ -34,14 +35,20 @@ class Upkeep:
             self._newest_view, lambda: agent.services.switch,
             lambda name: agent.services.busy(name) or operators.switching(name), self._own_calls,
         )  # fmt: skip
-        self.maintaining = Maintaining(config, spec, operators, agent.orders, agent.view)
+        self.awaited = Awaited(
+            spec, config.state_dir, operators, agent.history, agent.view,
+            agent.orders.keep_maintenance,
+        )  # fmt: skip
+        self.maintaining = Maintaining(
+            config, spec, operators, agent.orders, agent.view, self.awaited
+        )
         self.failover = Failover(
             spec, operators, agent.history, agent.view, self._force, self._unready
         )
         self.rotation = Rotation(config, operators, agent.history, agent.view)
         operators.voters, operators.is_closed = agent.voters, self.drains.is_closed
         operators.hold, operators.let_go = self.drains.hold, self.drains.let_go
-        operators.keep_maintenance = agent.orders.keep_maintenance
+        operators.keep_maintenance = self.awaited.keep_maintenance
         agent.orders.changed = self.drains.poke
         agent.voters.forbidden = lambda: self.rotation.under_way
 
@@ -57,6 +64,7 @@ class Upkeep:
     def join(self, mesh: AgentReplicator) -> None:
         self.failover.join(mesh)
         self.rotation.join(mesh)
+        self.awaited.join(mesh)
 
     def alarms(self) -> list[Alarm]:
         return self.rotation.alarms()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from haclusterd.agent.schema import PARTLY, RESPONSE_BYTES_MAX
+from haclusterd.agent.schema import PARTLY, RESPONSE_BYTES_MAX, USAGE
 
 CONNECT_S = 2.0
 ANSWER_S = 60.0
@@ -25,6 +25,10 @@ class Refused(Exception):
     def __init__(self, message: str, partly: bool = False) -> None:
         super().__init__(message)
         self.partly = partly
+
+
+class Misused(Refused):
+    """No state of the cluster could grant it: words that do not belong together, unknown names."""
 
 
 class Client:
@@ -97,6 +101,8 @@ def _result(line: bytes) -> Any:
         if answer["ok"]:
             return answer["result"]
         error = answer["error"]
+        if error["code"] == USAGE:
+            raise Misused(str(error["message"]))
         raise Refused(str(error["message"]), error["code"] == PARTLY)
     except (ValueError, KeyError, TypeError):
         raise NotReachable("what answers there is no haclusterd of this version") from None

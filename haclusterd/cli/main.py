@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from haclusterd.cli.client import NotReachable, Refused
+    from haclusterd.cli.client import Misused, NotReachable, Refused
 
     try:
         if arguments.command in _REMOTE or _asks_the_daemon(arguments):
@@ -95,6 +95,9 @@ def _run(arguments: argparse.Namespace) -> int:
     except NotReachable as error:
         complain(str(error))
         return UNREACHABLE
+    except Misused as error:
+        complain(str(error))
+        return USAGE
     except Refused as error:
         complain(str(error))
         return PARTLY if error.partly else FAILED

@@ -49,7 +49,7 @@ _DAEMON_EXIT: Pairs = (
 CONTROL_EXIT: Pairs = (
     ("0", "Done."),
     ("1", "Refused or failed; the reason is on standard error."),
-    ("2", "Wrong usage."),
+    ("2", "Wrong usage: words that do not belong together, or the name of nothing there is."),
     ("3", "The daemon is not reachable."),
     ("4", "Done in part."),
 )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from haclusterd.cli.client import Refused
+from haclusterd.cli.client import Misused, Refused
 
 _QUESTION = """Is {node} really dead, and will it stay off until it can hear the other nodes?
 If it still runs somewhere, or is started where it cannot hear them, two nodes may serve one address
@@ -26,9 +26,9 @@ def ordered(arguments: argparse.Namespace) -> Order:
 
 
 def target(arguments: argparse.Namespace) -> str:
-    """`--to`; empty where it was left out. Refused where it names nothing."""
+    """`--to`; empty where it was left out. Misused where it names nothing."""
     if arguments.to == "":
-        raise Refused("--to is empty: name a node, or leave it out for the first in line", False)
+        raise Misused("--to is empty: name a node, or leave it out for the first in line")
     return arguments.to or ""
 
 
@@ -41,7 +41,7 @@ def _maintenance(arguments: argparse.Namespace) -> Order:
     on = arguments.state == "on"
     if not on and (arguments.for_s or arguments.drain_s):
         option = "--for" if arguments.for_s else "--drain"
-        raise Refused(f"{option} belongs to `maintenance on`", False)
+        raise Misused(f"{option} belongs to `maintenance on`")
     params = {"on": on, "node": arguments.on_node or "", **_timed(arguments), "by": user()}
     if arguments.drain_s is not None:
         params["drain_s"] = arguments.drain_s
@@ -53,10 +53,10 @@ def _drain(arguments: argparse.Namespace) -> Order:
     off = words[0] == "off"
     if off:
         if arguments.for_s:
-            raise Refused("--for belongs to `drain SERVICE|NODE`", False)
+            raise Misused("--for belongs to `drain SERVICE|NODE`")
         words = words[1:]
     if len(words) != 1:
-        raise Refused("name one service or node: `drain east`, `drain off east`", False)
+        raise Misused("name one service or node: `drain east`, `drain off east`")
     if off:
         return "undrain", {"target": words[0], "by": user()}
     return "drain", {"target": words[0], **_timed(arguments), "by": user()}
@@ -70,7 +70,7 @@ def _node(arguments: argparse.Namespace) -> Order:
     if arguments.action == "unmark":
         return "unmark", {"node": arguments.id, "by": user()}
     if not arguments.verified_by:
-        raise Refused("say who has verified that it is dead: --verified-by NAME", False)
+        raise Misused("say who has verified that it is dead: --verified-by NAME")
     if not arguments.yes:
         confirm(arguments.id, _QUESTION.format(node=arguments.id))
     return "mark_dead", {"node": arguments.id, "verified_by": arguments.verified_by}

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from haclusterd import __version__
-from haclusterd.cli.client import Client, Refused
+from haclusterd.cli.client import Client, Misused, Refused
 from haclusterd.cli.main import DONE, FAILED
 from haclusterd.cli.show import Part, Table, show
 from haclusterd.core.model import ClusterSpec
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
 
 def _trace(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
     if arguments.action == "list" and arguments.file is not None:
-        raise Refused("`trace list` takes no file")
+        raise Misused("`trace list` takes no file")
     client = Client(socket())
     if arguments.action == "list":
         found = client.ask("trace_list")
@@ -175,7 +175,7 @@ def _replayed(trace: Trace, outcome: Outcome) -> list[Part]:
 
 def _simulate(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
     if not (arguments.fail or arguments.fail_freeswitch or arguments.stop or arguments.cut):
-        raise Refused("say what shall fail: --fail NODE, --fail-freeswitch NODE, --stop NODE, "
+        raise Misused("say what shall fail: --fail NODE, --fail-freeswitch NODE, --stop NODE, "
                       "--cut nic1")  # fmt: skip
     if arguments.trace is not None:
         trace = _read(arguments.trace)
@@ -189,7 +189,7 @@ def _simulate(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
 
 
 def _failure(arguments: argparse.Namespace, spec: ClusterSpec) -> Failure:
-    """Names to indices. Raises Refused with all that are unknown."""
+    """Names to indices. Raises Misused with all that are unknown."""
     nodes = {node.id: n for n, node in enumerate(spec.nodes)}
     links = {f"nic{n + 1}": n for n in range(spec.links)}
     asked = {*arguments.fail, *arguments.fail_freeswitch, *arguments.stop}
@@ -201,7 +201,7 @@ def _failure(arguments: argparse.Namespace, spec: ClusterSpec) -> Failure:
         unknown = ", ".join(sorted(set(arguments.cut) - set(links)))
         wrong.append(f"there is no heartbeat NIC {unknown}; known: {', '.join(links)}")
     if wrong:
-        raise Refused("\n".join(wrong))
+        raise Misused("\n".join(wrong))
 
     def indices(names: Sequence[str]) -> tuple[int, ...]:
         return tuple(sorted({nodes[name] for name in names}))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.cli import tables
-from haclusterd.cli.client import Client, NotReachable, Refused
+from haclusterd.cli.client import Client, Misused, NotReachable, Refused
 from haclusterd.cli.ordered import confirm, ordered, target, user
 from haclusterd.cli.show import Part, clean, show
 from haclusterd.core.text import printable
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, socket: Path) -> int:
         _print(_failover(client, arguments), _text, arguments.json)
     elif command == "keys" and arguments.action == "status":
         if arguments.abort:
-            raise Refused("--abort belongs to `keys rotate`")
+            raise Misused("--abort belongs to `keys rotate`")
         _print(client.ask("keys_status"), tables.keys, arguments.json)
     elif command == "hand-over":
         _print(_hand_over(client, arguments.within), _text, arguments.json)
@@ -101,7 +101,7 @@ def _export(client: Client, arguments: argparse.Namespace) -> None:
     from haclusterd.cli import upstream
 
     if arguments.form == "dns" and not arguments.domain:
-        raise Refused("dns needs the domain of the records: --domain voice.example.org")
+        raise Misused("dns needs the domain of the records: --domain voice.example.org")
     status = client.ask("status")
     wanted = upstream.Wanted(
         arguments.port,

@@ -306,8 +306,9 @@ def _cluster_document(cluster: _Cluster, quorum: Quorum) -> sections.Document:
         "preset": cluster.preset,
         "quorum": quorum.value,
         "last_resort": cluster.last_resort,
-        "relinquish": cluster.relinquish,
     }
+    if cluster.relinquish:
+        document["relinquish"] = True
     if cluster.maintenance_service:
         document["maintenance_service"] = cluster.maintenance_service
     # The first revision means what a file without the key always meant, to older versions as well:

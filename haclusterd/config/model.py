@@ -261,6 +261,7 @@ def effective(config: Config) -> dict[str, Any]:
     shown: dict[str, Any] = json.loads(json.dumps(config.document))
     shown["cluster"]["key_file"] = str(config.key_file)
     shown["cluster"]["revision"] = config.revision
+    shown["cluster"]["relinquish"] = config.relinquish
     shown["api"]["socket"] = str(config.api.socket)
     if config.freeswitch is not None:
         used = dataclasses.asdict(config.freeswitch)

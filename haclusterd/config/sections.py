@@ -23,6 +23,9 @@ ADDRESSES_MAX = PROFILES_MAX = 64  # of one service
 HOSTS_MAX = 32
 PREFIX_MIN = {4: 8, 6: 16}  # a shorter one would route much of the internet to the NIC
 # The kernel takes nearly everything; what it takes and nobody uses would need quoting elsewhere.
+_FREESWITCH_YOUNGER: Document = {
+    "limits_port": 7803, "esl_backend": "native", "compare": True, "presence": False,
+}  # fmt: skip
 _NIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@+-]{1,15}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
@@ -53,6 +56,15 @@ def read_timing(section: Section, preset: str) -> dict[str, int]:
     return times
 
 
+def changed(younger: Document, usual: Document) -> Document:
+    """Of keys that the first version did not know: those that say something else than it did.
+
+    A file without them has to mean, and to hash, what it always meant: nodes of two versions would
+    refuse each other's claims in a rolling upgrade, and an upgrade the running configuration.
+    """
+    return {key: value for key, value in younger.items() if value != usual[key]}
+
+
 def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]:
     host = section.text("esl_host", "127.0.0.1", "an address or host name")
     if not is_host(host):
@@ -63,10 +75,11 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
     db, db_path = read_path(section, "core_db", base, "/var/lib/freeswitch/db/core.db")
     pid, pid_path = read_path(section, "pid_file", base, "/run/freeswitch/freeswitch.pid")
     command = section.texts("start_command", [], "a command and its words")
-    limits = section.integer("limits_port", 7803, 0, 65535)
-    backend = section.choice("esl_backend", list(ESL_BACKENDS), "native")
-    compare = section.flag("compare", True)
-    presence = section.flag("presence", False)
+    usual = _FREESWITCH_YOUNGER
+    limits = section.integer("limits_port", usual["limits_port"], 0, 65535)
+    backend = section.choice("esl_backend", list(ESL_BACKENDS), usual["esl_backend"])
+    compare = section.flag("compare", usual["compare"])
+    presence = section.flag("presence", usual["presence"])
     section.finish()
     found = FreeSwitch(
         host, port, password_path, db_path, pid_path, tuple(command), limits, backend, compare,
@@ -79,11 +92,11 @@ def read_freeswitch(section: Section, base: Path) -> tuple[FreeSwitch, Document]
         "core_db": db,
         "pid_file": pid,
         "start_command": command,
-        "limits_port": limits,
-        "esl_backend": backend,
-        "compare": compare,
     }
-    return found, written | ({"presence": True} if presence else {})
+    younger: Document = {
+        "limits_port": limits, "esl_backend": backend, "compare": compare, "presence": presence,
+    }  # fmt: skip
+    return found, written | changed(younger, _FREESWITCH_YOUNGER)
 
 
 def read_api(section: Section, base: Path) -> tuple[Api, Document]:

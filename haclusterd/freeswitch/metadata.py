@@ -20,7 +20,7 @@ VARIABLE_BYTES_MAX = 8 * 1024
 # a quote takes the next word along and a backslash stands for another sign: no command would find
 # the call, and one that is up would be called lost.
 _UUID = re.compile(r"[!-&(-\[\]-~]{1,255}\Z")
-_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _ANSWERED = re.compile(r"<answered_time>(\d{1,19})</answered_time>")
 _APPLICATION = re.compile(r"<application\b([^<>]*)>")
 _ATTRIBUTE = re.compile(r'(app_name|app_data|last_executed)="([^"]*)"')
@@ -90,7 +90,7 @@ def variable(xml: str, name: str) -> str:
 
 def set_variable(xml: str, name: str, value: str) -> str:
     """The document with one channel variable set to `value`, replacing earlier values."""
-    if not _VARIABLE_NAME.match(name):
+    if not VARIABLE_NAME.match(name):
         raise MetadataError(f"not a channel variable name: {name[:40]!r}")
     xml = without_variable(xml, name)
     start, end = _variables_span(xml)

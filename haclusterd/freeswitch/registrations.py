@@ -31,11 +31,11 @@ _URI = re.compile(
     rf"(?::(?P<port>[0-9]{{1,5}}))?(?P<rest>{_PARAMETERS.pattern})"
 )
 _CONTACT = re.compile(r'(?:"(?P<display>[^"\\]{0,120})"\s*)?<(?P<uri>[^<>"]+)>')
-_CALL_ID = re.compile(r"[A-Za-z0-9_.!~*+=%@:/?()\[\]{}-]{1,255}")
+CALL_ID = re.compile(r"[A-Za-z0-9_.!~*+=%@:/?()\[\]{}-]{1,255}")
 _STATUS = re.compile(r"Registered(?:\([A-Za-z-]{1,20}\))?")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _NAME = re.compile(r"[A-Za-z0-9_.@!~*+=%&:-]{0,255}")
-_HOSTS = re.compile(r"[A-Za-z0-9_.,:\[\]/ -]{0,255}")
+HOSTS = re.compile(r"[A-Za-z0-9_.,:\[\]/ -]{0,255}")
 # What ends or begins something in SQL, ESL, XML or a dial string.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\"'`\\<>{}|^$,]")
 
@@ -140,10 +140,10 @@ def check(record: Registration) -> Uri:
     _demand("user", record.user, _USER)
     for name, value in (("host", record.host), ("sub_host", record.sub_host or record.host)):
         _demand(name, value, _HOST)
-    _demand("call-id", record.call_id, _CALL_ID)
+    _demand("call-id", record.call_id, CALL_ID)
     _demand("status", record.status, _STATUS)
     _demand("rpid", record.rpid, _WORD)
-    _demand("presence hosts", record.presence_hosts, _HOSTS)
+    _demand("presence hosts", record.presence_hosts, HOSTS)
     _demand("profile", record.profile, re.compile(r"[A-Za-z0-9_.-]{1,64}"))
     for name in ("server_user", "username", "realm", "mwi_user", "mwi_host"):
         _demand(name, getattr(record, name), _NAME)

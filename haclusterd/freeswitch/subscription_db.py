@@ -14,21 +14,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from .registrations import CONTACT_MAX, TEXT_MAX, Refused, contact_uri, harmless
+from .registrations import CALL_ID, CONTACT_MAX, HOSTS, TEXT_MAX, Refused, contact_uri, harmless
 
 BUSY_MS = 2000
 ROWS_MAX = 1000  # of one profile
 
 _DIALOGUE = re.compile(
     r'(?:"[^"\\<>]{0,80}"\s*)?<sips?:[A-Za-z0-9_.!~*+=&/@:;\[\]-]{1,200}>'
-    r"(?:;tag=[A-Za-z0-9_.!~*+-]{1,80}){1,2}\Z"
+    r"(?:;tag=[A-Za-z0-9_.!~*+-]{1,80}){1,2}"
 )
-_CALL_ID = re.compile(r"[A-Za-z0-9_.!~*+=%@:/?()\[\]{}-]{1,255}\Z")
-_WORD = re.compile(r"[A-Za-z0-9_.+*/;=, -]{0,255}\Z")
-_USER = re.compile(r"[A-Za-z0-9_.!~*+=&/-]{1,120}\Z")
-_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}\Z")
-_HOSTS = re.compile(r"[A-Za-z0-9_.,:\[\]/ -]{0,255}\Z")
-_PORT = re.compile(r"[0-9]{0,5}\Z")
+_WORD = re.compile(r"[A-Za-z0-9_.+*/;=, -]{0,255}")
+_USER = re.compile(r"[A-Za-z0-9_.!~*+=&/-]{1,120}")
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
+_PORT = re.compile(r"[0-9]{0,5}")
 
 
 class Subscription(NamedTuple):
@@ -61,7 +59,7 @@ _NUMBERS = ("expires", "version")
 _FORMS = {
     "proto": _WORD, "event": _WORD, "accept": _WORD, "orig_proto": _WORD, "network_ip": _HOST,
     "sip_user": _USER, "sub_to_user": _USER, "sip_host": _HOST, "sub_to_host": _HOST,
-    "presence_hosts": _HOSTS, "call_id": _CALL_ID, "network_port": _PORT,
+    "presence_hosts": HOSTS, "call_id": CALL_ID, "network_port": _PORT,
     "full_from": _DIALOGUE, "full_to": _DIALOGUE,
 }  # fmt: skip
 
@@ -70,7 +68,7 @@ def check(row: Subscription) -> Subscription:
     """A row that may travel, its free texts made harmless. Raises registrations.Refused."""
     for name, form in _FORMS.items():
         value = getattr(row, name)
-        if not isinstance(value, str) or not form.match(value):
+        if not isinstance(value, str) or not form.fullmatch(value):
             raise Refused(f"{name} is not as it has to be: {str(value)[:40]!a}")
     for name in ("contact", "full_via", "user_agent", "profile_name"):
         if not isinstance(getattr(row, name), str):

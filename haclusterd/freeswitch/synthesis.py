@@ -7,7 +7,6 @@ unbridged call goes on at its present application and ends after it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +18,6 @@ from . import metadata
 
 DUMP_CHARACTERS_MAX = 256 * 1024
 _VARIABLE = "variable_"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _CAPS = "1=1;2=1;3=1;4=1;5=1;6=1;8=1;9=1;10=1"
 _PROFILE = {
     "username": "Caller-Username",
@@ -63,7 +61,7 @@ def document(dump: Mapping[str, str]) -> str:
     variables = {
         name.removeprefix(_VARIABLE): value
         for name, value in dump.items()
-        if name.startswith(_VARIABLE) and _NAME.match(name.removeprefix(_VARIABLE))
+        if name.startswith(_VARIABLE) and metadata.VARIABLE_NAME.match(name.removeprefix(_VARIABLE))
     }
     partner = variables.get("signal_bond") or variables.get("originate_signal_bond")
     flags = ["1=1"]

@@ -30,6 +30,7 @@ _BACKOFF_US = (200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
 _SETTLED_US = 10_000_000  # an agent that lived this long starts the backoff anew
 SILENT_US = 3_000_000
 _HUNG_US = 15_000_000
+_MUTE_DOUBLINGS_MAX = 3  # an agent that never says a word has two minutes at last
 _HUNG_RECOVERING_US = 5_000_000  # calls wait for it; a new agent takes a second
 
 _decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
@@ -69,6 +70,7 @@ class AgentLink:
         self._heard_us = 0
         self._next_start_us = 0
         self._failures = 0
+        self._mute = 0  # agents in a row that were killed before their first word
 
     @property
     def pid(self) -> int:
@@ -89,7 +91,9 @@ class AgentLink:
         """How long the agent may say nothing. One that is still starting has nothing to say."""
         waited_for = any(isinstance(told, Recover) for told in self._recovering.values())
         spoke = self._heard_us > self._started_us
-        return _HUNG_RECOVERING_US if waited_for and spoke else _HUNG_US
+        if not spoke:  # on a machine without time for it, another one would not be faster
+            return _HUNG_US << min(self._mute, _MUTE_DOUBLINGS_MAX)
+        return _HUNG_RECOVERING_US if waited_for else _HUNG_US
 
     def look_after(self, now_us: int) -> bool:
         """Start the agent if it is time, or judge its silence. True: it was started just now."""
@@ -103,6 +107,7 @@ class AgentLink:
             self._say(f"the agent (pid {self.pid}) has said nothing for {silent_us // 10**6} s")
         if silent_us >= self._patience_us():
             self._say(f"the agent (pid {self.pid}) is hung and is killed")
+            self._mute += self._heard_us == self._started_us
             self._heard_us = now_us  # its pidfd tells when it is gone
             self._process.kill()
         return False
@@ -231,7 +236,7 @@ class AgentLink:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self.counters.malformed += 1
                 continue
-            self._heard_us = now_us
+            self._heard_us, self._mute = now_us, 0
             self.up = True
             if isinstance(message, RecoveryEnded):
                 self._settle(message)

@@ -265,7 +265,8 @@ class Laboratory:
 
 def does_its_part(entry: dict[str, Any]) -> bool:
     """A node of `status`: it serves or stands by; of a witness, it lives and votes."""
-    return entry["role"] in _READY_ROLES or (entry["witness"] and entry["role"] == "maintenance")
+    witness = bool(entry.get("witness"))  # older versions say nothing of it
+    return entry["role"] in _READY_ROLES or (witness and entry["role"] == "maintenance")
 
 
 def settle(seconds: float) -> None:

@@ -32,6 +32,8 @@ class Outgoing:
     def ready(self, session: Session) -> None:
         """A peer connected: offer it all own streams."""
         self._left.setdefault(session.peer, {})
+        for old in [s for s in self._cursors if s.peer == session.peer]:
+            self.lost(old)  # it is replaced: its end will be heard of soon
         self._cursors[session] = {}
         for own in self._logs.values():
             self._offer(session, own)
@@ -123,7 +125,7 @@ class Outgoing:
                 late = 0 <= cursor.acked < cursor.log.kept_from and not cursor.syncing
                 if late or self._fell_out(session.peer, cursor.log, cursor):
                     self._overflowed.add((session.peer, stream.service))
-                elif self._state(cursor, at_ms)[0] == "in-sync":
+                elif self._state(session.peer, cursor, at_ms)[0] == "in-sync":
                     self._overflowed.discard((session.peer, stream.service))
                     self._left[session.peer].pop(stream, None)
         for peer, left in self._left.items():
@@ -140,7 +142,7 @@ class Outgoing:
 
     def _row(self, peer: str, cursor: Cursor, at_ms: int) -> OutgoingStatus:
         own = cursor.log
-        state, lag_ms = self._state(cursor, at_ms)
+        state, lag_ms = self._state(peer, cursor, at_ms)
         want = have = own.items.live
         eta_ms = None
         if cursor.syncing:
@@ -155,12 +157,17 @@ class Outgoing:
             (peer, own.stream.service) in self._overflowed, own.items.digest(),
         )  # fmt: skip
 
-    def _state(self, cursor: Cursor, at_ms: int) -> tuple[str, int]:
-        """The state of a peer's copy, and the age of the oldest change it has not acknowledged."""
-        own = cursor.log
+    def _state(self, peer: str, cursor: Cursor, at_ms: int) -> tuple[str, int]:
+        """The state of a peer's copy, and the age of the oldest change it has not acknowledged.
+
+        One that has not answered yet has what it had when it went: it changes connections.
+        """
+        own, acked = cursor.log, cursor.acked
+        if cursor.sent is None:
+            acked = self._left.get(peer, {}).get(own.stream, acked)
         lag_ms = 0
-        if cursor.acked < own.head:
-            since_ms = own.logged_ms(max(1, cursor.acked + 1))
+        if acked < own.head:
+            since_ms = own.logged_ms(max(1, acked + 1))
             lag_ms = self._lag_ms_max + 1 if since_ms is None else at_ms - since_ms
         state = "in-sync"
         if cursor.sent is None:

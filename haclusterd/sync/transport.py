@@ -1,7 +1,7 @@
 """The mesh of connections between agents: listen on every link, dial, authenticate, dial again.
 
-Of each pair the node with the lower id dials, from its own address of the link to the peer's,
-link after link when one is dead. Both sides show certificates of the cluster's CA (TLS 1.3); a
+Of each pair the node with the lower id dials, from its own address of the link to the peer's; over
+which link is in `dialling`. Both sides show certificates of the cluster's CA (TLS 1.3); a
 certificate must name a configured node. Segments are kept small so that a path that loses large
 packets (scenario 50) still carries a snapshot.
 """
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from haclusterd.sync.dialling import Dialler
 from haclusterd.sync.session import Session, SessionOwner, SyncTiming
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Mesh:
         self._shaking: Counter[str] = Counter()
         self._listeners: list[socket.socket] = []
         self._all: set[Session] = set()
+        self._diallers: dict[str, Dialler] = {}
 
     async def start(self) -> None:
         """Listen on every own link and dial. Raises SyncError, e.g. where the port is taken."""
@@ -115,7 +117,8 @@ class Mesh:
             self._spawn(self._accept(listener))
         for peer in self.config.links:
             if own < peer:
-                self._spawn(self._dial_for_ever(peer))
+                self._diallers[peer] = self._dialler(peer)
+                self._spawn(self._diallers[peer].run())
 
     async def stop(self) -> None:
         """Close everything and wait for it."""
@@ -134,6 +137,12 @@ class Mesh:
         """Read the key material again; sessions that are up stay. Raises SyncError."""
         self._server_tls = tls_context(self.config.identity, server=True)
         self._client_tls = tls_context(self.config.identity, server=False)
+
+    def hear(self, peer: str, up: Sequence[bool]) -> None:
+        """Heart's word on the links to a peer: which of them carry beats both ways."""
+        dialler = self._diallers.get(peer)
+        if dialler is not None:
+            dialler.heard.hear(up)
 
     def adopt(self, session: Session) -> None:
         """A session is ready: it replaces an older one with the same peer."""
@@ -221,25 +230,12 @@ class Mesh:
 
     # -- dialling --
 
-    async def _dial_for_ever(self, peer: str) -> None:
-        timing = self.config.timing
-        loop = asyncio.get_running_loop()
-        backoff_ms = timing.backoff_ms_min
-        link = 0
-        while True:
-            began = loop.time()
-            links = self.config.links[peer]
-            for attempt in range(len(links)):
-                session = await self._dial(peer, (link + attempt) % len(links))
-                if session is not None:
-                    link = (link + attempt) % len(links)
-                    await session.closed
-                    link = (link + 1) % len(links)
-                    break
-            if loop.time() - began > 5:
-                backoff_ms = timing.backoff_ms_min
-            await asyncio.sleep(backoff_ms * random.uniform(0.5, 1.0) / 1000)
-            backoff_ms = min(2 * backoff_ms, timing.backoff_ms_max)
+    def _dialler(self, peer: str) -> Dialler:
+        def moved() -> None:
+            self.counters["moved"] += 1
+
+        links = len(self.config.links[peer])
+        return Dialler(peer, links, self.config.timing, partial(self._dial, peer), moved)
 
     async def _dial(self, peer: str, link: int) -> Session | None:
         """One attempt over one link; None (and a counter) if it did not end in a session."""

@@ -201,7 +201,7 @@ def test_parameters_reach_the_daemon(
     ]
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [("refused", 1), ("usage", 1), ("partly", 4)])
+@pytest.mark.parametrize(("code", "exit_code"), [("refused", 1), ("usage", 2), ("partly", 4)])
 def test_refusals(daemon: FakeDaemon, capsys: Printed, code: str, exit_code: int) -> None:
     daemon.refuse = {"code": code, "message": "fs-b is not ready"}
     assert main(["switchover", "east"]) == exit_code
@@ -389,6 +389,6 @@ def test_words_of_others_never_command_the_terminal(
 
 def test_an_empty_target_is_no_target(daemon: FakeDaemon, capsys: Printed) -> None:
     """A script with an unset variable must not move anything."""
-    assert main(["switchover", "east", "--to", ""]) == 1
+    assert main(["switchover", "east", "--to", ""]) == 2
     assert "--to is empty" in capsys.readouterr().err
     assert daemon.requests == []

@@ -31,7 +31,7 @@ def test_completion_is_printed_for_both_shells(capsys: Printed) -> None:
 
 def test_an_export_is_written_as_it_is_wanted(daemon: FakeDaemon, capsys: Printed) -> None:
     words = ["export", "upstream", "--format", "dns", "--transport", "tcp", "--order", "priority"]
-    assert main(words) == 1
+    assert main(words) == 2
     assert "--domain voice.example.org" in capsys.readouterr().err
     assert main([*words, "--domain", "voice.example.org", "--port", "5070"]) == 0
     assert "_sip._tcp.voice.example.org. 300 IN SRV 10 10 5070 east" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_ml18_marking_a_node_dead_asks_on_a_terminal(
     monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert main(words) == 1
     assert "nothing was done" in capsys.readouterr().err
-    assert main(words[:3]) == 1
+    assert main(words[:3]) == 2
     assert "--verified-by NAME" in capsys.readouterr().err
     assert daemon.requests == []
     monkeypatch.setattr(sys, "stdin", Terminal("fs-c\n"))
@@ -62,7 +62,7 @@ def test_a_time_that_is_none_is_a_usage_error(daemon: FakeDaemon, time: str) -> 
     with pytest.raises(SystemExit) as caught:
         main(["pause", "--for", time])
     assert caught.value.code == 2
-    assert main(["maintenance", "off", "--for", "5m"]) == 1
+    assert main(["maintenance", "off", "--for", "5m"]) == 2
 
 
 def test_a_witness_is_shown_as_one(

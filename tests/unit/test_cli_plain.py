@@ -64,7 +64,8 @@ def test_an_export_that_nobody_could_read_is_refused(
 
 
 def test_a_failover_to_nobody_is_refused(daemon: FakeDaemon, capsys: Printed) -> None:
-    assert "--to is empty" in said(capsys, ["failover", "east", "--to", "", "--yes"])
+    assert main(["failover", "east", "--to", "", "--yes"]) == 2
+    assert "--to is empty" in capsys.readouterr().err
     assert daemon.requests == []
 
 

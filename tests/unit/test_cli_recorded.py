@@ -68,7 +68,7 @@ def test_save_and_list(
     assert "owner" in capsys.readouterr().out
     assert main(["trace", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [saved]
-    assert main(["trace", "list", "FILE"]) == 1
+    assert main(["trace", "list", "FILE"]) == 2
 
 
 def test_a_file_of_ones_own_is_written_by_oneself(
@@ -197,11 +197,11 @@ def test_simulate_names_all_that_is_unknown_and_what_is_known(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed, calm: bytes
 ) -> None:
     monkeypatch.setitem(ANSWERS, "trace", content(calm))
-    assert main(["simulate", "--fail", "n0,n9", "--stop", "x", "--cut", "nic7"]) == 1
+    assert main(["simulate", "--fail", "n0,n9", "--stop", "x", "--cut", "nic7"]) == 2
     error = capsys.readouterr().err
     assert "there is no node n9, x; known: n0, n1, n2, n3" in error
     assert "there is no heartbeat NIC nic7; known: nic1, nic2" in error
-    assert main(["simulate"]) == 1
+    assert main(["simulate"]) == 2
     assert "say what shall fail" in capsys.readouterr().err
 
 

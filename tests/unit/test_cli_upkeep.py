@@ -75,7 +75,7 @@ def test_b7_orders_reach_the_daemon(daemon: FakeDaemon) -> None:
 def test_wrong_use_is_refused_before_the_daemon_is_asked(
     daemon: FakeDaemon, capsys: Printed, words: list[str], text: str
 ) -> None:
-    assert main(words) == 1
+    assert main(words) == 2
     assert text in capsys.readouterr().err
     assert daemon.requests == []
 

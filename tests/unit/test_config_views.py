@@ -55,6 +55,22 @@ def hash_of(write: Write, text: str, node: str | None = None) -> int:
     return config_hash(config)
 
 
+def test_43_a_file_hashes_as_it_did_before_there_were_younger_keys(write: Write) -> None:
+    """Or nodes of two versions take each other's files for others and claim nothing, and no
+    version can take over from an older one while it runs."""
+    usual = 'limits_port = 7803\nesl_backend = "native"\ncompare = true\npresence = false\n'
+    spelt = GOOD.replace("[sync]", f"{usual}[sync]").replace(
+        "[timing]", "relinquish = false\n[timing]"
+    )
+    for text in (GOOD, spelt):
+        assert hash_of(write, text) == 0x3FC749BC, "as version 1 of the wire had it"
+    for key, other in (("limits_port", "0"), ("compare", "false"), ("presence", "true")):
+        changed_one = GOOD.replace("[sync]", f"{key} = {other}\n[sync]")
+        assert hash_of(write, changed_one) != 0x3FC749BC, key
+    spared = GOOD.replace("[timing]", "relinquish = true\n[timing]")
+    assert hash_of(write, spared) != 0x3FC749BC
+
+
 def test_the_hash_is_of_the_meaning(write: Write) -> None:
     base = hash_of(write, GOOD)
     assert 0 <= base < 1 << 32

@@ -144,6 +144,34 @@ def test_calls_do_not_wait_long_for_an_agent_that_froze(link: AgentLink) -> None
     assert select.select([link.pidfd], [], [], 10)[0]
 
 
+def test_one_that_starts_too_slowly_is_given_longer_each_time(link: AgentLink) -> None:
+    """Where the machine has no time for it, killing it for its silence would go on for ever."""
+    now_us, patience = 0, []
+    for _ in range(5):
+        assert link.look_after(now_us)
+        patience.append((link.due_us() - now_us) // 10**6)
+        assert not link.look_after(link.due_us() - 1)
+        assert not select.select([link.pidfd], [], [], 0)[0]
+        now_us = link.due_us()
+        link.look_after(now_us)
+        assert select.select([link.pidfd], [], [], 10)[0]
+        link.ended(now_us)
+        now_us = link.due_us()
+    assert patience == [15, 30, 60, 120, 120]
+    assert link.look_after(now_us)
+    assert link._socket is not None
+    link._socket.send(msgspec.msgpack.encode(REPORT))
+    while not link.up:
+        assert select.select([link], [], [], 10)[0]
+        link.receive(now_us)
+    os.kill(link.pid, 9)
+    assert select.select([link.pidfd], [], [], 10)[0]
+    link.ended(now_us + 1)
+    now_us = link.due_us()
+    assert link.look_after(now_us)
+    assert link.due_us() - now_us == 15_000_000, "it had spoken"
+
+
 def test_an_agent_that_does_not_read_costs_bounded_memory() -> None:
     link = AgentLink([sys.executable, "-c", "import time; time.sleep(60)"], lambda text: None)
     assert link.look_after(0)

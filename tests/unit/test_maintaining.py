@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from haclusterd.agent.awaited import Awaited
 from haclusterd.agent.history import History
 from haclusterd.agent.maintaining import Maintaining
 from haclusterd.agent.operators import OperatorError, Operators
@@ -37,8 +38,12 @@ class Ordered:
         self.operators = Operators(spec(), History(), lambda: self.view, self.send)
         self.orders = Orders(spec(), folder, lambda: self.view, self.operators.ask, self.send)
         self.operators.keep_maintenance = self.orders.keep_maintenance
+        awaited = Awaited(
+            spec(), folder, self.operators, History(), lambda: self.view,
+            self.orders.keep_maintenance,
+        )  # fmt: skip
         self.maintaining = Maintaining(
-            self.config, spec(), self.operators, self.orders, lambda: self.view
+            self.config, spec(), self.operators, self.orders, lambda: self.view, awaited
         )
 
     def send(self, message: FromAgent) -> None:

@@ -5,6 +5,7 @@ Three nodes with folders of their own and a mesh that can lose any of them at an
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -85,6 +86,8 @@ class Host:
 
     async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
         self.cluster.asked += 1
+        if self.cluster.asked == self.cluster.dies_at:
+            await asyncio.sleep(60)
         if node in self.cluster.away or self.cluster.asked == self.cluster.fails_at:
             raise RequestFailed("the connection was lost")
         return await self.cluster.hosts[node].methods[method](self.config.node.id, payload)
@@ -103,7 +106,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.hosts: dict[str, Host] = {}
         self.away: set[str] = set()
-        self.asked, self.fails_at = 0, -1
+        self.asked, self.fails_at, self.dies_at = 0, -1, -1
         first = folder / "fs-a"
         first.mkdir()
         west = '[[service]]\nname = "west"\naddresses = ["203.0.113.11/24 dev eth0"]\n'
