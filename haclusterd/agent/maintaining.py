@@ -63,7 +63,10 @@ class Maintaining:
         target = f"{drained.NODE}{node}"
         if all(drain.target != target for drain in self._orders.drains()):
             return done
-        return f"{done}; {await self._orders.undrain(target, by)}"
+        try:
+            return f"{done}; {await self._orders.undrain(target, by)}"
+        except OperatorError as error:
+            raise OperatorError(f"{done}, but: {error}", PARTLY) from None
 
     async def drain(self, name: str, left_us: int, by: str) -> str:
         target = drained.target_of(self._spec, name)
