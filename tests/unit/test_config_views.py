@@ -50,6 +50,12 @@ def test_the_kernels_addresses_are_asked(write: Write, monkeypatch: pytest.Monke
     assert load(write(GOOD)).node.id == "fs-b"
 
 
+def test_a_nic_that_goes_while_they_are_asked_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    nics = identity.netifaces.interfaces()
+    monkeypatch.setattr(identity.netifaces, "interfaces", lambda: ["veth-gone", *nics])
+    assert "127.0.0.1" in identity.local_addresses()
+
+
 def hash_of(write: Write, text: str, node: str | None = None) -> int:
     config = load(write(text), node=node) if node else load_cluster(write(text))
     return config_hash(config)
