@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import netifaces
 import pytest
 
 from haclusterd.config import ConfigError, config_hash, effective, identity, load, load_cluster
@@ -51,8 +52,8 @@ def test_the_kernels_addresses_are_asked(write: Write, monkeypatch: pytest.Monke
 
 
 def test_a_nic_that_goes_while_they_are_asked_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    nics = identity.netifaces.interfaces()
-    monkeypatch.setattr(identity.netifaces, "interfaces", lambda: ["veth-gone", *nics])
+    nics = netifaces.interfaces()
+    monkeypatch.setattr(netifaces, "interfaces", lambda: ["veth-gone", *nics])
     assert "127.0.0.1" in identity.local_addresses()
 
 
