@@ -296,17 +296,6 @@ async def test_b7_a_refused_move_is_not_tried_at_every_look(
     assert len(bench.moved) == 1
 
 
-async def test_b7_what_cannot_move_does_not_hold_up_what_can(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drains, "AGAIN_S", 60.0)
-    bench.view = view({"east": ("fs-a", 7), "west": ("fs-a", 2)})
-    bench.orders.words = [drain("node:fs-a", move_us=0)]
-    bench.refusal = "no node is ready to take east"
-    await bench.look(3)
-    assert bench.moved == [("east", None), ("west", None)]
-
-
 async def test_b7_an_aborted_drain_moves_nothing_more(bench: Bench) -> None:
     bench.orders.words = [drain("node:fs-a", move_us=MINUTE_US)]
     await bench.look()
