@@ -18,7 +18,8 @@ def boot_id() -> str:
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace `path` so that a crash leaves the old or the new content. Raises OSError."""
+    """Replace `path` so that a crash leaves the old or the new content; the new one is on the disk
+    when this returns. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -32,3 +33,17 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name, too, is on the disk then, and not with the next commit of the file system."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # may be written to, but not read
+    try:
+        with contextlib.suppress(OSError):  # file systems that know no such thing
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

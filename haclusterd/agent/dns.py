@@ -45,6 +45,8 @@ class Record:
     def look(self, status: Status, ours: bool, now: float) -> None:
         """Take what the cluster looks like. `ours`: this node writes."""
         wanted = self._in_service(status, now) if ours else None
+        if not ours:
+            self._gone.clear()  # nobody looks meanwhile
         if wanted is None:
             self._written = None
         if wanted != self._wanted:

@@ -130,8 +130,8 @@ class Drains:
             twice = service.name in empty and service.name in self._empty
             if twice or not drain.move_us:
                 why = "it has no calls" if twice else "the time of its drain is over"
-                await self._move(service.name, self._successor(view, service), why)
-                return  # heart's next word says what is left
+                if await self._move(service.name, self._successor(view, service), why):
+                    return  # heart's next word says what is left
         self._empty = empty
 
     def _evacuating(self, node: str) -> DrainWord | None:
@@ -232,10 +232,11 @@ class Drains:
         except SwitchError:
             return False
 
-    async def _move(self, service: str, to: str | None, why: str) -> None:
+    async def _move(self, service: str, to: str | None, why: str) -> bool:
+        """Whether it was tried: one that was refused just now must not hold up the others."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._not_before.get(service, 0.0):
-            return
+            return False
         self._not_before[service] = loop.time() + AGAIN_S
         text = f"{service} leaves {self._me}, as ordered: {why}"
         self._history.add("A35", text, None, service)
@@ -246,6 +247,7 @@ class Drains:
             log.warning("%s", self.problems[service])
         else:
             self.problems.pop(service, None)
+        return True
 
     # -- the maintenance service --
 

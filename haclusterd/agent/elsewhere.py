@@ -9,7 +9,7 @@ from __future__ import annotations
 from haclusterd.agent.schema import PARTLY, REFUSED
 
 _IN_PART = "partly done: "
-_NOT_ASKED = "not connected"  # RequestFailed, before anything was sent
+NOT_ASKED = "not connected"  # RequestFailed, before anything was sent
 
 
 def refusal(text: str, code: str) -> str:
@@ -24,7 +24,7 @@ def told(node: str, failure: str) -> tuple[str, str]:
         return failure.removeprefix(own + _IN_PART), PARTLY
     if failure.startswith(own):
         return f"{node} refused: {failure.removeprefix(own)}", REFUSED
-    if failure.startswith(_NOT_ASKED):
+    if failure.startswith(NOT_ASKED):
         return f"{node} could not be asked: {failure}", REFUSED
     return (
         f"{node} was asked, but {failure}: it may have been done; see `haclusterctl status`",

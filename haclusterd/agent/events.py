@@ -81,7 +81,7 @@ def parse(text: str) -> Positions:
     for word in filter(None, text[:CURSOR_CHARS_MAX].split(",")):
         parts = word.strip().rsplit(":", 2)
         numbers = [p for p in parts[1:] if p.isascii() and p.isdigit() and len(p) < 16]
-        if len(numbers) != 2 or not parts[0]:
+        if len(numbers) != 2 or not parts[0] or not parts[0].isprintable():
             fix = "give ids of events, like fs-a:1790000000000:17, with commas between"
             raise OperatorError(f"{word[:80]!r} is no event: {fix}", USAGE)
         found[parts[0]] = Position(int(numbers[0]), int(numbers[1]))

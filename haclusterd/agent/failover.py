@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.elsewhere import NOT_ASKED
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import ACKNOWLEDGED_MS, OperatorError, Operators, Order
 from haclusterd.agent.schema import REFUSED
@@ -96,10 +97,12 @@ class Failover:
         try:
             return await self._ask(owner, method, order)
         except RequestFailed as error:
+            asked = method == METHOD and not str(error).startswith(NOT_ASKED)
+            done = ". It may have been done: see `haclusterctl status` first" if asked else ""
             raise OperatorError(
                 f"{owner} serves {order.service}, and its agent cannot be asked ({error}). Nobody "
                 "else may take what it holds: stop haclusterd there (`systemctl stop haclusterd`) "
-                "or power the host off, and the service moves by itself"
+                f"or power the host off, and the service moves by itself{done}"
             ) from None
 
     async def _ask(self, node: str, method: str, order: Order) -> str:
@@ -200,7 +203,8 @@ class Failover:
         return f"is not ready ({reason})" if reason else "does not count as ready"
 
     def _only_able(self, view: View, service: str) -> str:
-        able = [n.id for n in view.nodes if n.role in _ABLE and not n.witness and n.id != view.node]
+        owner = next(s.owner for s in view.services if s.name == service)
+        able = [n.id for n in view.nodes if n.role in _ABLE and not n.witness and n.id != owner]
         if len(able) == 1:
             return able[0]
         names = ", ".join(able) or "nobody is alive"

@@ -165,8 +165,10 @@ class Forwarding:
     def _part(self, origin: str, at: Position) -> Part | None:
         rings = self._book.rings.get(origin, [])
         index = next((k for k, ring in enumerate(rings) if ring.run == at.run), -1)
-        if index < 0 and (not rings or at.run > rings[0].run):
-            return None  # an asker of a newer run knows more than this node
+        if index < 0 and (not rings or (at.run > rings[0].run and origin != self._book.me)):
+            # An asker of a newer run knows more than this node, but of this node itself it does
+            # not: runs are named by the wall clock, which may have been set back since.
+            return None
         for ring in rings[max(0, index) :]:
             is_known = ring.run == at.run
             events = ring.after(at.sequence if is_known else 0)

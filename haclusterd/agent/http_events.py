@@ -14,8 +14,11 @@ from urllib.parse import parse_qs
 import msgspec
 
 from haclusterd.agent.events import Book, Event, Positions, parse, start_of
+from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.schema import USAGE
 
 STREAM, POLL = "/events", "/events.json"
+PARAMETERS_MAX = 8
 
 
 class Start(NamedTuple):
@@ -34,7 +37,11 @@ class Batch(msgspec.Struct, frozen=True):
 
 def start(target: str, last_id: str = "") -> Start:
     """What a request asks for. Raises OperatorError."""
-    query = parse_qs(target.partition("?")[2], max_num_fields=8)
+    try:
+        query = parse_qs(target.partition("?")[2], max_num_fields=PARAMETERS_MAX)
+    except ValueError:
+        fix = f"at most {PARAMETERS_MAX}; there are `after` and `own`"
+        raise OperatorError(f"too many parameters: {fix}", USAGE) from None
     own_only = query.get("own", [""])[-1] in ("1", "true", "yes")
     after = parse(last_id) if last_id else start_of(query.get("after", [""])[-1])
     return Start(after, own_only)

@@ -216,6 +216,9 @@ class Limits:
             self.recover(service)
 
     def _word(self) -> Word:
+        if not self._owned and (self.esl is None or not self.esl.up):
+            # Whatever was counted here, its calls are over, or counted by those who have them now.
+            return Word("", {}, [])
         counted = sorted(self._counted & self._owned)
         return Word(self._core_uuid, self._own.counts, counted)
 

@@ -6,7 +6,7 @@ drained node carries it out (`drains`), whoever goes away meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from haclusterd.agent import drained
 from haclusterd.agent.awaited import Awaited
@@ -62,21 +62,22 @@ class Maintaining:
         )
 
     async def _end(self, node: str, by: str) -> str:
-        target, partly, done = f"{drained.NODE}{node}", False, list[str]()
-        steps: list[Callable[[], Awaitable[str]]] = [lambda: self._out(node, by)]
+        """What is done stays done: whatever is missing of the rest makes it partly done."""
+        target, whole = f"{drained.NODE}{node}", True
+        try:
+            done = await self._out(node, by)
+        except OperatorError as error:
+            if error.code != PARTLY:
+                raise
+            done, whole = str(error), False
         if any(drain.target == target for drain in self._orders.drains()):
-            steps.append(lambda: self._orders.undrain(target, by))
-        for step in steps:
             try:
-                done.append(await step())
+                done = f"{done}; {await self._orders.undrain(target, by)}"
             except OperatorError as error:
-                if error.code != PARTLY:
-                    raise
-                done.append(str(error))
-                partly = True
-        if partly:
-            raise OperatorError("; ".join(done), PARTLY)
-        return "; ".join(done)
+                done, whole = f"{done}, but: {error}", False
+        if not whole:
+            raise OperatorError(done, PARTLY)
+        return done
 
     async def _out(self, node: str, by: str) -> str:
         try:

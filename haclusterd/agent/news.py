@@ -6,6 +6,7 @@ for as long as its kind asks (so that a blink tells nobody) becomes one `News`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,10 @@ HOLD_S = 1.0
 _GONE = ("dead", "left")
 # Alarms that all nodes raise alike; the others are each node's own.
 _COMMON_ALARMS = ("unserved", "maintenance", "rank_mismatch", "capacity_n1")
+
+# "299", "4m59s", "97.5%": figures that go on changing while an alarm stands. Not part of a name or
+# an address.
+_FIGURE = re.compile(r"(?<![\w.:/-])(?:(?:\d+[hms])+|\d+(?:\.\d+)?)%?(?![\w/-])(?![.:]\w)")
 
 Path = tuple[str, ...]
 Facts = dict[Path, Any]
@@ -56,7 +61,10 @@ class Watcher:
             self._told = {p: v for p, v in facts.items() if p[0] != "alarm" or me != "starting"}
             return []
         found = []
-        for path in sorted(self._told.keys() | facts.keys(), key=_importance):
+        known = self._told.keys() | facts.keys()
+        # What came and went again untold leaves nothing behind.
+        self._since = {path: since for path, since in self._since.items() if path in known}
+        for path in sorted(known, key=_importance):
             if not self._settled(path, facts.get(path), now):
                 continue
             before, after = self._told.get(path), facts.get(path)
@@ -70,11 +78,11 @@ class Watcher:
     def _settled(self, path: Path, value: Any, now: float) -> bool:
         """Whether a changed fact has been so for long enough."""
         told = self._told or {}
-        if told.get(path) == value:
+        if _is_same(path, told.get(path), value):
             self._since.pop(path, None)
             return False
         known, since = self._since.get(path, (None, now))
-        if path not in self._since or known != value:
+        if path not in self._since or not _is_same(path, known, value):
             self._since[path] = (value, now)
             since = now
         if now - since < _hold_s(path, value):
@@ -101,8 +109,17 @@ def facts_of(status: Status) -> Facts:
         for number, link in enumerate(node.links, start=1):
             facts["link", *pair, str(number)] = link.up
     for alarm in status.alarms:
-        facts["alarm", alarm.name, alarm.text] = True
+        shape = _FIGURE.sub("#", alarm.text)
+        number = sum(path[:3] == ("alarm", alarm.name, shape) for path in facts)
+        facts["alarm", alarm.name, shape, str(number)] = alarm.text
     return facts
+
+
+def _is_same(path: Path, one: Any, other: Any) -> bool:
+    """An alarm stands or does not: that it counts down is no news."""
+    if path[0] == "alarm":
+        return (one is None) == (other is None)
+    return bool(one == other)
 
 
 def _importance(path: Path) -> tuple[int, Path]:
@@ -131,11 +148,12 @@ def _news(path: Path, before: Any, after: Any, status: Status) -> Iterator[News]
             quorum = status.quorum
             text = f"{status.node} reaches {quorum.reachable} of {quorum.voters} voters"
             yield News(f"quorum/{status.node}/{after}", event, NODE, text, node=status.node)
-        case ("alarm", name, text):
+        case ("alarm", name, shape, number):
             event = "alarm_raised" if after else "alarm_cleared"
             scope = CLUSTER if name in _COMMON_ALARMS else NODE
-            said = text if after else f"over: {text}"
-            yield News(f"alarm/{name}/{text}/{bool(after)}", event, scope, said, alarm=name,
+            said = after or f"over: {before}"
+            key = f"alarm/{name}/{shape}/{number}/{bool(after)}"
+            yield News(key, event, scope, said, alarm=name,
                        node=status.node if scope == NODE else None)  # fmt: skip
         case ("link", one, other, number) if before is not None and after is not None:
             event = "link_up" if after else "link_down"

@@ -142,8 +142,7 @@ class Orders:
         await self._refuse_if_heard(node)
         text = f"{node} is marked dead, verified by {by}"
         try:
-            give = marking(node, by, True)
-            return await self._carry_out(text, give, self._marks_at_heart, without=node)
+            return await self._carry_out(text, marking(node, by, True), self._marks_at_heart, node)
         except _HeartRefused as error:
             await self._keep(marking(node, by, False))
             raise OperatorError(str(error)) from None
@@ -205,7 +204,13 @@ class Orders:
         self, text: str, give: Give, at_heart: Callable[[], Awaitable[None]], without: str = ""
     ) -> str:
         await self._keep(give)
-        await at_heart()
+        try:
+            await at_heart()
+        except _HeartRefused:
+            raise
+        except OperatorError as error:
+            told = f"{text}: that is on the disk here and goes to the other nodes, but {error}"
+            raise OperatorError(told, PARTLY) from None
         missing, absent = await self._pass_on(without)
         if missing:
             raise OperatorError(
@@ -264,10 +269,8 @@ class Orders:
         others = [n.id for n in self._spec.nodes if n.id not in (self._me, without)]
         told = await asyncio.gather(*(self._tell_peer(node) for node in others))
         missing = [node for node, done in zip(others, told, strict=True) if not done]
-        return (
-            [node for node in missing if self._lives(node)],
-            [node for node in missing if not self._lives(node)],
-        )
+        living = [node for node in missing if self._lives(node)]
+        return living, [node for node in missing if node not in living]
 
     async def _tell_peer(self, node: str) -> bool:
         if self._mesh is None:
@@ -284,8 +287,8 @@ class Orders:
         """Nobody here may hear it, and who lives must have been asked. Raises OperatorError."""
         if self._hears(node):
             raise OperatorError(f"{self._me} hears {node}: it is not dead; stop it first")
-        living = [n.id for n in self._spec.nodes if n.id not in (self._me, node)]
-        living = [n for n in living if self._lives(n)]
+        others = (n.id for n in self._spec.nodes if n.id not in (self._me, node))
+        living = [n for n in others if self._lives(n)]
         answers = await asyncio.gather(*(self._ask_hears(n, node) for n in living))
         for other, answer in zip(living, answers, strict=True):
             if answer == YES:
@@ -311,14 +314,15 @@ class Orders:
         return YES if self._hears(payload.decode(errors="replace")) else NO
 
     async def heard(self, word: AgreedWord) -> None:
-        """What another agent knows: keep and obey what is newer."""
+        """What another agent knows: keep and obey what is newer, also if its connection ends."""
         if self._agreed.merge(word, now_us()):
             try:
                 await self._keep()
             except OperatorError as error:
                 log.error("%s", error)
-            self._tell()
-            self.changed()
+            finally:
+                self._tell()
+                self.changed()
 
     def word(self) -> AgreedWord:
         """What this agent knows, for the others."""
@@ -326,6 +330,8 @@ class Orders:
 
     def observe(self, view: View) -> None:
         """Heart's word: who is heard as a standby again loses its mark for all."""
+        if self._work is not None and not self._work.done():
+            return  # the next word says it again
         cleared = [m.node for m in view.marks if m.cleared and self._is_newest(m.node, m.version)]
         for node in cleared:
             self._agreed.order_mark(node, "the cluster", False, wall_s())
@@ -335,7 +341,7 @@ class Orders:
             self._maintenance.on and self._maintenance.left_us < FOR_GOOD_US
         )
         due = timed and now_us() - self._kept_us > KEEP_AGAIN_US
-        if (cleared or due) and (self._work is None or self._work.done()):
+        if cleared or due:
             self._work = asyncio.get_running_loop().create_task(self._renew(bool(cleared)))
 
     def _is_newest(self, node: str, version: int) -> bool:

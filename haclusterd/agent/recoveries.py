@@ -66,8 +66,9 @@ class Recoveries:
         self._send = send
         self._policy = policy or RecoverySection()
         self._without_switch = without_switch
-        self._savers: set[asyncio.Task[None]] = set()
         self._early: dict[tuple[str, str], CallVerdict] = {}  # mended before their report was done
+        self._saver: asyncio.Task[None] | None = None
+        self._unsaved = False
         self._admission = Admission(
             self._policy.pace_invites_per_s, self._policy.pace_registers_per_s
         )
@@ -87,9 +88,8 @@ class Recoveries:
         """End what is under way in the background."""
         await self.crier.stop()
         await self._admission.stop()
-        for saver in self._savers:
-            saver.cancel()
-        await asyncio.gather(*self._savers, return_exceptions=True)
+        if self._saver is not None:  # the last report belongs on the disk
+            await asyncio.gather(self._saver, return_exceptions=True)
 
     def begin(self, name: str, action: Recover) -> Account:
         """Open the report of a change of owner."""
@@ -281,12 +281,16 @@ class Recoveries:
         self._save()
 
     def _save(self) -> None:
-        content = self._reports.encode()
-        saver = asyncio.get_running_loop().create_task(
-            asyncio.to_thread(self._reports.save, content), name="save reports"
-        )
-        self._savers.add(saver)
-        saver.add_done_callback(self._savers.discard)
+        """One write at a time: of a thousand late verdicts a few are written, the last one last."""
+        self._unsaved = True
+        if self._saver is None or self._saver.done():
+            loop = asyncio.get_running_loop()
+            self._saver = loop.create_task(self._save_newest(), name="save reports")
+
+    async def _save_newest(self) -> None:
+        while self._unsaved:
+            self._unsaved = False
+            await asyncio.to_thread(self._reports.save, self._reports.encode())
 
     def settled(self, service: str, verdict: CallVerdict) -> None:
         """A call that was neither back nor gone is one of both by now."""

@@ -90,6 +90,8 @@ class Rotation:
         except KeysError as error:
             self.problem = str(error)
             log.error("%s", error)
+        # What heart and the mesh go by: behind the disk where a step was cut short.
+        self._in_force = OLD if self._kept is None else self._kept.phase
 
     def join(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -104,7 +106,7 @@ class Rotation:
     @property
     def under_way(self) -> str:
         """Why the set of nodes must not change now; empty if it may."""
-        if self.problem or not files.is_under_way(self._kept):
+        if self.problem or not self._is_under_way():
             return ""
         return (
             "the keys of the cluster are being rotated: `haclusterctl keys rotate` goes on with "
@@ -115,10 +117,14 @@ class Rotation:
         if self.problem:
             return [Alarm("keys", self.problem)]
         kept = self._kept
-        if kept is None or not files.is_under_way(kept):
+        if kept is None or not self._is_under_way():
             return []
         text = f"{self.under_way}; begun by {kept.by} on {kept.origin}, here: {NAMES[kept.phase]}"
         return [Alarm("keys_rotating", text)]
+
+    def _is_under_way(self) -> bool:
+        kept = self._kept
+        return files.is_under_way(kept) or (kept is not None and OLD < self._in_force < DONE)
 
     # -- as conductor --
 
@@ -172,7 +178,7 @@ class Rotation:
         except KeysError as error:
             raise OperatorError(f"{error}; nothing was changed") from None
         self._history.add("A41", f"{by} has begun to rotate the keys of the cluster")
-        self._kept = kept
+        self._kept, self._in_force = kept, OLD
         return await self._go_on(me, kept.id, {})
 
     async def _go_on(self, me: str, number: str, told: dict[str, Told]) -> str:
@@ -316,19 +322,22 @@ class Rotation:
                 kept = await asyncio.to_thread(
                     files.joined, self._config, task.id, task.by, task.origin, task.new
                 )
-            if kept.phase == phase and kept is self._kept and phase != OLD:
+            at = self._in_force if kept is self._kept else kept.phase
+            if kept.phase == phase == at and kept is self._kept and phase != OLD:
                 return ""
-            if abs(kept.phase - phase) > 1 or kept.phase == DONE:
-                return f"it cannot go from {NAMES[kept.phase]!r} to {NAMES[phase]!r}"
+            if abs(at - phase) > 1 or at == DONE:
+                return f"it cannot go from {NAMES[at]!r} to {NAMES[phase]!r}"
             return await self._write(kept, phase)
         except (KeysError, OperatorError) as error:
             return str(error)
 
     async def _write(self, kept: Kept, phase: int) -> str:
-        """The disk first, then heart, then the certificates."""
-        before = kept.phase
-        self._kept = await asyncio.to_thread(files.enter, self._config, kept, phase)
-        now = msgspec.structs.replace(kept, phase=phase)
+        """The disk first, then heart, then the certificates. What does not get to the end can be
+        repeated: until then it has all secrets, and is in force where it was."""
+        before = self._in_force if kept is self._kept else kept.phase
+        entered = await asyncio.to_thread(files.enter, self._config, kept, phase)
+        self._kept = now = msgspec.structs.replace(kept, phase=phase)
+        self._in_force = before
         answer = await self._operators.ask(lambda number: _given(number, now))
         if not answer.ok:
             return answer.text
@@ -337,8 +346,7 @@ class Rotation:
                 self._mesh.reload_certificates()
         except SyncError as error:
             return str(error)
-        if phase == OLD:
-            self._kept = None
+        self._kept, self._in_force = None if phase == OLD else entered, phase
         text = f"keys of {self._me}: from {NAMES[before]!r} to {NAMES[phase]!r}"
         self._history.add("A47", text)
         return ""
@@ -352,7 +360,7 @@ class Rotation:
         deaf = sorted({t.node for t in self._view().peer_tallies if t.unreadable_now})
         if kept is None:
             return Told(ring=ring, deaf_to=deaf, problem=problem)
-        return Told(kept.id, kept.phase, kept.by, kept.origin, ring, deaf, problem)
+        return Told(kept.id, self._in_force, kept.by, kept.origin, ring, deaf, problem)
 
     @property
     def _nodes(self) -> list[str]:

@@ -157,7 +157,8 @@ def _fence(host: HostProbe) -> Check:
         return Check("nf_tables", SKIPPED, "only root can ask the kernel", "run doctor as root")
     status, said = host.run([nft, "--check", "--file", "-"], _EGRESS)
     if status != 0:
-        text = f"the kernel refuses a netdev egress chain ({said.splitlines()[0][:120]}): {bound}"
+        why = next(iter(said.splitlines()), f"nft ended with status {status}")[:120]
+        text = f"the kernel refuses a netdev egress chain ({why}): {bound}"
         fix = "use a kernel with CONFIG_NFT_FWD_NETDEV / netdev egress (5.16 or newer)"
         return Check("nf_tables", WARNING, text, fix)
     return Check("nf_tables", OK, "netdev egress chains work: the fence is a kernel lease")

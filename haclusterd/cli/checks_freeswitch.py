@@ -53,10 +53,15 @@ def process_checks(section: FreeSwitch, host: HostProbe) -> Iterator[Check]:
 
 
 async def _esl(config: Config, section: FreeSwitch) -> list[Check]:
+    file = section.esl_password_file
     try:
-        password = section.esl_password_file.read_text(encoding="utf-8").strip()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return [Check("ESL", SKIPPED, "no password to log in with")]
+    password = lines[0].strip() if lines else ""  # as the agent reads it
+    if not password:
+        fix = "write the password of event_socket.conf.xml there"
+        return [Check("ESL", FAILED, f"{file}: its first line is empty", fix)]
     profiles = sorted({name for service in config.services for name in service.profiles})
     settings = EslSettings(
         section.esl_host, section.esl_port, password, backend=section.esl_backend

@@ -43,17 +43,17 @@ class Client:
         with self._connect() as connection:
             self._send(connection, method, params)
             with connection.makefile("rb") as answers:
-                return _result(self._line(answers))
+                return _result(self._line(answers, self.answer_s))
 
     def events(self, **params: Any) -> Iterator[dict[str, Any]]:
         """Events as they come. Raises NotReachable when the daemon goes away, or falls silent."""
         with self._connect() as connection:
             self._send(connection, "events", params)
             with connection.makefile("rb") as answers:
-                _result(self._line(answers))
+                _result(self._line(answers, self.answer_s))
                 connection.settimeout(SILENT_S)
                 while True:
-                    yield _result(self._line(answers))
+                    yield _result(self._line(answers, SILENT_S))
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -83,11 +83,11 @@ class Client:
         except OSError as error:
             raise NotReachable(self._explain(error)) from None
 
-    def _line(self, answers: Any) -> bytes:
+    def _line(self, answers: Any, waited_s: float) -> bytes:
         try:
-            line: bytes = answers.readline(RESPONSE_BYTES_MAX)
+            line: bytes = answers.readline(RESPONSE_BYTES_MAX + 1)  # and the end of the line
         except TimeoutError:
-            raise NotReachable(f"{self.path}: no answer within {self.answer_s:.0f} s") from None
+            raise NotReachable(f"{self.path}: no answer within {waited_s:.0f} s") from None
         except OSError as error:
             raise NotReachable(f"{self.path}: {error.strerror or error}") from None
         if not line.endswith(b"\n"):

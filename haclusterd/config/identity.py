@@ -14,7 +14,10 @@ def local_addresses() -> tuple[str, ...]:
     """Every IPv4 and IPv6 address of this host (in this network namespace), without scopes."""
     found = []
     for nic in netifaces.interfaces():
-        by_family = netifaces.ifaddresses(nic)
+        try:
+            by_family = netifaces.ifaddresses(nic)
+        except ValueError:
+            continue  # it went between the two questions, as those of containers do
         for family in (netifaces.AF_INET, netifaces.AF_INET6):
             for entry in by_family.get(family, []):
                 found.append(str(entry["addr"]).partition("%")[0])

@@ -114,7 +114,7 @@ def _stamp(told: Sequence[tuple[int, int, bytes]]) -> float:
     """When the packet passed, in monotonic seconds."""
     for level, kind, data in told:
         if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-            seconds, ns = struct.unpack("qq", data[:16])
+            seconds, ns = (int(part) for part in struct.unpack("qq", data[:16]))
             return time.monotonic() - (time.time() - seconds - ns / 1e9)
     return time.monotonic()
 

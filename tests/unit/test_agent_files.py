@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_ml10_what_is_written_has_its_name_on_the_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a host that loses power a second later starts with the old file."""
+    path, done, fsync = tmp_path / NAME, list[tuple[bool, bytes]](), os.fsync
+
+    def watched(descriptor: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append((folder, path.read_bytes() if path.exists() else b""))
+        fsync(descriptor)
+
+    monkeypatch.setattr("haclusterd.files.os.fsync", watched)
+    write_atomically(path, b"new")
+    assert done == [(False, b""), (True, b"new")]
 
 
 def test_reports_that_cannot_be_read_are_no_reason_not_to_start(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from haclusterd.core.model import FOR_GOOD_US
 from haclusterd.core.view import MarkView, View
 from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import spec, view
+from tests.unit.sync_cluster import until
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -237,6 +239,63 @@ async def test_ml18_what_heart_has_cleared_is_cleared_for_all(bench: Bench) -> N
     assert bench.sent[-1] == MarksOrdered(-1, ())
     assert ("fs-b", "orders") in bench.asked
     assert '"dead": false' in bench.kept()
+
+
+async def test_ml18_two_that_come_back_one_after_the_other_are_both_cleared_for_all(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second while the first is still being told: it may wait, but not be forgotten."""
+    bench.view = seen(("fs-b", "fs-c"))
+    for node in ("fs-b", "fs-c"):
+        await bench.orders.mark_dead(node, "ben")
+    both = seen(marks=[MarkView(m.node, m.version, "ben", True) for m in bench.orders.word().marks])
+    gate = asyncio.Event()
+
+    async def slow(node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
+        await gate.wait()
+        return b"{}"
+
+    monkeypatch.setattr(bench, "request", slow)
+    bench.orders.observe(msgspec.structs.replace(both, marks=both.marks[:1]))
+    await until(lambda: '"fs-b"' in bench.kept() and bench.kept().count('"dead": true') == 1)
+    await asyncio.sleep(0.05)
+    bench.orders.observe(both)
+    gate.set()
+    await bench.orders.stop()
+    bench.orders.observe(both)
+    await bench.orders.stop()
+    assert bench.sent[-1] == MarksOrdered(-1, ())
+    assert '"dead": true' not in bench.kept()
+
+
+async def test_ml10_an_order_that_heart_did_not_answer_is_not_told_as_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on the disk, and goes on to the other nodes."""
+
+    async def silent(make: Callable[[int], FromAgent]) -> Answered:
+        raise OperatorError("heart did not answer within 2 s; see its log (journalctl)")
+
+    monkeypatch.setattr(bench.orders, "_ask", silent)
+    error = await refused(bench.orders.pause(HOUR_US, "anna"))
+    assert "anna on fs-a" in bench.kept()
+    assert error.code == "partly"
+    assert str(error).startswith("the cluster is paused for 1h: that is on the disk here")
+
+
+async def test_ml10_heart_hears_of_it_though_the_connection_ends_in_mid_write(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    monkeypatch.setattr(module, "write", lambda path, kept: held.wait(5))
+    word = AgreedWord(PauseWord(300, "carl on fs-b", HOUR_US))
+    serving = asyncio.ensure_future(bench.methods["orders"]("fs-b", msgspec.json.encode(word)))
+    await asyncio.sleep(0.05)
+    serving.cancel()  # as `rpc` does when the peer is lost
+    held.set()
+    await asyncio.gather(serving, return_exceptions=True)
+    await bench.orders.heard(word)  # another node says it again: it is known already
+    assert [type(m) for m in bench.sent] == [PauseOrdered, MarksOrdered]
 
 
 async def test_what_another_agent_knows_is_kept_and_obeyed(bench: Bench) -> None:

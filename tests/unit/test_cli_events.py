@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+from pathlib import Path
 
+import pytest
+
+from haclusterd.cli import client
 from haclusterd.cli.main import main
 from tests.unit.test_cli import EVENTS, FakeDaemon, Printed, daemon
 
@@ -26,3 +32,36 @@ def test_events_end_when_the_daemon_goes(daemon: FakeDaemon, capsys: Printed) ->
     assert daemon.requests[-1]["params"] == {"after": "fs-a:9:3", "own": True}
     main(["events", "--all"])
     assert daemon.requests[-1]["params"] == {"after": "begin", "own": False}
+
+
+def test_a_stream_that_falls_silent_says_how_long_it_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    monkeypatch.setattr(client, "SILENT_S", 1.0)
+    over = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s.sock"))
+        listener.listen()
+
+        def say_that_events_follow_and_nothing_more() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b'{"ok": true, "result": "events follow"}\n')
+                over.wait(10)
+
+        teller = threading.Thread(target=say_that_events_follow_and_nothing_more)
+        teller.start()
+        assert main(["--socket", str(tmp_path / "s.sock"), "events"]) == 3
+        over.set()
+        teller.join()
+    assert "no answer within 1 s" in capsys.readouterr().err
+
+
+def test_the_longest_answer_is_read_whole(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps({"ok": True, "result": "x" * 100}).encode()
+    monkeypatch.setattr(client, "RESPONSE_BYTES_MAX", len(text))
+    daemon.raw = text + b"\n"
+    assert client.Client(Path(daemon.listener.getsockname())).ask("status") == "x" * 100

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import netifaces
 import pytest
 
 from haclusterd.config import ConfigError, config_hash, effective, identity, load, load_cluster
@@ -48,6 +49,12 @@ def test_the_kernels_addresses_are_asked(write: Write, monkeypatch: pytest.Monke
     assert "127.0.0.1" in identity.local_addresses()
     monkeypatch.setattr(identity, "local_addresses", lambda: ("127.0.0.1", "10.1.0.2"))
     assert load(write(GOOD)).node.id == "fs-b"
+
+
+def test_a_nic_that_goes_while_they_are_asked_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    nics = netifaces.interfaces()
+    monkeypatch.setattr(netifaces, "interfaces", lambda: ["veth-gone", *nics])
+    assert "127.0.0.1" in identity.local_addresses()
 
 
 def hash_of(write: Write, text: str, node: str | None = None) -> int:

@@ -83,6 +83,17 @@ def test_only_the_first_node_writes() -> None:
     assert wanted(record) is None
 
 
+def test_a_loss_counts_from_now_where_this_node_did_not_look_before() -> None:
+    """It wrote while the service was gone, then another node did; now it is gone once more."""
+    record = Record(SPEC, lambda: None)
+    lost = seen({"west": ("fs-b", 3)})
+    record.look(lost, True, 0.0)
+    record.look(lost, False, 1.0)
+    record.look(seen(BOTH), False, 60.0)
+    record.look(lost, True, 100.0)
+    assert wanted(record) == ("203.0.113.10", "203.0.113.11")
+
+
 async def test_a_refusal_is_tried_again_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[dict[str, Any]] = []
 

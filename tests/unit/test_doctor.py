@@ -11,12 +11,19 @@ import pytest
 from haclusterd import config as configuration
 from haclusterd import keys
 from haclusterd.cli.checks import Check, HostProbe, host_checks
-from haclusterd.cli.checks_freeswitch import core_db_check, facts_checks, process_checks
+from haclusterd.cli.checks_freeswitch import (
+    core_db_check,
+    facts_checks,
+    freeswitch_checks,
+    process_checks,
+)
 from haclusterd.cli.checks_peers import peer_checks
 from haclusterd.cli.checks_unit import SYSTEMD, unit_checks
 from haclusterd.cli.doctor import examine
 from haclusterd.cli.main import main
 from haclusterd.config import Config
+from haclusterd.freeswitch.esl import EslSettings
+from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.profiles import FreeswitchFacts, ProfileState
 
 pytestmark = pytest.mark.timeout(20)
@@ -150,6 +157,8 @@ def test_a_missing_fence_is_a_warning_with_its_price(config: Config, host: FakeH
     check = found(config, host, "nf_tables")
     assert check.state == "warning"
     assert "1100 ms" in check.text
+    host.nft_says = (137, "")  # killed, or it says nothing: no traceback of doctor's
+    assert "nft ended with status 137" in found(config, host, "nf_tables").text
     host.nft = None
     assert found(config, host, "nf_tables").fix == "apt install nftables"
 
@@ -261,6 +270,27 @@ def test_freeswitchs_own_settings(
     checks = list(facts_checks(FreeswitchFacts("v", "u", "n", robust, (profile,))))
     assert [check.state for check in checks] == states
     assert all(bool(check.fix) == (check.state == "failed") for check in checks)
+
+
+async def test_it_logs_in_with_the_password_that_the_daemon_uses(
+    config: Config, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line of the file: more lines may follow."""
+    used: list[str] = []
+
+    def connection(settings: EslSettings, **_: object) -> None:
+        used.append(settings.password)
+        raise EslError("none here")
+
+    monkeypatch.setattr("haclusterd.cli.checks_freeswitch.EslConnection", connection)
+    assert config.freeswitch is not None
+    config.freeswitch.esl_password_file.write_text(" secret \n# of event_socket.conf.xml\n")
+    await freeswitch_checks(config, host)
+    assert used == ["secret"]
+    config.freeswitch.esl_password_file.write_text("\nsecret\n")
+    (check,) = [c for c in await freeswitch_checks(config, host) if c.name == "ESL"]
+    assert (check.state, "first line is empty" in check.text) == ("failed", True)
+    assert len(used) == 1
 
 
 def test_core_db(tmp_path: Path) -> None:

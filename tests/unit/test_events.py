@@ -141,6 +141,21 @@ async def test_ms24_the_node_that_was_followed_is_killed_in_mid_stream(hosts: Ho
     assert a.texts("a:100:4")[:2] == ["gap a 5..?", "new1"], "also at the new run itself"
 
 
+async def test_ms24_a_run_that_began_behind_the_last_one_by_the_clock_is_heard(
+    hosts: Hosts,
+) -> None:
+    """Runs are named by the wall clock, which a host may have set back before it starts again."""
+    a, b = await hosts.start("a", 500), await hosts.start("b", 100)
+    a.say("a1")
+    await until(lambda: knows(b, "a", 1))
+    client = b.book.read(parse("a:500:1"))
+    await hosts.kill("a")
+    a = await hosts.start("a", 400)
+    a.say("new1", "new2")
+    await until(lambda: b.book.rings["a"][-1].run == 400 and knows(b, "a", 2))
+    assert [shown(e) for e in client.take()] == ["gap a 2..?", "new1", "new2"]
+
+
 async def test_ms24_what_only_a_third_node_heard_is_told_there(hosts: Hosts) -> None:
     a, b, c = [await hosts.start(name, 100) for name in NODES]
     a.say("a1")

@@ -195,6 +195,10 @@ async def test_an_owner_that_is_heard_and_cannot_be_asked_keeps_it(bench: Bench)
     text = await refused(bench.failover.act("east", "", "anna"))
     assert "Nobody else may take what it holds" in text
     assert "systemctl stop haclusterd" in text
+    assert text.endswith("It may have been done: see `haclusterctl status` first")
+    assert "may have been" not in await refused(bench.failover.check("east", ""))
+    bench.answer = RequestFailed("not connected to that node")
+    assert "may have been" not in await refused(bench.failover.act("east", "", "anna"))
     assert bench.forced == []
     alone = Failover(
         spec(), bench.operators, History(), lambda: bench.view, bench.force, lambda n, s: ""
@@ -230,6 +234,13 @@ async def test_an_orphan_that_nobody_is_ready_for_goes_to_who_is_named(bench: Be
     assert await bench.failover.act("east", "fs-a", "anna") == "fs-a has taken east at epoch 9"
     assert bench.forced == [("east", module.FORCED_S)]
     assert bench.sent == []  # the cluster's own rules took it
+
+
+async def test_an_orphan_goes_to_this_node_where_it_is_the_only_one_left(bench: Bench) -> None:
+    seen = bench.unready(owned=False)
+    dead = [n if n.id == "fs-a" else msgspec.structs.replace(n, role="dead") for n in seen.nodes]
+    bench.view = msgspec.structs.replace(seen, nodes=tuple(dead))
+    assert "fs-a, which is not ready" in await bench.failover.check("east", "")
 
 
 async def test_an_orphan_that_stays_one_is_told(

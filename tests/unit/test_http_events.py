@@ -119,6 +119,20 @@ async def test_wrong_positions_are_refused_with_the_form(http: Http, path: str) 
     assert (await path_of(http, "/events", "HEAD"))[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/events", "/events.json"])
+async def test_too_many_parameters_get_an_answer(http: Http, path: str) -> None:
+    """And not the end of the connection with a traceback in the log."""
+    code, _, body = await path_of(http, f"{path}?own=1{'&' * 8}")
+    assert code == 400
+    assert b"at most 8" in body
+
+
+async def test_nobody_writes_lines_of_the_stream_by_its_address(http: Http) -> None:
+    code, _, body = await path_of(http, "/events?after=x%0adata%3A%20forged:1:2")
+    assert code == 400
+    assert b"is no event" in body
+
+
 async def test_streams_are_bounded(http: Http, source: FakeSource) -> None:
     readers = [source.events.read() for _ in range(events.READERS_MAX)]
     for path in ("/events", "/events.json"):

@@ -272,3 +272,21 @@ async def test_a_freeswitch_that_died_here_counts_until_its_calls_are_up_again(n
     await until(lambda: node.heard() == {"out_gw1": 2})
     node.esl.dump = "L/out_gw1/2/0/0/0\n"
     await until(lambda: node.heard() == {})
+
+
+async def test_a_freeswitch_that_died_on_a_living_node_is_not_counted_for_ever(node: Node) -> None:
+    """Its services and calls are another node's: counted there, and not here as well."""
+    node.limits.observe(view({"east": ("fs-c", 1), "west": ("fs-b", 1)}, me="fs-c"))
+    node.esl.dump = "L/out_gw1/2/0/0/0\n"
+    await until(lambda: any(w.services == ["east"] and w.counts for _, w in node.mesh.told))
+    node.esl.up = False
+    node.limits.observe(view({"east": ("fs-b", 2), "west": ("fs-b", 1)}, me="fs-c"))
+    await until(lambda: node.mesh.told[-1][1] == Word("", {}, []))
+
+
+async def test_what_such_a_node_counted_goes_when_it_is_counted_anew(node: Node) -> None:
+    await node.mesh.hear("fs-a", "core-a", {"out_gw1": 2}, "east")
+    await node.mesh.hear("fs-a", "", {})
+    assert node.heard() == {"out_gw1": 2}
+    await node.mesh.hear("fs-b", "core-b", {"out_gw1": 2}, "east", "west")
+    assert node.heard() == {"out_gw1": 2}

@@ -14,6 +14,7 @@ from haclusterd.agent.history import History
 from haclusterd.agent.maintaining import Maintaining
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.orders import Orders
+from haclusterd.agent.schema import PARTLY
 from haclusterd.config import Config, ConfigError, load
 from haclusterd.core.actions import Answered
 from haclusterd.core.inputs import FromAgent, MaintenanceRequested
@@ -74,6 +75,22 @@ async def test_e10_maintenance_with_a_drain_is_on_disk_and_ends_with_off(tmp_pat
         await bench.maintaining.maintenance(False, "fs-a", FOR_GOOD_US, None, "ben")
     assert bench.orders.drains() == []
     assert await bench.maintaining.maintenance(False, "fs-a", FOR_GOOD_US, None, "ben")
+
+
+async def test_e10_an_end_whose_drain_stays_is_told_as_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The maintenance is over on heart's side: "not done" alone would be wrong."""
+    bench = Ordered(tmp_path)
+    await refused(bench.maintaining.maintenance(True, "", FOR_GOOD_US, MINUTE_US, "anna"))
+
+    async def full(target: str, by: str) -> str:
+        raise OperatorError("not done: orders.json: No space left on device")
+
+    monkeypatch.setattr(bench.orders, "undrain", full)
+    told = await refused(bench.maintaining.maintenance(False, "fs-a", FOR_GOOD_US, None, "ben"))
+    assert told.code == PARTLY
+    assert str(told).startswith("fs-a is in maintenance, but: not done: orders.json")
 
 
 async def test_e10_what_makes_no_sense_is_refused_with_the_next_step(tmp_path: Path) -> None:

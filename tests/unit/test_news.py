@@ -78,6 +78,48 @@ def test_alarms_are_raised_and_cleared_but_blinks_are_not() -> None:
     ]
 
 
+def paused(left_s: int) -> View:
+    text = f"paused by root on fs-a: nothing moves by itself ({left_s // 60}m{left_s % 60}s left)"
+    return view(BEFORE, alarms=(AlarmView("paused", text), AlarmView("single_link", "to 10.1.0.2")))
+
+
+def test_an_alarm_that_counts_down_is_told_once_and_leaves_nothing_behind() -> None:
+    """Its text changes every second: that is not an alarm of its own each time."""
+    watcher = Watcher()
+    watcher.look(seen(view(BEFORE)), 0.0)
+    found = [
+        (one.event, one.text)
+        for tick in range(1, 3001)
+        for one in watcher.look(seen(paused(1800 - tick // 5)), tick / 5)
+    ]
+    assert sorted(found) == [
+        ("alarm_raised", "paused by root on fs-a: nothing moves by itself (29m59s left)"),
+        ("alarm_raised", "to 10.1.0.2"),
+    ]
+    assert len(watcher._since) == 0
+    over = [*watcher.look(seen(view(BEFORE)), 601.0), *watcher.look(seen(view(BEFORE)), 602.0)]
+    assert sorted(one.text for one in over) == [
+        "over: paused by root on fs-a: nothing moves by itself (29m59s left)",
+        "over: to 10.1.0.2",
+    ]
+
+
+def test_a_blink_leaves_nothing_behind() -> None:
+    watcher = Watcher()
+    for n in range(100):
+        blink = AlarmView("single_link", f"one link left to fs-{n}")
+        watcher.look(seen(view(BEFORE, alarms=(blink,) if n else ())), n / 10)
+    watcher.look(seen(view(BEFORE)), 11.0)
+    assert not watcher._since
+
+
+def test_alarms_that_differ_in_names_only_are_two() -> None:
+    both = tuple(AlarmView("maintenance", f"{n} is in maintenance") for n in ("1", "2"))
+    found = told((0.0, view(BEFORE)), (1.0, view(BEFORE, alarms=both)),
+                 (2.0, view(BEFORE, alarms=both)))  # fmt: skip
+    assert [text for _, text in found] == ["1 is in maintenance", "2 is in maintenance"]
+
+
 def test_alarms_of_a_start_are_told_but_not_again_after_an_upgrade() -> None:
     alarm = AlarmView("unprotected", "the agent of fs-a is not running")
     starting = with_node(view(BEFORE, alarms=(alarm,)), 0, role="starting")

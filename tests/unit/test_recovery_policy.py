@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,33 @@ async def test_e2_an_answer_that_comes_before_the_report_is_done_is_in_it(make: 
         ("recovered", 900), ("lost", None),
     ]  # fmt: skip
     await asyncio.sleep(0.05)
+
+
+async def test_reports_are_written_one_after_the_other_and_the_newest_last(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side they would write one temporary file, and an old one could come last."""
+    bench = make()
+    await bench.take_over(40)
+    await asyncio.sleep(0.05)
+    write, writing, most, written = bench.reports.save, 0, 0, 0
+
+    def save(content: bytes) -> None:
+        nonlocal writing, most, written
+        writing, written = writing + 1, written + 1
+        most = max(most, writing)
+        time.sleep(0.05 if written == 1 else 0.0)  # the first one takes longest
+        write(content)
+        writing -= 1
+
+    monkeypatch.setattr(bench.reports, "save", save)
+    for n in range(40):
+        bench.work.settled("east", CallVerdict(f"u{n}", "lost", "no RTP"))
+        await asyncio.sleep(0)
+    await bench.services.stop()
+    assert most == 1
+    assert written < 10
+    assert Reports(tmp_path).find("last").calls.lost == 40
 
 
 async def test_progress_shows_while_it_runs(make: Make) -> None:

@@ -97,6 +97,9 @@ class Host:
         mine = beat_of(self.seq, sender=self.spec.me, incarnation=1)
         return self.wire.seal(msgspec.structs.replace(mine, config_hash=self.spec.config_hash))
 
+    def wire_ring(self) -> list[int]:
+        return list(self.wire._ring)
+
     @property
     def ring(self) -> list[int]:
         return [key.id for key in keys.load_cluster_key(self.config.key_file).keys]
