@@ -246,7 +246,7 @@ class Heart(Chores):
             self._old_agent_by_us = 0
         agent = self._agent
         agent.flush()
-        if agent.look_after(now_us):
+        if agent.look_after(now_us, self.loop.stood_us):
             self.loop.watch(agent.fileno(), self._agent_said)
             self.loop.watch(agent.pidfd, self._agent_ended)
             self._publish(now_us)
