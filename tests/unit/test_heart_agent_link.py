@@ -154,11 +154,12 @@ def test_silence_while_heart_itself_stood_still_is_nobodys(link: AgentLink) -> N
         link.receive(1_000_000)
     stood_us = 16_000_000
     assert not link.look_after(1_500_000 + stood_us, stood_us)
-    assert link.up
+    states = [link.up]
     assert not select.select([link.pidfd], [], [], 0.2)[0], "not killed"
     for second in range(2, 17):  # from here on it is the agent that stands still
         link.look_after(second * 1_000_000 + stood_us, stood_us)
-    assert not link.up
+    states.append(link.up)
+    assert states == [True, False]
     assert select.select([link.pidfd], [], [], 10)[0]
 
 
