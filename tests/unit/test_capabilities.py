@@ -326,6 +326,24 @@ def test_a_value_in_another_character_set_hides_no_other() -> None:
     assert parse_profile_states(f"{listed}{east}</profiles>") == {"east": "RUNNING (0)"}
 
 
+async def test_it_stops_also_in_the_moment_of_an_event() -> None:
+    """`wait_for` of Python 3.11 took the event and lost the cancellation: no stop ever ended."""
+    async with FakeEsl() as server:
+        settings = EslSettings("127.0.0.1", server.port, "ClueCon")
+        watch = CapabilityWatch(
+            lambda **options: EslConnection(settings, **options), [], lambda _: None, pause_s=0.01
+        )
+        await watch.start()
+        async with asyncio.timeout(5):
+            while watch.found is None or watch._look.is_set():
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
+        watch._look.set()
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await watch.stop()
+
+
 async def test_what_cannot_be_read_stays_as_it_was() -> None:
     class Broken:
         def __init__(self, **options: object) -> None:
