@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from haclusterd.freeswitch import changelog
 from haclusterd.freeswitch.calls import Change
+from haclusterd.freeswitch.esl import EslFactory
+from haclusterd.freeswitch.positions import Positions
 from tests.unit.test_calls import Switch, Told, following, until
 
 pytestmark = pytest.mark.timeout(30)
@@ -74,3 +78,21 @@ async def test_a_folder_that_may_not_be_read_is_a_problem_with_its_fix(
         forbidden.clear()
         await until(lambda: len(told.changes) == 1)
         await until(lambda: source.problem == "")
+
+
+def test_many_positions_are_one_transaction(switch: Switch) -> None:
+    """Each commit is a moment in which FreeSWITCH's own writer has to wait."""
+    uuids = [f"call-{number}" for number in range(50)]
+    for uuid in uuids:
+        switch.answer(uuid)
+    with contextlib.closing(changelog.open_core_db(switch.path)) as connection:
+        changelog.install(connection, switch.path)
+
+    def commits() -> int:
+        return int.from_bytes(switch.path.read_bytes()[24:28], "big")  # the file change counter
+
+    before = commits()
+    Positions(switch.path, cast(EslFactory, lambda **_: None), lambda: "core-1")._touch(uuids)
+    assert commits() == before + 1
+    logged = switch.db.execute("SELECT count(*) FROM ha_log WHERE uuid LIKE 'call-%'").fetchone()
+    assert logged == (50,)
