@@ -356,7 +356,8 @@ class Agent:
     async def _report_for_ever(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), REPORT_S)
+                async with asyncio.timeout(REPORT_S):
+                    await self._news.wait()
                 await asyncio.sleep(REPORT_PAUSE_S)
             self._news.clear()
             self._send_report()

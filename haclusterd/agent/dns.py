@@ -89,7 +89,8 @@ class Record:
     async def _wait(self, seconds: float) -> bool:
         """Whether there are news within that time."""
         try:
-            await asyncio.wait_for(self._news.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
         except TimeoutError:
             return False
         return True

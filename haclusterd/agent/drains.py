@@ -98,7 +98,8 @@ class Drains:
     async def _look_for_ever(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._news.wait()
                 await asyncio.sleep(PAUSE_S)
             self._news.clear()
             view = self._view()

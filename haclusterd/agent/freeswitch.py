@@ -141,6 +141,7 @@ class FreeswitchLife:
                     pause_s = PROFILES_S
             self._look.clear()
             try:
-                await asyncio.wait_for(self._look.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._look.wait()
             except TimeoutError:
                 continue

@@ -61,7 +61,8 @@ class CapabilityWatch:
         wait_s = self._every_s
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for of 3.11 can swallow a cancellation
+                    await self._look.wait()
             # FreeSWITCH's list of modules lags behind its events and its start by some 100 ms.
             wait_s = self._pause_s if self._look.is_set() else min(wait_s * 2, self._every_s)
             self._look.clear()

@@ -54,7 +54,13 @@ def open_core_db(path: Path, *, busy_ms: int = BUSY_MS) -> sqlite3.Connection:
     rows could recover; FreeSWITCH itself writes them without waiting for a disk, too.
     Raises CoreDbError when it is missing or can not be opened.
     """
-    if not path.is_file():
+    try:
+        present = path.is_file()
+    except OSError as error:
+        raise CoreDbError(
+            f"{path}: {error.strerror}: let haclusterd read and write the file and its directory"
+        ) from error
+    if not present:
         raise CoreDbError(
             f"{path}: no such file: correct core_db in [freeswitch]; FreeSWITCH creates it at its"
             " start unless it runs with -nosql or another core-db-dsn"

@@ -189,7 +189,11 @@ class CoreReader(threading.Thread):
             self._schema_version = schema
         if self._resync.is_set():
             self._resync.clear()
-            self._read_all(connection)
+            try:
+                self._read_all(connection)
+            except BaseException:
+                self._resync.set()  # locked half way: what else is told by nobody is still to come
+                raise
         done = self._read_changes(connection)
         if done:
             self._data_version = version

@@ -197,8 +197,11 @@ class EslConnection:
                 link = await self._connect()
                 steady_since = loop.time()
                 reason = await link.closed
-            except EslError as error:
+            except (EslError, wire.EslArgumentError) as error:
                 reason = str(error)
+            except Exception as error:  # whatever it is: a connection that nobody keeps up is worse
+                log.exception("%s: the connection is made again", self.name)
+                reason = f"the connection failed: {error}"
             self._went_down(reason)
             if steady_since is not None and loop.time() - steady_since > STEADY_AFTER_S:
                 delay_ms = self.settings.backoff_first_ms
@@ -219,10 +222,14 @@ class EslConnection:
                 problem = connect_problem(settings.host, settings.port, error)
             link.close(problem)
             raise EslDown(problem) from None
-        except (EslError, asyncio.CancelledError):
+        except BaseException:
             link.close("login failed")
             raise
-        self._came_up(link)
+        try:
+            self._came_up(link)
+        except Exception:
+            link.close("the login could not be followed up")
+            raise
         return link
 
     async def _set_up(self, link: Link) -> None:

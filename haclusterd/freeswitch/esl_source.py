@@ -65,6 +65,8 @@ class EslCallSource:
         self._again: dict[str, float] = {}  # how long a leg waits for its next dump for the ACK
         self._ending: dict[str, float] = {}  # loop time from which on a hang-up is an end
         self._known: dict[str, _Known] = {}
+        self._asked: set[str] = set()  # legs of this turn that have not hung up since
+        self._untold: set[str] = set()  # legs whose service was fenced when they were dumped
         self._fenced: set[str] = set()
         self._shutting_down = False
         self._core_uuid = ""
@@ -114,7 +116,8 @@ class EslCallSource:
                 del self._ending[uuid]
         elif service in self._fenced:
             self._fenced.discard(service)
-            for uuid in [u for u in self._known if self._service_of(u) == service]:
+            untold, self._untold = self._untold, set()
+            for uuid in {u for u in self._known if self._service_of(u) == service} | untold:
                 self._plan(uuid)
 
     def forget(self, service: str) -> None:
@@ -148,7 +151,8 @@ class EslCallSource:
         if isinstance(item, EventsLost):
             await self._begin_again()
         elif item.name == "SHUTDOWN":
-            self.expect_shutdown()
+            if item.get("Core-UUID", self._core_uuid) == self._core_uuid:
+                self.expect_shutdown()
         elif item.name == "CHANNEL_HANGUP":
             self._hung_up(item.get("Unique-ID"))
         else:
@@ -173,16 +177,20 @@ class EslCallSource:
             self._plan(uuid, at_once=True)
 
     def _plan(self, uuid: str, *, at_once: bool = False) -> None:
-        if len(self._due) < LEGS_MAX:
+        if len(self._due) < LEGS_MAX and _is_word(uuid):
             pause_s = 0.0 if at_once else self._dump_after_s
             due = asyncio.get_running_loop().time() + pause_s
-            # Events that come all the time must not put it off.
-            self._due[uuid] = min(due, self._due.get(uuid, due))
+            # Events that come all the time must not put it off; but what is being asked for now
+            # may be older than this event, and is asked for again.
+            known = due if uuid in self._asked else self._due.get(uuid, due)
+            self._due[uuid] = min(due, known)
             self._work.set()
 
     def _hung_up(self, uuid: str) -> None:
         self._due.pop(uuid, None)
         self._again.pop(uuid, None)
+        self._asked.discard(uuid)
+        self._untold.discard(uuid)
         self._refused.discard(uuid)
         known = self._known.get(uuid)
         if known is None or self._shutting_down or known.service in self._fenced:
@@ -208,17 +216,25 @@ class EslCallSource:
                 log.debug("calls are looked at later: %s", error)
             except Exception:
                 log.exception("the consumer of call changes failed; they are told again")
+            finally:
+                self._asked.clear()
 
     async def _turn(self) -> None:
         now = asyncio.get_running_loop().time()
         due = [uuid for uuid, at in self._due.items() if at <= now][:DUMPS_AT_ONCE]
-        found = await asyncio.gather(*(self._dump(uuid) for uuid in due))
+        self._asked.update(due)
+        dumps = await asyncio.gather(*(self._dump(uuid) for uuid in due))
+        # Who hung up since its dump is gone: no other event will come of it.
+        found = [one if u in self._asked else None for u, one in zip(due, dumps, strict=True)]
         changes: list[Change] = []
         for uuid, record in zip(due, found, strict=True):
             if record is None:
                 if uuid in self._known:  # gone, and its hang-up was not heard
                     self._hung_up(uuid)
-            elif record.service not in self._fenced and self._new(record):
+            elif record.service in self._fenced:
+                if len(self._untold) < LEGS_MAX:
+                    self._untold.add(uuid)
+            elif self._new(record):
                 changes.append(record)
         if self._esl.up:  # else nobody could have told of a shutdown
             changes += [
@@ -231,6 +247,8 @@ class EslCallSource:
         for change in changes:
             if isinstance(change, CallRecord):
                 self._known[change.uuid] = _Known(change.service, hash(change.metadata))
+                if change.uuid not in self._asked:  # it hung up while it was told
+                    self._hung_up(change.uuid)
             else:
                 self._known.pop(change.uuid, None)
         self._ending = {u: at for u, at in self._ending.items() if u in self._known}
@@ -297,3 +315,12 @@ class EslCallSource:
             return None
         self._refused.discard(uuid)
         return record
+
+
+def _is_word(uuid: str) -> bool:
+    """Whether it can stand in a command; with one that cannot, no leg would be asked for again."""
+    try:
+        metadata.check_uuid(uuid)
+    except metadata.MetadataError:
+        return False
+    return True

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 HEARD_MAX = 256  # applications of one call
 OPEN_MAX = 64  # applications that run one within the other
 CALLS_MAX = 50_000
+TOUCH_ROWS = 256  # in one transaction: FreeSWITCH's writer waits for each
 SETTLE_S = 0.25  # applications that follow each other faster make one change
 VARIABLES_MAX = 64  # of one call
 VALUE_MAX = 1024
@@ -178,7 +179,10 @@ class Positions:
     def _touch(self, uuids: list[str]) -> None:
         connection = changelog.open_core_db(self._core_db, busy_ms=1000)
         try:
-            with connection:
-                changelog.touch(connection, uuids, self._core_uuid())
+            for start in range(0, len(uuids), TOUCH_ROWS):
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    part = uuids[start : start + TOUCH_ROWS]
+                    changelog.touch(connection, part, self._core_uuid())
         finally:
             connection.close()

@@ -98,7 +98,8 @@ def _parse_xml(text: str) -> ElementTree.Element | None:
         return None
     body = re.sub(r"^\s*<\?xml[^>]*\?>", "", text[start:])
     try:
-        return ElementTree.fromstring(body)
+        # Bytes of another character set came as surrogates, which the parser refuses otherwise.
+        return ElementTree.fromstring(body.encode("utf-8", "replace"))
     except ElementTree.ParseError:
         return None
 

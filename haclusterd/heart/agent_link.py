@@ -68,6 +68,7 @@ class AgentLink:
         self._recovering: dict[int, Recover | EndCalls] = {}
         self._started_us = 0
         self._heard_us = 0
+        self._stood_us = 0
         self._next_start_us = 0
         self._failures = 0
         self._mute = 0  # agents in a row that were killed before their first word
@@ -95,8 +96,15 @@ class AgentLink:
             return _HUNG_US << min(self._mute, _MUTE_DOUBLINGS_MAX)
         return _HUNG_RECOVERING_US if waited_for else _HUNG_US
 
-    def look_after(self, now_us: int) -> bool:
-        """Start the agent if it is time, or judge its silence. True: it was started just now."""
+    def look_after(self, now_us: int, stood_us: int = 0) -> bool:
+        """Start the agent if it is time, or judge its silence. True: it was started just now.
+
+        `stood_us`: for how long heart itself has stood still, ever. Where the whole host did, the
+        agent had no time to say anything, and to kill it would lose the copies that it holds.
+        """
+        more_us, self._stood_us = stood_us - self._stood_us, stood_us
+        self._heard_us = min(now_us, self._heard_us + more_us)
+        self._started_us = min(now_us, self._started_us + more_us)
         if self._process is None:
             if now_us < self._next_start_us:
                 return False
@@ -126,6 +134,7 @@ class AgentLink:
             self.pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
             ours.close()
+            self._give_up()
             self._say(f"the agent cannot be started: {error}")
             self._put_off(now_us)
             return False
@@ -138,6 +147,13 @@ class AgentLink:
         for message in self._recovering.values():
             self._queue.append(_encode(message))
         return True
+
+    def _give_up(self) -> None:
+        """It was started, but its end would never be seen: another one later."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def _put_off(self, now_us: int) -> None:
         if now_us - self._started_us > _SETTLED_US:

@@ -67,6 +67,7 @@ class Loop:
         self.executor = executor
         self.decided = True  # something happened that people want to see
         self.freezes = 0
+        self.stood_us = 0  # for how long this process stood still, all freezes together
         self._chores = chores
         self._clock = clock
         self._epoll = select.epoll()
@@ -185,6 +186,7 @@ class Loop:
 
     def _thaw(self, gap_us: int, now: int) -> None:
         self.freezes += 1
+        self.stood_us += gap_us
         incarnation = new_incarnation()
         self.executor.wire.set_incarnation(incarnation)
         self.feed(Froze(gap_us, incarnation), now)

@@ -246,7 +246,7 @@ class Heart(Chores):
             self._old_agent_by_us = 0
         agent = self._agent
         agent.flush()
-        if agent.look_after(now_us):
+        if agent.look_after(now_us, self.loop.stood_us):
             self.loop.watch(agent.fileno(), self._agent_said)
             self.loop.watch(agent.pidfd, self._agent_ended)
             self._publish(now_us)
@@ -308,6 +308,8 @@ class Heart(Chores):
     def _take_up(self, flip: Flip) -> None:
         """The next set of voters is decided: a new heart counts by it, or this one leaves."""
         self._executor.flip = None
+        if self._stop_by_us:
+            return  # a new heart would not know that it has to end
         if flip.stays:
             if not whose_turn(self.loop.node, self.loop.last_us):
                 self._upgrade.begin(-1, flip)
@@ -324,6 +326,7 @@ class Heart(Chores):
         self._journal.say("a planned stop: services are handed over first")
         self._parts.notifier.notify("STOPPING=1")
         self._stop_by_us = self.loop.last_us + STOP_US
+        self._upgrade.give_up("this node is being stopped")
         self.loop.feed(StopRequested(), self.loop.last_us)
 
     def _judge_stop(self, now_us: int) -> None:

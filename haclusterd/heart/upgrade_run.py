@@ -15,6 +15,8 @@ from haclusterd.heart.loop import Loop
 from haclusterd.heart.parts import Parts
 from haclusterd.heart.upgrade import HandOver, Successor, pack_wire
 
+READY_WITHIN_US = 30_000_000  # a Python that starts on a busy host; it hangs after that
+
 
 class Upgrade:
     """At most one at a time. `handed_over` is True once this process is finished for good."""
@@ -26,6 +28,7 @@ class Upgrade:
         self._request = -1
         self._config_hash = 0  # that the new heart has to have
         self._ready = False
+        self._begun_us = 0
         self.handed_over = False
 
     @property
@@ -50,6 +53,7 @@ class Upgrade:
         except HeartError as error:
             self._failed(str(error))
             return
+        self._begun_us = self._loop.last_us
         self._parts.journal.say(f"upgrade: started a new heart (pid {self._successor.pid})")
         self._loop.watch(self._successor.fileno(), self._spoke)
 
@@ -71,11 +75,23 @@ class Upgrade:
 
         Then fence and lease are as fresh as they get, and the next beat is the new heart's.
         """
+        if self._successor is None:
+            return
         node = self._loop.node
         left_us = node.next_beat_us - self._loop.last_us
-        if self._ready and self._successor and left_us > node.spec.timing.heartbeat_us * 4 // 5:
+        if not self._ready and self._loop.last_us - self._begun_us > READY_WITHIN_US:
+            self.give_up(f"the new heart is not ready after {READY_WITHIN_US // 10**6} s")
+        elif self._ready and left_us > node.spec.timing.heartbeat_us * 4 // 5:
             self._ready = False
             self._hand_over(self._successor)
+
+    def give_up(self, reason: str) -> None:
+        """End the new heart that is under way, if there is one."""
+        successor = self._successor
+        if successor is not None and not self.handed_over:
+            self._loop.unwatch(successor.fileno())
+            successor.abandon()
+            self._failed(reason)
 
     def _hand_over(self, successor: Successor) -> None:
         parts, loop = self._parts, self._loop

@@ -24,6 +24,7 @@ from haclusterd.freeswitch import capabilities as caps
 from haclusterd.freeswitch.capabilities import Capabilities, ProfileFacts
 from haclusterd.freeswitch.capability_watch import CapabilityWatch
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch.profiles import parse_profile_params, parse_profile_states
 from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import spec
 from tests.fixtures.freeswitch.fake_esl import FakeEsl
@@ -310,6 +311,37 @@ async def test_what_comes_late_into_the_list_of_modules_is_seen_soon() -> None:
         await asyncio.sleep(0.5)
         assert server.received.count("api show modules as json") - asked <= 3, "ever more seldom"
         await watch.stop()
+
+
+def test_a_value_in_another_character_set_hides_no_other() -> None:
+    """`B\xfcro` in Latin-1: it ended the task that compares, and the look at the profiles."""
+    odd = "B\udcfcro"
+    conf = f"""<configuration name="sofia.conf"><profiles><profile name="east"><settings>
+<param name="user-agent-string" value="{odd}"/><param name="track-calls" value="true"/>
+</settings></profile></profiles></configuration>"""
+    assert parse_profile_params(conf)["east"]["track-calls"] == "true"
+    assert caps.parse_profile(PROFILE, parse_profile_params(conf)["east"]) is not None
+    listed = f"<profiles><profile><name>{odd}</name><type>gateway</type></profile>"
+    east = "<profile><name>east</name><type>profile</type><state>RUNNING (0)</state></profile>"
+    assert parse_profile_states(f"{listed}{east}</profiles>") == {"east": "RUNNING (0)"}
+
+
+async def test_it_stops_also_in_the_moment_of_an_event() -> None:
+    """`wait_for` of Python 3.11 took the event and lost the cancellation: no stop ever ended."""
+    async with FakeEsl() as server:
+        settings = EslSettings("127.0.0.1", server.port, "ClueCon")
+        watch = CapabilityWatch(
+            lambda **options: EslConnection(settings, **options), [], lambda _: None, pause_s=0.01
+        )
+        await watch.start()
+        async with asyncio.timeout(5):
+            while watch.found is None or watch._look.is_set():
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
+        watch._look.set()
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await watch.stop()
 
 
 async def test_what_cannot_be_read_stays_as_it_was() -> None:

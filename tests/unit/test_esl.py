@@ -192,3 +192,27 @@ async def test_goodbye_means_reconnect(server: FakeEsl) -> None:
         await asyncio.sleep(0.05)
         await connection.wait_up(1000)
     assert server.connections == 2
+
+
+async def test_a_password_that_cannot_be_sent_is_a_problem_not_the_end(server: FakeEsl) -> None:
+    """A file of zeros, as a host that lost power may leave: nobody was told, for ever."""
+    problem = await problem_of(EslConnection(replace(settings_for(server), password="\0\0")))
+    assert "the ESL password" in problem
+
+
+async def test_a_consumer_that_fails_at_the_login_does_not_end_the_connection(
+    server: FakeEsl,
+) -> None:
+    faults = [RuntimeError("not yet")]
+
+    def on_up() -> None:
+        if faults:
+            raise faults.pop()
+
+    connection = EslConnection(settings_for(server), on_up=on_up)
+    async with running(connection):
+        async with asyncio.timeout(2):
+            while not connection.up or connection.logins < 2:
+                await asyncio.sleep(0.01)
+        assert (await connection.api("status")).startswith("UP")
+    assert len([line for line in server.received if line.startswith("auth")]) == 2

@@ -172,6 +172,37 @@ def test_one_that_starts_too_slowly_is_given_longer_each_time(link: AgentLink) -
     assert link.due_us() - now_us == 15_000_000, "it had spoken"
 
 
+def test_silence_while_heart_itself_stood_still_is_nobodys(link: AgentLink) -> None:
+    """After a host's pause of 16 s heart looks first: the agent had no time to say anything."""
+    assert link.look_after(0)
+    assert link._socket is not None
+    link._socket.send(msgspec.msgpack.encode(REPORT))
+    while not link.up:
+        assert select.select([link], [], [], 10)[0]
+        link.receive(1_000_000)
+    stood_us = 16_000_000
+    assert not link.look_after(1_500_000 + stood_us, stood_us)
+    states = [link.up]
+    assert not select.select([link.pidfd], [], [], 0.2)[0], "not killed"
+    for second in range(2, 17):  # from here on it is the agent that stands still
+        link.look_after(second * 1_000_000 + stood_us, stood_us)
+    states.append(link.up)
+    assert states == [True, False]
+    assert select.select([link.pidfd], [], [], 10)[0]
+
+
+def test_an_agent_without_a_pidfd_is_ended_and_started_again(
+    link: AgentLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one its end would never be seen: no agent any more, until heart is restarted."""
+    with monkeypatch.context() as full:
+        full.setattr(os, "pidfd_open", lambda pid: os.open("/nonexistent", os.O_RDONLY))
+        assert not link.look_after(0)
+    assert link.pid == 0
+    assert not link.look_after(link.due_us() - 1)
+    assert link.look_after(link.due_us())
+
+
 def test_an_agent_that_does_not_read_costs_bounded_memory() -> None:
     link = AgentLink([sys.executable, "-c", "import time; time.sleep(60)"], lambda text: None)
     assert link.look_after(0)

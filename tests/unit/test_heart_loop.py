@@ -255,10 +255,11 @@ def test_a_gap_longer_than_the_lease_is_a_freeze(world: World) -> None:
     incarnation = world.loop.node.incarnation
     world.clock.us += TIMING.lease_us
     world.loop.now()
-    assert world.loop.freezes == 0
+    assert (world.loop.freezes, world.loop.stood_us) == (0, 0)
     world.clock.us += TIMING.lease_us + 1
     world.loop.now()
     assert world.loop.freezes == 1
+    assert world.loop.stood_us > TIMING.lease_us
     assert world.loop.node.incarnation != incarnation
     # Sealing under the old incarnation would raise: wire and core changed together.
     world.clock.us += TIMING.heartbeat_us * 2

@@ -1,0 +1,94 @@
+"""The old heart's part of an upgrade: it ends, whatever becomes of the new one."""
+
+from __future__ import annotations
+
+import select
+import sys
+from typing import Any, cast
+
+import pytest
+
+from haclusterd.core.actions import Answered
+from haclusterd.heart import upgrade_run
+from haclusterd.heart.loop import Loop
+from haclusterd.heart.parts import Parts
+from haclusterd.heart.upgrade_run import Upgrade
+from tests.unit.test_heart_loop import SPEC
+
+_HANGS = "import time; time.sleep(600)"
+_SAYS_READY = """
+import socket, sys, time
+import msgspec
+from haclusterd import __version__
+from haclusterd.heart.upgrade import FORMAT, Ready
+s = socket.socket(fileno=int(sys.argv[-1]))
+s.send(msgspec.msgpack.encode(Ready(FORMAT, __version__, 0)))
+time.sleep(600)
+"""
+
+
+class Rest:
+    """What an upgrade needs of the loop and of the other parts."""
+
+    def __init__(self) -> None:
+        self.node = self
+        self.spec = SPEC
+        self.next_beat_us = self.last_us = 1_000_000
+        self.journal = self.agent = self
+        self.watched: dict[int, Any] = {}
+        self.said: list[str] = []
+        self.answers: list[Answered] = []
+
+    def watch(self, descriptor: int, handler: Any) -> None:
+        self.watched[descriptor] = handler
+
+    def unwatch(self, descriptor: int) -> None:
+        self.watched.pop(descriptor, None)
+
+    def say(self, text: str, level: int = 6) -> None:
+        self.said.append(text)
+
+    def send(self, message: Answered) -> None:
+        self.answers.append(message)
+
+
+def upgrade_to(program: str) -> tuple[Upgrade, Rest]:
+    rest = Rest()
+    command = [sys.executable, "-c", program]
+    return Upgrade(cast(Loop, rest), cast(Parts, rest), command, -1), rest
+
+
+def test_a_new_heart_that_is_never_ready_is_given_up_and_another_may_come() -> None:
+    upgrade, rest = upgrade_to(_HANGS)
+    upgrade.begin(7)
+    first = upgrade.successor_pid
+    rest.last_us += upgrade_run.READY_WITHIN_US
+    upgrade.advance()
+    assert upgrade.successor_pid == first
+    rest.last_us += 1
+    upgrade.advance()
+    assert (upgrade.successor_pid, rest.watched) == (0, {})
+    assert (rest.answers[0].request, rest.answers[0].ok) == (7, False)
+    assert "is not ready" in rest.answers[0].text
+    upgrade.begin(8)
+    assert upgrade.successor_pid not in (0, first)
+    upgrade.give_up("the test ends")
+
+
+@pytest.mark.parametrize("program", [_HANGS, _SAYS_READY])
+def test_a_stop_ends_an_upgrade_that_is_under_way(program: str) -> None:
+    """Else the new heart would take over in mid-stop, and nothing would ever end it."""
+    upgrade, rest = upgrade_to(program)
+    upgrade.begin(7)
+    if program is _SAYS_READY:
+        (descriptor,) = rest.watched
+        assert select.select([descriptor], [], [], 20)[0]
+        rest.watched[descriptor]()
+    upgrade.give_up("this node is being stopped")
+    rest.next_beat_us = rest.last_us + SPEC.timing.heartbeat_us  # a beat has just gone out
+    upgrade.advance()
+    assert not upgrade.handed_over
+    assert upgrade.successor_pid == 0
+    assert not rest.answers[-1].ok
+    upgrade.give_up("again")
+    assert rest.answers[-1].text == "this node is being stopped", "said once"
