@@ -39,11 +39,11 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Laboratory]:
         yield made
 
 
-def left_s(lab: Laboratory, node: str) -> dict[str, float]:
-    """{user: seconds that are left} of the service's own table at a node; each once."""
+def left_s(lab: Laboratory, node: str, profile: str = "profile1") -> dict[str, float]:
+    """{user: seconds that are left} in a profile's table at a node; each once."""
     switch = lab.nodes[node].switch
     assert switch is not None
-    with closing(sqlite3.connect(database_of(switch.core_db, "profile1"), timeout=5)) as opened:
+    with closing(sqlite3.connect(database_of(switch.core_db, profile), timeout=5)) as opened:
         found = opened.execute("SELECT sip_user, expires FROM sip_registrations").fetchall()
     assert len({user for user, _ in found}) == len(found), f"twice: {found}"
     return {str(user): expires - time.time() for user, expires in found}
