@@ -19,6 +19,7 @@ from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem
 from haclusterd.freeswitch.esl_errors import EslError
+from haclusterd.freeswitch.limit_proof import LimitProof
 from haclusterd.freeswitch.limit_server import LimitServer
 from haclusterd.freeswitch.limits import Usage, added, answer, checked, count_again, keys_of
 from haclusterd.freeswitch.limits import parse_dump as parse
@@ -82,6 +83,7 @@ class Limits:
         self._entries: dict[tuple[str, str], Entry] = {}
         self._answer: bytes | None = None  # until some entry changes
         self._own = Usage({}, 0)
+        self._proof = LimitProof()
         self._core_uuid = ""
         self._counted: set[str] = set()  # own services whose calls are in the own counts
         self._owned: set[str] = set()
@@ -194,10 +196,11 @@ class Limits:
         try:
             core_uuid = (await self.esl.api("global_getvar core_uuid")).strip()
             dump = await self.esl.api("hash_dump limit")
+            usage = Usage({}, 0) if dump.startswith("-ERR") else parse(dump)
+            usage = await self._proof.proven(self.esl, usage)
         except EslError as error:
             log.debug("limits: %s", error)
             return
-        usage = Usage({}, 0) if dump.startswith("-ERR") else parse(dump)
         self.left_out += max(0, usage.left_out - self._own.left_out)
         if (usage, core_uuid) != (self._own, self._core_uuid):
             if self._core_uuid not in ("", core_uuid):

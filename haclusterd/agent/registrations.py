@@ -13,7 +13,10 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import msgspec
+
 from haclusterd.agent.replication import AgentReplicator
+from haclusterd.agent.wall_clocks import WallClocks
 from haclusterd.config import FreeSwitch
 from haclusterd.core.model import ClusterSpec, ServiceSpec
 from haclusterd.core.records import Registration
@@ -34,6 +37,8 @@ CALLS_FIRST_S = 5.0  # telling the registrations on waits for the calls, but no 
 POLL_S = 0.05
 RECYCLE_S = 2.0  # for removing rows; what is left then is told as if it were registered here
 COALESCE_S = 0.01
+ORIGINS_MAX = 256  # runs of agents whose registrations are known
+NO_RANK: Rank = (-1, -1, -1, False)
 SLICE = 64  # items (2 ms) between two turns of the event loop
 
 
@@ -78,6 +83,9 @@ class Registrations:
         self._ownerless: dict[str, float] = {}  # loop time by service
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._malformed = 0
+        nodes = [node.id for node in spec.nodes]
+        self.clocks = WallClocks(nodes[spec.me], nodes, replicator, self._clock_changed)
+        self._origins: dict[int, str] = {}  # node by its agent's incarnation
 
     # -- life --
 
@@ -89,6 +97,7 @@ class Registrations:
             section.core_db, esl_factory, self._by_profile, self._lane_of, self._report
         )
         await self.keeper.start()
+        await self.clocks.start()
         loop = asyncio.get_running_loop()
         self._tasks[""] = loop.create_task(self._take_for_ever(), name="registrations of others")
         for service in self._spec.services:
@@ -101,6 +110,7 @@ class Registrations:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.clocks.stop()
         if self.keeper is not None:
             await self.keeper.stop()
 
@@ -255,6 +265,7 @@ class Registrations:
         if keeper is None:
             return
         union = self._lane.store.items(lane_name)
+        self._learn_origins(lane_name)
         taken = self._taken.setdefault(lane_name, {})
         wanted = list(uuids if uuids is not None else union.keys() | taken.keys())
         for at, key in enumerate(wanted):
@@ -279,7 +290,28 @@ class Registrations:
             return
         if record.uuid == key and self._by_profile.get(record.profile) is not None:
             taken[key] = rank(item)
-            keeper.take(record)
+            keeper.take(self._by_our_clock(item, record))
+
+    def _by_our_clock(self, item: Item, record: Registration) -> Registration:
+        """It runs out at its owner's time, which may be another one here."""
+        ahead_s = self.clocks.ahead_s(self._origins.get(item.incarnation, ""))
+        if not ahead_s:
+            return record
+        return msgspec.structs.replace(record, expires_s=max(1, record.expires_s - ahead_s))
+
+    def _learn_origins(self, lane_name: str) -> None:
+        copies = self._lane.store.services.get(lane_name)
+        for stream in () if copies is None else [c.stream for c in copies.copies.values()]:
+            self._origins[stream.incarnation] = stream.origin
+        while len(self._origins) > ORIGINS_MAX:
+            del self._origins[next(iter(self._origins))]
+
+    def _clock_changed(self, node: str) -> None:
+        """Of this node's registrations, or of the local clock: all are looked at again."""
+        for lane_name in list(self._taken):
+            if lane_name.removeprefix(REGISTRATIONS) not in self._owned:
+                self._taken[lane_name] = dict.fromkeys(self._taken[lane_name], NO_RANK)
+                self._items(lane_name, None)
 
     def _forget(self, lane_name: str) -> None:
         taken, keeper = self._taken.pop(lane_name, {}), self.keeper

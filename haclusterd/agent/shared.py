@@ -69,7 +69,11 @@ class Shared:
 
     def alarms(self) -> list[Alarm]:
         """What a person has to look at."""
-        parts = {"registrations": self.registrations.problem, "limits": self.limits.problem}
+        parts = {
+            "registrations": self.registrations.problem,
+            "limits": self.limits.problem,
+            "clocks": self.registrations.clocks.problem,
+        }
         return [Alarm(name, problem) for name, problem in parts.items() if problem]
 
     def counters(self) -> dict[str, int]:

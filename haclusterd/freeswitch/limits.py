@@ -27,7 +27,6 @@ KEYS_OF_CALL_MAX = 32
 
 # No "/" (the separator), no space (an ESL command), nothing of a dial string or a shell.
 _KEY = re.compile(r"[A-Za-z0-9_.@+:*#-]{3,128}")
-_UUID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _VARIABLE = re.compile(r"<limit_usage_([^<>/\s]{1,160})>")
 _APPLICATION = re.compile(r'(<application app_name="limit" app_data=")([^"]{0,1024})(")')
@@ -44,7 +43,7 @@ def parse_dump(dump: str) -> Usage:
     """The counts in the answer to `hash_dump limit`, `L/KEY/USAGE/RATE/INTERVAL/CHECKED` each."""
     counts: dict[str, int] = {}
     left_out = 0
-    for line in dump.splitlines():
+    for line in dump.split("\n"):  # not `splitlines`: signs of a caller end lines for that
         if not line.startswith("L/"):
             continue
         parts = line.split("/")
@@ -81,7 +80,9 @@ def added(usages: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def keys_of(record: CallRecord) -> list[str]:
     """Limits that a call was counted under, as `REALM_KEY`."""
-    if not _UUID.fullmatch(record.uuid):
+    try:
+        metadata.check_uuid(record.uuid)
+    except metadata.MetadataError:
         return []
     found = (unquote(name) for name in _VARIABLE.findall(record.metadata))
     return [key for key in dict.fromkeys(found) if _KEY.fullmatch(key)][:KEYS_OF_CALL_MAX]
@@ -95,6 +96,12 @@ def count_again(uuid: str, key: str) -> str:
     """
     realm, _, rest = key.partition("_")
     return f"uuid_limit {uuid} hash {realm or '_'} {rest}"
+
+
+def usage_question(key: str) -> str:
+    """The command that asks for one count by its `REALM_KEY`."""
+    realm, _, rest = key.partition("_")
+    return f"limit_usage hash {realm or '_'} {rest}"
 
 
 def mend(record: CallRecord) -> CallRecord:

@@ -114,6 +114,12 @@ def keep_uuid(record: CallRecord) -> CallRecord:
     return record if text == record.metadata else msgspec.structs.replace(record, metadata=text)
 
 
+def keep_readable(record: CallRecord) -> CallRecord:
+    """Drop variables that would keep FreeSWITCH from reading the others."""
+    text = metadata.readable(record.metadata)
+    return record if text == record.metadata else msgspec.structs.replace(record, metadata=text)
+
+
 def forget_bridge(record: CallRecord) -> CallRecord:
     """Drop what says that the leg is bridged: it is not yet, and it has to prove it anew."""
     if not metadata.variable(record.metadata, "bridge_uuid"):
@@ -242,6 +248,7 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
     metadata.check(record.metadata)
     if metadata.untagged(record.metadata):
         raise metadata.MetadataError(risks.UNTAGGED)
+    record = keep_readable(record)
     if switches.profile:
         record = name_profile(record)
     if switches.cseq:

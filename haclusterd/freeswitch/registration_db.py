@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
-from .registrations import BY_US, COLUMNS, Row
+from .registrations import BY_US, COLUMNS, CONTACT_MAX, TEXT_MAX, Row
 
 BUSY_MS = 2000
 ROWS_MAX = 50_000  # registrations of one profile; what is beyond is not replicated, and counted
@@ -21,20 +21,30 @@ WRITE_ROWS = 250  # in one transaction: about 8 ms
 READ_USERS = 100  # in one statement
 
 _NUMBERS = frozenset({"expires", "force_ping"})
-_SELECT = "SELECT " + ", ".join(COLUMNS) + " FROM sip_registrations"
+_CUT = {"contact": CONTACT_MAX + 1}  # in signs; the rest is cut behind TEXT_MAX
+
+
+def _column(name: str) -> str:
+    """As it is read: a phone's User-Agent of 2 MB is in the table (measured), and not for us."""
+    return name if name in _NUMBERS else f"substr({name}, 1, {_CUT.get(name, TEXT_MAX + 1)})"
+
+
+_SELECT = "SELECT " + ", ".join(map(_column, COLUMNS)) + " FROM sip_registrations"
 _INSERT = (
     f"INSERT INTO sip_registrations({', '.join(COLUMNS)}, ping_status, ping_count, ping_time,"
     f" ping_expires) VALUES ({', '.join('?' * len(COLUMNS))}, 'Reachable', 0, 0,"
     " CAST(strftime('%s', 'now') AS INTEGER))"
 )
-_DELETE = (
-    "DELETE FROM sip_registrations WHERE call_id = ? AND sip_user = ? AND sip_host = ?"
-    " AND contact = ? AND profile_name = ?"
+_KEY = ("call_id", "sip_user", "sip_host", "contact", "profile_name")
+# `expires`: not the row that the same phone has made anew meanwhile.
+_DELETE, _DELETE_LONG = (
+    "DELETE FROM sip_registrations WHERE " + " AND ".join(f"{n} = ?" for n in (*names, "expires"))
+    for names in (_KEY, map(_column, _KEY))
 )
-
+# Phones with several users have one Call-ID for all of them (RFC 3261 10.2).
 _PRESENT = (
-    f"SELECT 1 FROM sip_registrations WHERE orig_hostname != '{BY_US}' AND (call_id = ?"
-    " OR (sip_user = ? AND sip_host = ? AND contact = ?)) LIMIT 1"
+    f"SELECT 1 FROM sip_registrations WHERE orig_hostname != '{BY_US}'"
+    " AND sip_user = ? AND sip_host = ? AND (call_id = ? OR contact = ?) LIMIT 1"
 )
 
 
@@ -104,20 +114,23 @@ def write(path: Path, gone: Sequence[Row], added: Sequence[Row]) -> None:
             _change(connection, [], part)
 
 
-def hand_over(path: Path, rows: Sequence[Row]) -> int:
-    """Insert what mod_sofia does not have yet; how many that were. Raises RegistrationDbError.
+def hand_over(path: Path, gone: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Delete rows, then insert what mod_sofia does not have yet; the latter are returned.
 
     A phone that registered here meanwhile, with the same call-id or contact, has its row already.
+    Raises RegistrationDbError.
     """
-    added = 0
+    added: list[Row] = []
     with _open(path) as connection:
+        for part in _parts(gone):
+            _change(connection, part, [])
         for part in _parts(rows):
             connection.execute("BEGIN IMMEDIATE")
             for row in part:
-                here = connection.execute(_PRESENT, (row.call_id, *_user(row), row.contact))
+                here = connection.execute(_PRESENT, (*_user(row), row.call_id, row.contact))
                 if here.fetchone() is None:
                     connection.execute(_INSERT, row)
-                    added += 1
+                    added.append(row)
             connection.execute("COMMIT")
     return added
 
@@ -128,9 +141,10 @@ def _user(row: Row) -> tuple[str, str]:
 
 def _change(connection: sqlite3.Connection, gone: Sequence[Row], added: Sequence[Row]) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(
-        _DELETE, [(r.call_id, r.sip_user, r.sip_host, r.contact, r.profile_name) for r in gone]
-    )
+    for row in gone:
+        values = [getattr(row, name) for name in _KEY]
+        cut = any(len(v) > TEXT_MAX for v in values)
+        connection.execute(_DELETE_LONG if cut else _DELETE, (*values, row.expires))
     connection.executemany(_INSERT, added)
     connection.execute("COMMIT")
 

@@ -17,8 +17,10 @@ from typing import Any
 
 from haclusterd.core.records import Registration
 
+from .departures import Departures
 from .esl import Esl, EslFactory
 from .esl_errors import EslError
+from .esl_protocol import Event
 from .profiles import parse_profile_addresses
 from .registration_db import RegistrationDbError, database_of, hand_over, read_all, write
 from .registration_plan import Change, RegistrationPlan
@@ -55,11 +57,13 @@ class RegistrationKeeper:
     ) -> None:
         self.plan = RegistrationPlan()
         self.source = RegistrationSource(
-            core_db, esl_factory, lane_name, self._told, self._connected
+            core_db, esl_factory, lane_name, self._told, self._connected, self._left
         )
+        self._departures = Departures()
+        self._withdrawn: dict[str, list[Row]] = {}
         self._problems: dict[str, str] = {}  # by profile, "" for what concerns all
         self._pause_s = RETRY_S
-        self._handed: dict[str, list[Row]] = {}
+        self._handed: dict[str, Change] = {}
         self._core_db = core_db
         self._profiles = frozenset(wanted)
         self._report = report
@@ -147,8 +151,9 @@ class RegistrationKeeper:
 
     def disown(self, profile: str) -> None:
         """Another node owns the profile's service."""
-        for waiting in (self._taking, self._ready, self._handed):
+        for waiting in (self._taking, self._ready, self._handed, self._withdrawn):
             waiting.pop(profile, None)
+        self._departures.forget(profile)
         self.source.forget(profile)
         self.plan.forget_local(profile)
         if profile in self.plan.owned:
@@ -160,6 +165,13 @@ class RegistrationKeeper:
     def _connected(self) -> None:
         self._introduced = False
         self._news.set()
+
+    def _left(self, profile: str, event: Event) -> None:
+        """A phone unregistered: what was put in for it, not knowing, goes again."""
+        rows = self._departures.note(profile, event, asyncio.get_running_loop().time())
+        if rows:
+            self._withdrawn.setdefault(profile, []).extend(rows)
+            self._news.set()
 
     async def _told(self, profile: str, told: Told) -> None:
         await self._report(profile, told)
@@ -264,6 +276,10 @@ class RegistrationKeeper:
         if self._introduced_now:
             self._introduced_now = False
             self.source.look_on()
+        withdrawn, self._withdrawn = self._withdrawn, {}
+        for profile, rows in withdrawn.items():
+            await self._guarded(profile, self._write(profile, Change(rows, [])))
+            self.source.look(profile)
         dirty, self._dirty = list(self._dirty), set()
         changes: dict[str, Change] = {}
         for at in range(0, len(dirty), SLICE):
@@ -281,13 +297,23 @@ class RegistrationKeeper:
     async def _take_over(self, profile: str) -> None:
         if profile not in self.plan.addresses:
             return  # not running yet: `_introduce` comes again
-        rows = self._handed.setdefault(profile, [])  # kept until they are written
-        rows += self.plan.hand_over(profile, wall_s(), self._taking[profile])
-        added = await asyncio.to_thread(hand_over, database_of(self._core_db, profile), list(rows))
+        loop = asyncio.get_running_loop()
+        handed = self._handed.setdefault(profile, Change([], []))  # kept until they are written
+        more = self.plan.hand_over(profile, wall_s(), self._taking[profile])
+        handed.gone.extend(more.gone)
+        handed.added.extend(more.added)
+        rows = self._departures.still_here(handed.added, loop.time())
+        path = database_of(self._core_db, profile)
+        added = await asyncio.to_thread(hand_over, path, list(handed.gone), rows)
         if self._taking.pop(profile, None) is None:
             return  # disowned meanwhile
         del self._handed[profile]
-        self._counters["handed_over"] += added
+        self._counters["handed_over"] += len(added)
+        self._departures.handed_over(profile, added, loop.time())
+        stay = self._departures.still_here(added, loop.time())
+        if len(stay) < len(added):
+            here = set(stay)
+            self._withdrawn.setdefault(profile, []).extend(r for r in added if r not in here)
         if profile not in self.plan.owned:
             self.plan.owned |= {profile}
             self._all_over()

@@ -131,8 +131,9 @@ class RegistrationPlan:
         added = [row for key, row in wanted.items() if key not in good or key in wrong]
         return Change(list(wrong.values()), added)
 
-    def hand_over(self, profile: str, now_s: float, extra: Iterable[Registration]) -> list[Row]:
-        """This node owns the profile's service now: the rows that have to be there.
+    def hand_over(self, profile: str, now_s: float, extra: Iterable[Registration]) -> Change:
+        """This node owns the profile's service now: the rows that have to be there, and which of
+        ours must not be any more, because they ran out.
 
         They are mod_sofia's from now on, and the registrations are no longer those of others.
         `extra`: what was registered here before, in a FreeSWITCH that is gone.
@@ -140,19 +141,21 @@ class RegistrationPlan:
         place = Place(profile, self.switchname, _host(self.addresses.get(profile, "")))
         records = {r.uuid: r for r in extra}
         records |= {k: r for k, r in self._records.items() if r.profile == profile}
-        rows = []
+        found = Change([], [])
         for key, record in records.items():
             self.drop(key)
             placed = self.placed.get(key)
             if placed is not None and placed.profile == profile:
                 del self.placed[key]
             if record.expires_s <= now_s:
+                if placed is not None and placed.profile == profile:
+                    found.gone.append(placed.row)
                 continue
             try:
-                rows.append(row_here(record, place))
+                found.added.append(row_here(record, place))
             except Refused:
                 self.refused += 1
-        return rows
+        return found
 
     # -- parts of it --
 

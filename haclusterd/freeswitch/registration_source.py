@@ -18,6 +18,7 @@ from typing import NamedTuple
 from haclusterd.core.records import Registration, Tombstone
 
 from .esl import Esl, EslFactory, EventItem, EventsLost
+from .esl_protocol import Event
 from .registration_db import (
     ROWS_MAX,
     RegistrationDbError,
@@ -25,7 +26,7 @@ from .registration_db import (
     read_all,
     read_users,
 )
-from .registrations import BY_US, Refused, Row, key_of, record_of_row, wall_s
+from .registrations import BY_US, TEXT_MAX, Refused, Row, key_of, record_of_row, wall_s
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class RegistrationSource:
     """Tells the registrations of the profiles in `follow` and every change of them.
 
     `told(profile, what)` is awaited after each read, one at a time; if it raises, all is read
-    again. `connected()` is called when FreeSWITCH, or a profile of it, may have been started anew.
+    again. `connected()` is called when FreeSWITCH, or a profile of it, may have been started anew,
+    `left(profile, event)` when a phone unregisters at any profile.
     `counters`: refused, too_many.
     """
 
@@ -67,6 +69,7 @@ class RegistrationSource:
         lane_name: Callable[[str], str],
         told: Tell,
         connected: Callable[[], None],
+        left: Callable[[str, Event], None] = lambda profile, event: None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.problem = ""
@@ -74,6 +77,7 @@ class RegistrationSource:
         self._lane_name = lane_name
         self._told = told
         self._connected = connected
+        self._left = left
         self._esl: Esl = esl_factory(name="registrations", events=EVENTS, on_event=self._on_event)
         self._known: dict[str, dict[str, Registration]] = {}  # by profile, by key
         self._refused: dict[str, set[str]] = {}
@@ -147,6 +151,8 @@ class RegistrationSource:
             self._connected()
             return
         profile = item.get("profile-name") or item.get("profile_name")
+        if item.subclass == "sofia::unregister":
+            self._left(profile, item)
         if item.subclass == "sofia::profile_start":
             self.look(profile)
             self._connected()
@@ -158,8 +164,8 @@ class RegistrationSource:
                 self._look_later(profile, user, host)
 
     def _look_at(self, profile: str, user: str, host: str) -> None:
-        if profile not in self._known:
-            return
+        if profile not in self._known or max(len(user), len(host)) > TEXT_MAX:
+            return  # of such a user nothing travels
         pending = self._pending.setdefault(profile, {})
         pending[user, host] = None
         if len(pending) > PENDING_MAX:

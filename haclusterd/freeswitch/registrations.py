@@ -93,7 +93,7 @@ BY_US = "haclusterd"  # orig_hostname of rows that lead to another node
 def wall_s() -> float:
     """Now, as the column `expires` counts: the only times here that are FreeSWITCH's and people's.
 
-    Nodes whose clocks differ see registrations run out by as much earlier or later.
+    Another node may have another: `agent.wall_clocks` converts.
     """
     return time.time()
 

@@ -11,6 +11,7 @@ from haclusterd.agent.answers import Answers
 from haclusterd.agent.comparison import SENTENCE_CHARS_MAX, Differences
 from haclusterd.agent.peers import Word
 from haclusterd.agent.schema import Sync
+from haclusterd.agent.shared import Shared
 from haclusterd.agent.starting import Starter
 from haclusterd.heart.process import Heart
 from tests.fixtures.agent_parts import FakeSwitch, spec, view
@@ -110,6 +111,13 @@ def test_a_load_that_would_not_fit_without_one_node() -> None:
 
 def test_orders_that_cannot_be_kept() -> None:
     assert answers(10, "/var/lib/haclusterd/orders: no space") == ["orders_file"]
+
+
+def test_wall_clocks_that_are_apart() -> None:
+    one = Shared(spec(1), cast(Any, Bare(registrations=Bare(), register=print)), lambda name: "")
+    assert one.alarms() == []
+    one.registrations.clocks._ahead_s["fs-b"] = -7.0
+    assert [alarm.name for alarm in one.alarms()] == ["clocks"]
 
 
 def test_what_heart_itself_finds() -> None:

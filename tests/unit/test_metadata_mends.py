@@ -69,6 +69,56 @@ def test_odd_documents_are_refused(bad: str) -> None:
         metadata.facts(bad)
 
 
+def with_name(name: str) -> str:
+    """The row of a call with such a variable, as FreeSWITCH writes it."""
+    return TONE.replace("  </variables>", f"    <{name}>1</{name}>\n  </variables>")
+
+
+_COUNTED = "limit_usage_in_a"
+_HOOK = "<api_hangup_hook>system%20id</api_hangup_hook"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{_COUNTED}>{_HOOK}",
+        f"{_COUNTED}>1</{_COUNTED}>{_HOOK}><{_COUNTED}",
+        f"{_COUNTED}/>{_HOOK}><b/",
+        f"{_COUNTED}>1</{_COUNTED}></variables><callflow>",
+        f"{_COUNTED}></variables><callflow></callflow><variables><b></b",
+        f"{_COUNTED}>x",
+        f"{_COUNTED}<x",
+        f"{_COUNTED}><?x?",
+        f"{_COUNTED}><b><b>{_HOOK}></b>",
+        "/variables",
+        "?x",
+    ],
+)
+def test_s_a_caller_in_the_name_of_a_variable_is_no_markup(name: str) -> None:
+    for text in (with_name(name), with_name(name) + " "):
+        with pytest.raises(metadata.MetadataError):
+            metadata.check(text)
+        with pytest.raises(metadata.MetadataError):
+            metadata.facts(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["limit_usage_in_gw/1", "limit_usage_in_a b", "a\nb=c", "9", "a&b"]
+)
+def test_a_name_that_no_parser_takes_is_left_out_and_the_others_stay(name: str) -> None:
+    text = with_name(name)
+    metadata.check(text)
+    kept = metadata.readable(text)
+    taken = name == "a&b"
+    assert (f"<{name}>" in kept) == taken
+    assert kept == text if taken else kept == metadata.readable(kept)
+    assert metadata.variable(kept, "sip_from_uri") == "u1@10.77.0.21:5060"
+    assert metadata.facts(kept) == metadata.facts(TONE)
+    assert kept.count("<") == TONE.count("<") + 2 * taken
+    record = build_record("east", 7, RecoveryRow("u", "c", "east", text))
+    assert f"<{name}>1" not in mends.mend(record, mends.Mends()).metadata or taken
+
+
 CLOCK_S = 1790000000.0
 CLOCK_CSEQ = (1790000000 + 2_208_988_800) >> 1 & 0x7FFFFFF
 

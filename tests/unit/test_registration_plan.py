@@ -66,7 +66,7 @@ def test_a_slave_has_them_in_their_own_profile_ready_to_take_over(tables: Tables
     take(tables, record("1000"), record("2000", "west"))
     assert (tables.users("east"), tables.users("west")) == (["1000"], ["2000"])
     ready = tables.plan.hand_over("east", NOW_S, [])
-    assert [row.contact for row in ready] == ['"" <sip:1000@10.77.0.21:5090>']
+    assert [row.contact for row in ready.added] == ['"" <sip:1000@10.77.0.21:5090>']
     own(tables, "east")
     assert tables.users("east") == ["1000", "2000"], "its own, and the way to the other one"
     assert tables.users("west") == []
@@ -80,7 +80,7 @@ def test_a_master_leads_to_the_service_and_drops_what_it_takes_over(tables: Tabl
         "ha_to=-;fs_path=sip%3A10.77.0.101%3A5060>"
     }
     assert tables.users("east") == []
-    assert len(tables.plan.hand_over("east", NOW_S, [])) == 2
+    assert len(tables.plan.hand_over("east", NOW_S, []).added) == 2
     own(tables, "west", "east")
     assert tables.users("west") == [], "they are registered here now"
 
@@ -90,7 +90,15 @@ def test_what_was_registered_before_in_a_freeswitch_that_is_gone_is_handed_over_
 ) -> None:
     expired = record("1001", expires=1)
     rows = plan.hand_over("east", NOW_S, [record("1000"), expired])
-    assert [row.sip_user for row in rows] == ["1000"]
+    assert [row.sip_user for row in rows.added] == ["1000"]
+
+
+def test_what_ran_out_before_a_takeover_goes_with_it(tables: Tables) -> None:
+    take(tables, record("1000"), record("1001", expires=int(NOW_S) + 5))
+    assert tables.users("east") == ["1000", "1001"]
+    found = tables.plan.hand_over("east", NOW_S + 6, [])
+    assert [row.sip_user for row in found.gone] == ["1001"]
+    assert [row.sip_user for row in found.added] == ["1000"]
 
 
 def test_ipv6_leads_through_ipv6_only(tables: Tables) -> None:

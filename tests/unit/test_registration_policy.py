@@ -12,6 +12,7 @@ from haclusterd.agent.registrations import Registrations
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.config import FreeSwitch
 from haclusterd.core.standby import StreamCopy
+from haclusterd.sync.codec import registration_of
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import spec, view
 from tests.unit.sync_cluster import Cluster, until
@@ -107,6 +108,31 @@ async def test_m11_ignore(make: Make) -> None:
     assert bench.node.users("east") == []
     assert one.keeper is None
     assert "registrations:east" not in bench.b.registrations.change_log.logs
+
+
+async def test_eg8_registrations_run_out_by_the_clock_of_the_node_that_has_them(make: Make) -> None:
+    """The owner's clock is 45 s ahead: what ends at its 12:00:45 ends at our 12:00:00."""
+    bench = await make("recover")
+    node, one = bench.node, bench.policy
+    assert one is not None
+
+    def ends() -> set[int]:
+        return {row[0] for row in node.sql("east", "SELECT expires FROM sip_registrations")}
+
+    await until(lambda: len(node.users("east")) == PHONES)
+    (at_a,) = ends()
+    clocks = one.clocks
+    clocks._used_s = {"a": 45.2}
+    clocks._changed("a")
+    await until(lambda: ends() == {at_a - 45})
+    one.recover("east", 2)
+    await until(lambda: "a" not in {c.stream.origin for c in copies(bench)})
+    held = bench.c.registrations.store.items(EAST).values()
+    assert {registration_of(item).expires_s for item in held} == {at_a - 45}
+    clocks._used_s = {"a": 0.0}
+    clocks._changed("a")
+    await asyncio.sleep(0.1)
+    assert ends() == {at_a - 45}, "they are ours now, by our clock"
 
 
 def copies(bench: Bench) -> list[StreamCopy]:
