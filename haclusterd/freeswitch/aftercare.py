@@ -26,6 +26,7 @@ from .verify import Sign
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+STATS_MS = 5000
 WATCHED_MAX = 20_000
 CAUSE = "RECOVERY_ON_TIMER_EXPIRE"
 HALF_CAUSE = "DESTINATION_OUT_OF_ORDER"
@@ -225,7 +226,7 @@ def _can_be_asked(uuid: str) -> bool:
 async def packets_from_phone(esl: Esl, uuid: str) -> int:
     """RTP packets that FreeSWITCH got for this leg; -1 where it cannot tell. Raises EslError."""
     asked = json.dumps({"command": "mediaStats", "data": {"uuid": uuid}}, separators=(",", ":"))
-    found = _IN_PACKETS.search(await esl.api(f"json {asked}", 5000))
+    found = _IN_PACKETS.search(await esl.api(f"json {asked}", STATS_MS, drop_on_timeout=False))
     return int(found[1]) if found else -1
 
 

@@ -146,8 +146,10 @@ def resume_at(record: CallRecord) -> CallRecord:
     FreeSWITCH runs the extension of an unbridged call from its first application
     (FREESWITCH.md 2.2); bridged calls run none.
     """
+    if record.partner or record.position <= 0:
+        return record
     applications = metadata.extension(record.metadata)
-    if record.partner or not 0 < record.position < len(applications):
+    if record.position >= len(applications):
         return record
     over = applications[: record.position]
     return msgspec.structs.replace(record, metadata=metadata.without(record.metadata, over))
@@ -246,9 +248,10 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
     """All mends that are switched on. Raises metadata.MetadataError for a broken document."""
     metadata.check_uuid(record.uuid)
     metadata.check(record.metadata)
+    record = keep_readable(record)
+    metadata.learn(record.metadata)
     if metadata.untagged(record.metadata):
         raise metadata.MetadataError(risks.UNTAGGED)
-    record = keep_readable(record)
     if switches.profile:
         record = name_profile(record)
     if switches.cseq:

@@ -166,15 +166,21 @@ class Prover:
             return ""
 
     async def hear(self, run: Run) -> None:
-        """Ask for RTP from the phones that answered, until all were heard or for `HEAR_S`."""
+        """Ask for RTP from the phones that answered, until all were heard or for `HEAR_S`.
+
+        It only adds to a verdict: a FreeSWITCH that is too busy to say takes nothing from one.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + HEAR_S
         while wanted := run.check.to_hear():
             for start in range(0, len(wanted), ASK_AT_ONCE):
                 part = wanted[start : start + ASK_AT_ONCE]
-                counts = await asyncio.gather(
-                    *(packets_from_phone(self._watch, uuid) for uuid in part)
-                )
+                try:
+                    counts = await asyncio.gather(
+                        *(packets_from_phone(self._watch, uuid) for uuid in part)
+                    )
+                except EslTimeout:
+                    return
                 if max(counts) < 0:
                     return  # this FreeSWITCH does not tell
                 for uuid, count in zip(part, counts, strict=True):

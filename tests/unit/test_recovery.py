@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
+from haclusterd.freeswitch import aftercare
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_protocol import Event
@@ -251,6 +252,17 @@ async def test_a_lost_connection_is_not_a_crash(switch: Switch) -> None:
     async with recovering(switch) as recovery:
         verdicts = await recovery.recover("east", ["pa"], calls(2))
     assert set(short(verdicts).values()) == {"recovered"}
+
+
+async def test_a_freeswitch_too_busy_to_count_rtp_takes_no_verdict_back(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 calls on two cores: one answer took more than 5 s, and the recovery was done again."""
+    monkeypatch.setattr(aftercare, "STATS_MS", 50)
+    switch.api["json"] = lambda line: None
+    async with recovering(switch) as recovery:
+        verdicts = await recovery.recover("east", ["pa"], calls(2))
+    assert [v.reason for v in verdicts] == ["re-INVITE answered"] * 2
 
 
 async def test_without_freeswitch_or_core_db(switch: Switch, tmp_path: Path) -> None:
