@@ -135,6 +135,7 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
         return
     service.identity = claim.identity
     service.owned_epoch = claim.identity.epoch
+    service.passed_on = ()
     service.claim = None
     service.failed = 0
     service.paced_until_us = claim.sent_us + node.spec.timing.dead_us

@@ -117,6 +117,7 @@ class Service(msgspec.Struct):
     recovering: Identity = NOBODY  # of the newest Recover: what RecoveryEnded is about
     unrecovered: str = ""  # why the calls cannot be recovered here; they leave when they can
     holding: bool = False  # FreeSWITCH here carries this service's calls
+    passed_on: tuple[Identity, ...] = ()  # what was granted to whom since, the newest of each node
     # as claimant
     claim: Claim | None = None
     lost_us: int = NEVER  # since when the service is known to be lost, NEVER while it is not

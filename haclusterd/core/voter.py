@@ -263,6 +263,9 @@ def grant(
     """Promise `identity`; a claim of my own is over with it."""
     if service.state in (State.CLAIMING, State.RECLAIMING):
         happen(node, k, Event.CLAIM_VOID, now_us, out)
+    if service.holding:
+        others = (i for i in service.passed_on if i.node != identity.node)
+        service.passed_on = (*others, identity)
     promise(node, service, identity, now_us)
     node.next_beat_us = now_us
     name, who = node.spec.services[k].name, node.spec.nodes[identity.node].id

@@ -36,6 +36,7 @@ class Checkers:
     violations: list[str] = dataclasses.field(default_factory=list)
     emit_until: list[list[int]] = dataclasses.field(default_factory=list)  # [service][node]
     winners: dict[tuple[int, int], Identity] = dataclasses.field(default_factory=dict)
+    won_ever: set[tuple[int, Identity]] = dataclasses.field(default_factory=set)
     promised: dict[tuple[int, int, int], Identity] = dataclasses.field(default_factory=dict)
     taken_up: dict[tuple[int, Identity], int] = dataclasses.field(default_factory=dict)
     given_up: set[tuple[int, Identity]] = dataclasses.field(default_factory=set)  # recovery failed
@@ -86,6 +87,7 @@ class Checkers:
         if before != identity and self.is_known(service, before) and not elder_lost:
             self.report(t_us, f"S2: s{service} epoch {identity.epoch}: {before} and {identity}")
         self.winners[key] = identity
+        self.won_ever.add((service, identity))
         if not hosts:
             return
         newest = self.newest.get(service)
@@ -146,7 +148,7 @@ class Checkers:
         self.given_up.discard((service, identity))
         if again:
             self.report(t_us, f"S10: n{node} takes calls of {name} up beside themselves")
-        if self.winners.get((service, identity.epoch)) != identity or identity.node != node:
+        if (service, identity) not in self.won_ever or identity.node != node:
             self.report(t_us, f"S4: n{node} takes calls of {name} up, which it did not win")
 
     def serves(self, t_us: int, node: int, service: int, identity: Identity, here: bool) -> None:

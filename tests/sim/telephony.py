@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
 from haclusterd.core.model import Identity
-from haclusterd.core.state import owns
+from haclusterd.core.state import NEVER, owns
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -32,6 +32,8 @@ class Telephony:
         self.up = True
         self.agent_up = True
         self.recoveries_fail = 0.0  # a chance
+        self.exited_us = NEVER  # by this host's clock
+        self.recovered_us: dict[int, int] = {}  # by service: when the newest was decided
 
     def boot(self) -> None:
         """A heart starts: its agent ends calls that FreeSWITCH still has, for others own them."""
@@ -72,6 +74,7 @@ class Telephony:
         """It dies, its calls with it; it is back as a standby one to three seconds later."""
         self.up = False
         self.calls.clear()
+        self.exited_us = self.host.local(self.host.world.now)
         self.host.todo.append(inp.FreeswitchExited("was killed"))
         self.later(self.host.rng.randrange(*RESTART_US), "back")
 
@@ -113,7 +116,10 @@ class Telephony:
 
     def recover(self, action: act.Recover) -> None:
         k = action.service
-        again = k in self.calls
+        # Of a turn that stood still: the core has heard since that FreeSWITCH ended before it was
+        # carried out. FreeSWITCH refuses what it has (FREESWITCH.md 1.3, Duplicate UUID).
+        again = k in self.calls and self.recovered_us[k] > self.exited_us
+        self.recovered_us[k] = self.host.now_us
         self.host.world.recovered(self.host.me, action, again)
         self.failed.discard(k)
         if self.up:

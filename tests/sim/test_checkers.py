@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from haclusterd.core.actions import EndCalls, KillFreeswitch
+from haclusterd.core.actions import EndCalls, KillFreeswitch, Recover
 from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.model import NOBODY, Identity, LastResort, Release, State
 from haclusterd.core.state import NEVER, Alien
@@ -62,6 +62,37 @@ def test_s2_the_elder_of_two_may_be_carried_out_last(checkers: Checkers) -> None
     checkers.won(1, 0, FIRST, [])
     checkers.won(2, 0, SECOND, [])
     assert checkers.violations == []
+
+
+def test_s4_of_two_winners_of_one_epoch_the_elder_may_take_up_last(checkers: Checkers) -> None:
+    """It stood still in between, and its voter forgot: seed 2321 of ten minutes."""
+    stood_by(checkers, FIRST, 0, 2)
+    checkers.won(1, 0, FIRST, [])
+    checkers.forget(2)
+    checkers.won(2, 0, SECOND, [])
+    checkers.recovered(3, FIRST.node, 0, FIRST, again=False)
+    assert checkers.violations == []
+    checkers.recovered(4, FIRST.node, 0, Identity(1, FIRST.node, 99), again=False)
+    assert "which it did not win" in checkers.violations[-1]
+
+
+def test_s10_a_freeswitch_that_ended_meanwhile_may_be_given_its_calls_twice(world: World) -> None:
+    """The first time was decided before it ended, and carried out after: seed 1709."""
+    host = world.hosts[0]
+    assert host.node is not None
+    identity = host.node.services[0].identity
+    world.checkers.given_up.add((0, identity))
+    host.telephony.exit()
+    host.telephony.up = True
+    host.now_us = host.telephony.exited_us - 1  # its turn stood still since
+    host.telephony.recover(Recover(0, identity, -1, "", {}))
+    world.checkers.given_up.add((0, identity))
+    host.now_us = host.telephony.exited_us + 1
+    host.telephony.recover(Recover(0, identity, -1, "", {}))
+    assert world.checkers.violations == []
+    world.checkers.given_up.add((0, identity))
+    host.telephony.recover(Recover(0, identity, -1, "", {}))
+    assert "beside themselves" in world.checkers.violations[-1]
 
 
 def test_s2_an_epoch_may_repeat_where_the_shared_voter_forgot(checkers: Checkers) -> None:

@@ -287,3 +287,20 @@ def test_lapsed_owner_reclaims_when_its_grant_came_to_nothing() -> None:
     bench.keep_hearing(400, (1, entry(claim, held=claim.epoch - 1)), (2, entry(claim)))
     assert "T501" in bench.rows
     assert not kinds(bench.asked, EndCalls)
+
+
+@pytest.mark.parametrize(("first_tells", "row"), [(False, "T505"), (True, "T501")])
+def test_a_later_grant_that_came_to_nothing_says_nothing_of_the_first(
+    first_tells: bool, row: str
+) -> None:
+    """Seed 1766 of ten minutes: node 1 had won unheard before node 2 claimed in vain (S4)."""
+    bench, claim = lapsed_and_granted()
+    bench.pass_ms(160)
+    later = Identity(claim.epoch + 1, 2, 78)
+    bench.hear(2, entry(later, State.CLAIMING))
+    assert bench.service.promise == later
+    nothing = (2, entry(later, held=claim.epoch - 1))
+    known = (1, entry(claim, held=claim.epoch - 1))
+    bench.keep_hearing(500, nothing, *([known] if first_tells else []))
+    assert row in bench.rows
+    assert ("T505" in bench.rows) == (row == "T505")
