@@ -241,6 +241,18 @@ class Recovery:
         self._remember(run, records)
         self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
 
+    def tracked(self, changes: Sequence[object]) -> None:
+        """Rows that FreeSWITCH wrote of its own calls prove an answer, as its replies do.
+
+        Under load its event socket may answer after half a minute (measured), its rows do not.
+        """
+        now = asyncio.get_running_loop().time() if self._running else 0.0
+        for one in changes:
+            if isinstance(one, CallRecord):
+                for run in self._running:
+                    run.check.take_cseq(one.uuid, one.sip_cseq, now)
+                self.aftercare.tracked(one.uuid, one.sip_cseq)
+
     async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
         """End calls that had ended before they were injected, now or as soon as they come up.
 

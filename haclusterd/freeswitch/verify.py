@@ -7,7 +7,7 @@ attempts, no event marks the answered re-INVITE; a changed `sip_cseq` proves it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ class _Leg:
     injected_cseq: str  # what `sip_cseq` was before the re-INVITE
     launched: bool = False
     missing_since: float | None = None
+    told_at: float | None = None  # when FreeSWITCH last said how it is
     answered_at: float | None = None
     rang: bool = False  # a provisional answer changes `sip_cseq`, too
     bridged: bool = False
@@ -63,6 +64,7 @@ class Verification:
 
     def __init__(self, records: Sequence[CallRecord] = ()) -> None:
         self._legs: dict[str, _Leg] = {}
+        self.silence_from = 0.0  # who has not told since then does not know of the deadline
         self.add(records)
 
     def add(self, records: Sequence[CallRecord]) -> None:
@@ -102,12 +104,14 @@ class Verification:
         for uuid, cseq in cseqs.items():
             self._legs[uuid].injected_cseq = cseq
 
-    def to_ask(self) -> list[str]:
-        """Legs whose `sip_cseq` should be asked for now."""
+    def to_ask(self, among: Collection[str] | None = None) -> list[str]:
+        """Legs, of all or of these, whose `sip_cseq` should be asked for now."""
         return [
             uuid
-            for uuid, leg in self._legs.items()
-            if not leg.lost and not leg.ended and (leg.answered_at is None or not leg.decided)
+            for uuid in (self._legs if among is None else among)
+            if not (leg := self._legs[uuid]).lost
+            and not leg.ended
+            and (leg.answered_at is None or not leg.decided)
         ]
 
     @property
@@ -128,6 +132,8 @@ class Verification:
             self._missing(leg, now)
             return
         leg.missing_since = None
+        if value:
+            leg.told_at = now
         if value not in ("", "_undef_", leg.injected_cseq) and leg.answered_at is None:
             leg.answered_at = now
 
@@ -254,6 +260,8 @@ class Verification:
             reason = f"no answer to the re-INVITE within {deadline_ms} ms"
             if leg.rang:
                 reason = "no answer to the re-INVITE but a provisional one"
+            elif deadline_ms and (leg.told_at is None or leg.told_at < self.silence_from):
+                reason = f"FreeSWITCH did not tell of an answer within {deadline_ms} ms"
             return CallVerdict(uuid, "lost", reason)
         gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
         missing = self._without(leg)

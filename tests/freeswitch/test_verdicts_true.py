@@ -23,6 +23,7 @@ import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
 from haclusterd.freeswitch import metadata
+from haclusterd.freeswitch.calls import CallSource, Change
 from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import Recovery
 from haclusterd.lab import netns
@@ -157,13 +158,18 @@ def take_over(site: Site, phones: Phones, records: dict[str, CallRecord]) -> Tak
     lost_s, done = time.monotonic(), Takeover(datetime.now())  # as far as verdicts are concerned
 
     async def work() -> None:
+        async def tracked(changes: list[Change]) -> None:
+            recovery.tracked(changes)
+
         recovery = Recovery(
             factory(site.b), site.b.core_db, options=OPTIONS,
             settled=lambda service, verdict: done.later.append(verdict),
         )  # fmt: skip
+        source = CallSource(site.b.core_db, {"east": "east"}, tracked, esl_factory=factory(site.b))
         await recovery.start()
+        await source.start()
         try:
-            await until(lambda: recovery.problem == "")
+            await until(lambda: recovery.problem == source.problem == "")
             found = await recovery.recover(
                 "east", ["east"], list(records.values()), epoch=1, outage_began=lost_s
             )
@@ -174,6 +180,7 @@ def take_over(site: Site, phones: Phones, records: dict[str, CallRecord]) -> Tak
             await until(lambda: not recovery.aftercare.orphans, SETTLED_S)
             await asyncio.sleep(2)  # for legs whose other leg was one
         finally:
+            await source.stop()
             await recovery.stop()
 
     inside(site.b, work)
