@@ -146,7 +146,8 @@ class Aftercare:
         packets = await packets_from_phone(self._esl, uuid)
         if packets > one.packets:
             one.packets, one.heard_at = packets, now
-        if now - one.heard_at < self._timeout_s:
+        blind = packets < 0 and one.sign == Sign(FLOW, UNANSWERED)  # others may have its media
+        if now - one.heard_at < self._timeout_s or blind:
             return False
         await self._esl.api(f"uuid_kill {uuid} {CAUSE}")
         self.cleared += 1

@@ -238,6 +238,7 @@ class Recovery:
             log.warning("a limit is not counted: %s", refused)
         await self._prover.hear(run)
         await self._prover.confirm(run)
+        run.check.drop_suspects()
         self._remember(run, records)
         self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
 
@@ -250,7 +251,7 @@ class Recovery:
         for one in changes:
             if isinstance(one, CallRecord):
                 for run in self._running:
-                    run.check.take_cseq(one.uuid, one.sip_cseq, now)
+                    run.check.take_row(one, now)
                 self.aftercare.tracked(one.uuid, one.sip_cseq)
 
     async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:

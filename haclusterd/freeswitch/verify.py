@@ -44,6 +44,7 @@ class _Leg:
     told_at: float | None = None  # when FreeSWITCH last said how it is
     answered_at: float | None = None
     rang: bool = False  # a provisional answer changes `sip_cseq`, too
+    suspect: bool = False  # of that
     bridged: bool = False
     ended: str = ""  # after it was answered: how
     lost: str = ""  # why
@@ -137,6 +138,23 @@ class Verification:
         if value not in ("", "_undef_", leg.injected_cseq) and leg.answered_at is None:
             leg.answered_at = now
 
+    def take_row(self, record: CallRecord, now: float) -> None:
+        """A row that FreeSWITCH wrote of its own call: a reply, with the mark.
+
+        At an answer it writes two, the first one still with the mark, so that nothing comes of
+        that before the verdicts.
+        """
+        leg = self._legs.get(record.uuid)
+        if leg is not None:
+            leg.suspect = record.sip_cseq != leg.injected_cseq and _is_marked(record)
+            self.take_cseq(record.uuid, record.sip_cseq, now)
+
+    def drop_suspects(self) -> None:
+        """Whose row has the mark to the end, and who sends no RTP, has only rung."""
+        for uuid, leg in self._legs.items():
+            if leg.suspect and leg.packets <= 0:
+                self.only_rang(uuid)
+
     def over(self, uuid: str, why: str) -> None:
         """It is ended, whatever its phone said."""
         leg = self._legs.get(uuid)
@@ -180,7 +198,8 @@ class Verification:
             leg.answered_at = now
         bye = _said_bye(event)
         partner = self._legs.get(leg.partner)
-        if leg.answered_at is not None and cause in _UNUSABLE and not bye:
+        by_itself = not bye and (partner is None or partner.up)  # else it is the other's cause
+        if leg.answered_at is not None and cause in _UNUSABLE and by_itself:
             leg.lost = f"answered, but FreeSWITCH could not go on with it ({cause})"
         elif leg.answered_at is not None:
             leg.ended = "the phone said BYE since" if bye else f"ended since ({cause})"
@@ -280,6 +299,13 @@ class Verification:
         if other.lost or other.answered_at is None:
             return f"the other leg: {other.lost or 'no answer from it'}"
         return "" if leg.bridged or leg.ended or other.ended else "the other leg: not bridged to it"
+
+
+def _is_marked(record: CallRecord) -> bool:
+    try:
+        return metadata.variable(record.metadata, FLOW) == UNANSWERED
+    except metadata.MetadataError:
+        return False
 
 
 def _said_bye(event: Event) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from haclusterd.core.records import CallVerdict, Tombstone
-from haclusterd.freeswitch import aftercare, proving
+from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.freeswitch import aftercare, mends, metadata, proving
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import Recovery
@@ -78,6 +78,28 @@ async def test_e2_rows_prove_what_freeswitch_has_no_time_to_say(switch: Switch) 
     assert {found[leg.uuid] for leg in legs[30:]} == {("lost", unknown)}
     assert took_s < 2, "a round of questions does not outlive the deadline"
     assert next(v for v in later if v.uuid == "call-59").verdict == "recovered"
+
+
+def written(uuid: str, flow: str, cseq: str = "124000") -> CallRecord:
+    leg = record(uuid)
+    text = metadata.set_variable(leg.metadata, mends.FLOW, flow)
+    return msgspec.structs.replace(leg, metadata=text, sip_cseq=cseq, version=9)
+
+
+def test_e2_a_row_tells_a_provisional_answer_from_a_final_one() -> None:
+    check = Verification([record(uuid) for uuid in "abcd"])
+    for uuid in "abc":
+        check.take_row(written(uuid, mends.UNANSWERED), 1.0)
+        check.take_cseq(uuid, "124000", 1.1)  # the same, from the event socket
+    check.take_row(written("b", "sendrecv"), 2.0)
+    check.take_cseq("d", "124000", 2.0)
+    check.heard("d", 5)
+    check.take_row(written("d", mends.UNANSWERED), 2.1)  # it speaks: whatever it said counts
+    assert not check.open
+    check.drop_suspects()
+    found = {v.uuid: v.verdict for v in check.verdicts(3000, None)}
+    assert found == {"a": "lost", "b": "recovered", "c": "lost", "d": "recovered"}
+    assert [one.uuid for one, _ in check.unanswered()] == ["a", "c"]
 
 
 def test_e2_who_was_told_of_just_before_the_deadline_has_not_answered() -> None:
