@@ -40,7 +40,8 @@ from haclusterd.freeswitch.profiles import (
     stand_by,
 )
 from haclusterd.freeswitch.proving import Progress
-from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.risks import Ringing, ringing
 
 log = logging.getLogger(__name__)

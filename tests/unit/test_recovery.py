@@ -15,7 +15,8 @@ from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_protocol import Event
 from haclusterd.freeswitch.options import RecoveryOptions
-from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.verify import Verification
 from tests.fixtures.freeswitch.fake_recovery import TONE, Switch, calls, record
 from tests.unit.sync_cluster import until
@@ -75,7 +76,7 @@ async def test_the_head_does_not_wait_for_the_rest(switch: Switch) -> None:
                 calls(3)[:2],
                 lambda stage, _, at: moments.append((stage, at - began)),
                 epoch=3,
-                rest=lambda: rest,
+                rest=Rest(lambda: rest),
             )
         )
         both = ["sofia profile pa recover", "sofia profile pb recover"]
@@ -116,7 +117,7 @@ def given(count: int) -> Rest:
     async def rest() -> list[CallRecord]:
         return calls(count)
 
-    return rest
+    return Rest(rest)
 
 
 async def test_many_calls_use_streams_and_standby_is_lifted_early(switch: Switch) -> None:
