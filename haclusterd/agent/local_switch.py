@@ -20,7 +20,7 @@ from haclusterd.config import FreeSwitch, RecoverySection
 from haclusterd.core.records import CallRecord, CallVerdict
 from haclusterd.freeswitch import console
 from haclusterd.freeswitch.aftercare import tell_verdicts
-from haclusterd.freeswitch.calls import CallSource
+from haclusterd.freeswitch.calls import CallSource, Change
 from haclusterd.freeswitch.capabilities import Capabilities
 from haclusterd.freeswitch.capability_watch import CapabilityWatch
 from haclusterd.freeswitch.changelog import CoreDbError
@@ -40,7 +40,8 @@ from haclusterd.freeswitch.profiles import (
     stand_by,
 )
 from haclusterd.freeswitch.proving import Progress
-from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.risks import Ringing, ringing
 
 log = logging.getLogger(__name__)
@@ -158,12 +159,16 @@ class LocalSwitch:
         return CallSource(
             section.core_db,
             services,
-            events.changed,
+            self._changed,
             esl_factory=self.connection,
             on_reset=events.reset,
             on_problem=_core_db_said,
             positions=chosen.mends.position,
         )
+
+    async def _changed(self, changes: list[Change]) -> None:
+        self._recovery.tracked(changes)
+        await self._events.changed(changes)
 
     def connection(self, **wanted: object) -> Esl:
         """One more connection to this FreeSWITCH, not started: an `EslFactory`."""

@@ -27,7 +27,7 @@ from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.core.view import View
 from haclusterd.freeswitch.mends import ATTEMPT_BITS
-from haclusterd.freeswitch.recovery import Rest
+from haclusterd.freeswitch.rest import Rest
 
 log = logging.getLogger(__name__)
 
@@ -136,27 +136,27 @@ class Recoveries:
             return
         dead = (account.origin,) if account.silent and account.origin else ()
         if self._policy.calls != "recover":
-            await self._replication.fetch(name, COLLECT_MS, dead)
-            records = await self._collect(name, again, account, set())
+            asked = asyncio.create_task(self._replication.fetch(name, COLLECT_MS, dead))
+            records = await self._collect(name, again, [], account, set(), asked)
             await self._inject(name, epoch, [], account)
             told.judged(self._by_policy(records))
             return
         asked = asyncio.create_task(self._replication.fetch(name, COLLECT_MS, dead))
         await asyncio.sleep(0)  # the question is on its way
         head = [] if again else self._replication.quietest(name, HEAD_LEGS)
-        await asked
-        head = self._replication.current(name, head)
-        given = {record.uuid for record in [*head, *again]}
+        given = {record.uuid for record in again}
         end = partial(self._end_resurrected, name)
         guard = asyncio.create_task(watch(self._replication, name, dead, given, end))
         try:
-            rest = partial(self._collect, name, again or head, account, given)
+            others = partial(self._collect, name, again, head, account, given, asked)
+            rest = Rest(others, partial(self._still_true, name, asked, given))
             told.judged(await self._inject(name, epoch, head, account, rest))
             inject = partial(self._inject_late, name, epoch, given)
             never = await hear_all(self._replication, told, name, dead, inject)
             await guard
         finally:
             guard.cancel()
+            asked.cancel()
         if never:
             text = f"{', '.join(never)} never told which calls of {name} it knows"
             self._history.add("A7", text, None, name, epoch)
@@ -180,12 +180,32 @@ class Recoveries:
             return []
         return [CallVerdict(r.uuid, "lost", "not recovered: recovery.calls") for r in records]
 
+    async def _still_true(
+        self,
+        name: str,
+        asked: asyncio.Task[None],
+        given: set[str],
+        records: Sequence[CallRecord],
+    ) -> Sequence[CallRecord]:
+        """Those of which the others know nothing newer; they go on, and so they are `given`."""
+        await asked
+        found = self._replication.current(name, records) if self._replication is not None else []
+        given.update(record.uuid for record in found)
+        return found
+
     async def _collect(
-        self, name: str, head: Sequence[CallRecord], account: Account, given: set[str]
+        self,
+        name: str,
+        again: Sequence[CallRecord],
+        head: Sequence[CallRecord],
+        account: Account,
+        given: set[str],
+        asked: asyncio.Task[None],
     ) -> list[CallRecord]:
-        """All inherited calls and those of `head`, as they are there; they get into `given`."""
+        """All inherited calls, `again` and those of `head`, as they are there; for `given`, too."""
         if self._replication is None:
             return []
+        head = [*again, *await self._still_true(name, asked, given, head)]
         found = await self._replication.unrecovered(name)
         account.moment("collected")
         known = {record.uuid for record in head}

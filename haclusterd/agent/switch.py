@@ -16,7 +16,7 @@ from haclusterd.freeswitch.profiles import (
     ProfileState,
 )
 from haclusterd.freeswitch.proving import Progress
-from haclusterd.freeswitch.recovery import Rest
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.risks import Ringing
 
 Change = CallRecord | Tombstone

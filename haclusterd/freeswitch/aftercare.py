@@ -26,7 +26,6 @@ from .verify import Sign
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
-STATS_MS = 5000
 WATCHED_MAX = 20_000
 CAUSE = "RECOVERY_ON_TIMER_EXPIRE"
 HALF_CAUSE = "DESTINATION_OUT_OF_ORDER"
@@ -46,6 +45,7 @@ class _Watched:
     packets: int = 0
     heard_at: float = 0.0
     answered_at: float = 0.0  # after the verdict
+    row_cseq: str = ""  # as FreeSWITCH has written it since
 
     def became(self, verdict: str, reason: str, at: float = 0.0) -> CallVerdict:
         """Its new verdict; `at` is when the call was back."""
@@ -98,6 +98,12 @@ class Aftercare:
         for uuid in [u for u, one in self._watched.items() if one.service == service]:
             del self._watched[uuid]
 
+    def tracked(self, uuid: str, sip_cseq: str) -> None:
+        """What FreeSWITCH's row of a call says."""
+        one = self._watched.get(uuid)
+        if one is not None:
+            one.row_cseq = sip_cseq
+
     def drop(self, uuids: Sequence[str]) -> None:
         """Others end these."""
         for uuid in uuids:
@@ -128,7 +134,9 @@ class Aftercare:
     async def _look_at(self, one: _Watched, sign: Sign) -> bool:
         now = asyncio.get_running_loop().time()
         uuid = one.record.uuid
-        value = (await self._esl.api(f"uuid_getvar {uuid} {sign.variable}")).strip()
+        value = one.row_cseq if sign.variable == "sip_cseq" else ""
+        if value in ("", sign.before):
+            value = (await self._esl.api(f"uuid_getvar {uuid} {sign.variable}")).strip()
         if value.startswith("-"):
             return True  # FreeSWITCH ended it: the verdict stands
         if value not in ("", "_undef_", sign.before):
@@ -138,7 +146,8 @@ class Aftercare:
         packets = await packets_from_phone(self._esl, uuid)
         if packets > one.packets:
             one.packets, one.heard_at = packets, now
-        if now - one.heard_at < self._timeout_s:
+        blind = packets < 0 and one.sign == Sign(FLOW, UNANSWERED)  # others may have its media
+        if now - one.heard_at < self._timeout_s or blind:
             return False
         await self._esl.api(f"uuid_kill {uuid} {CAUSE}")
         self.cleared += 1
@@ -223,10 +232,10 @@ def _can_be_asked(uuid: str) -> bool:
     return True
 
 
-async def packets_from_phone(esl: Esl, uuid: str) -> int:
+async def packets_from_phone(esl: Esl, uuid: str, timeout_ms: int = 5000) -> int:
     """RTP packets that FreeSWITCH got for this leg; -1 where it cannot tell. Raises EslError."""
     asked = json.dumps({"command": "mediaStats", "data": {"uuid": uuid}}, separators=(",", ":"))
-    found = _IN_PACKETS.search(await esl.api(f"json {asked}", STATS_MS, drop_on_timeout=False))
+    found = _IN_PACKETS.search(await esl.api(f"json {asked}", timeout_ms, drop_on_timeout=False))
     return int(found[1]) if found else -1
 
 

@@ -135,9 +135,14 @@ def mark_unanswered(record: CallRecord) -> CallRecord:
     does not look into the SDP.
     """
     xml = record.metadata
-    if not metadata.variable(xml, FLOW) or risks.proxied(xml):
+    opening, closing = f"<{FLOW}>", f"</{FLOW}>"
+    start = xml.find(opening) + len(opening)
+    end = xml.find(closing, start)
+    proxied = ("proxy_media" in xml or "bypass_media" in xml) and risks.proxied(xml)
+    if start < len(opening) or end < 0 or "<" in xml[start:end] or proxied:
         return record
-    return _set(record, FLOW, UNANSWERED)
+    text = f"{xml[:start]}{UNANSWERED}{xml[end:]}"
+    return msgspec.structs.replace(record, metadata=text)
 
 
 def resume_at(record: CallRecord) -> CallRecord:

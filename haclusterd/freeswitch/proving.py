@@ -26,7 +26,9 @@ POLL_ALL_S = 0.01  # shorter pauses only date the first answer: they ask one leg
 POLL_MAX_S = 0.1
 HEAR_S = 1.5  # for RTP after the last answer; a bridge takes up to 0.2 s
 HEAR_PAUSE_S = 0.1
+BRIDGES_S = 2.0
 ANSWER_MS = 5000
+TOLD_S = 1.0  # so long before its deadline a leg has to be told of, or nobody knows
 ASK_AT_ONCE = 25  # FreeSWITCH needs 0.25 ms for each; events get their turn in between
 
 Progress = Callable[[str, int, float], None]
@@ -50,6 +52,8 @@ class Run:
     commanded_at: float = 0.0  # loop time of the first command that may recover a call
     sent_first: bool = False
     answered_first: bool = False
+    deadline: float = 0.0  # loop time, once all is launched
+    said: int = 0  # how many have answered
     ended_before: set[str] = field(default_factory=set)  # nobody knew it when they were injected
 
     @property
@@ -106,23 +110,28 @@ class Prover:
         """Ask until every leg is decided or the deadline, counted from the end of the launch."""
         loop = asyncio.get_running_loop()
         pause_s = POLL_FIRST_S
-        deadline = None
         while run.check.open:
             await asyncio.sleep(pause_s)
-            if deadline is None and all(task.done() for task in launches):
-                for task in launches:
-                    task.result()  # FreeSWITCH was restarted or hangs: an EslError ends the run
-                deadline = loop.time() + self._deadline_ms / 1000
-            if deadline is not None and loop.time() >= deadline:
+            if self._is_over(run, launches):
                 break
             began = loop.time()
             try:
-                await self._ask(run, first_only=pause_s < POLL_ALL_S)
+                await self._ask(run, launches, first_only=pause_s < POLL_ALL_S)
             except EslDown:
                 await self.rejoin(run)
             # at most a third of FreeSWITCH's time for questions while it is busy recovering
             pause_s = min(max(pause_s * 1.5, 2 * (loop.time() - began)), POLL_MAX_S)
+        self._say_how_far(run)
         await self._look_for_bridges(run)
+
+    def _is_over(self, run: Run, launches: Sequence[asyncio.Task[None]]) -> bool:
+        now = asyncio.get_running_loop().time()
+        if not run.deadline and all(task.done() for task in launches):
+            for task in launches:
+                task.result()  # FreeSWITCH was restarted or hangs: an EslError ends the run
+            run.deadline = now + self._deadline_ms / 1000
+            run.check.silence_from = run.deadline - TOLD_S
+        return bool(run.deadline) and now >= run.deadline
 
     async def rejoin(self, run: Run) -> None:
         """A lost connection is not a dead FreeSWITCH: go on if it is still the same process."""
@@ -137,30 +146,44 @@ class Prover:
             raise EslTimeout("FreeSWITCH was restarted during the recovery")
         raise EslTimeout("the ESL connection breaks again and again during the recovery")
 
-    async def _ask(self, run: Run, *, first_only: bool) -> None:
+    async def _ask(
+        self, run: Run, launches: Sequence[asyncio.Task[None]], *, first_only: bool
+    ) -> None:
         loop = asyncio.get_running_loop()
         uuids = run.check.to_ask()
         if first_only and not run.answered_first:
             heads = {part[0].uuid for part in (run.head, *run.streams) if part}
             uuids = [uuid for uuid in uuids if uuid in heads]
-        before = run.check.answered
         for start in range(0, len(uuids), ASK_AT_ONCE):
-            part = uuids[start : start + ASK_AT_ONCE]
+            # FreeSWITCH's rows tell, too, while it has no time to reply
+            part = run.check.to_ask(uuids[start : start + ASK_AT_ONCE])
             replies = await asyncio.gather(*(self._cseq(uuid) for uuid in part))
             for uuid, reply in zip(part, replies, strict=True):
                 run.check.take_cseq(uuid, reply, loop.time())
-            if not run.answered_first and run.check.answered:
-                run.answered_first = True
-                run.tell("first_answer", run.check.answered)
-        if run.check.answered != before:
-            run.tell("verified", run.check.answered)
+            if not run.answered_first:
+                self._say_how_far(run)
+            if self._is_over(run, launches):
+                break
+        self._say_how_far(run)
+
+    def _say_how_far(self, run: Run) -> None:
+        answered = run.check.answered
+        if answered and not run.answered_first:
+            run.answered_first = True
+            run.tell("first_answer", answered)
+        if answered != run.said:
+            run.said = answered
+            run.tell("verified", answered)
 
     async def _cseq(self, uuid: str) -> str:
+        return await self._getvar(uuid, "sip_cseq")
+
+    async def _getvar(self, uuid: str, name: str) -> str:
         """Empty where FreeSWITCH is too busy to say: its commands under way have their own time,
         and end the run if it hangs."""
         try:
             return await self._watch.api(
-                f"uuid_getvar {uuid} sip_cseq", ANSWER_MS, drop_on_timeout=False
+                f"uuid_getvar {uuid} {name}", ANSWER_MS, drop_on_timeout=False
             )
         except EslTimeout:
             return ""
@@ -175,12 +198,7 @@ class Prover:
         while wanted := run.check.to_hear():
             for start in range(0, len(wanted), ASK_AT_ONCE):
                 part = wanted[start : start + ASK_AT_ONCE]
-                try:
-                    counts = await asyncio.gather(
-                        *(packets_from_phone(self._watch, uuid) for uuid in part)
-                    )
-                except EslTimeout:
-                    return
+                counts = await asyncio.gather(*(self._packets(uuid) for uuid in part))
                 if max(counts) < 0:
                     return  # this FreeSWITCH does not tell
                 for uuid, count in zip(part, counts, strict=True):
@@ -189,21 +207,31 @@ class Prover:
                     return
             await asyncio.sleep(HEAR_PAUSE_S)
 
+    async def _packets(self, uuid: str) -> int:
+        try:
+            return await packets_from_phone(self._watch, uuid, round(HEAR_S * 1000))
+        except EslTimeout:
+            return -1
+
     async def confirm(self, run: Run) -> None:
         """Where no RTP came: was what came a final answer?"""
         uuids = run.check.mute()
         for start in range(0, len(uuids), ASK_AT_ONCE):
             part = uuids[start : start + ASK_AT_ONCE]
-            replies = await asyncio.gather(
-                *(self._watch.api(f"uuid_getvar {uuid} {FLOW}") for uuid in part)
-            )
+            replies = await asyncio.gather(*(self._getvar(uuid, FLOW) for uuid in part))
             for uuid, reply in zip(part, replies, strict=True):
                 if reply.strip() == UNANSWERED:
                     run.check.only_rang(uuid)
 
     async def _look_for_bridges(self, run: Run) -> None:
         """The event may have been lost: a bridged leg also has `bridge_uuid` set anew."""
-        for uuid in run.check.unbridged():
-            reply = await self._watch.api(f"uuid_getvar {uuid} bridge_uuid")
-            if reply.strip() not in ("", "_undef_") and not reply.startswith("-"):
-                run.check.bridged_after_all(uuid)
+        uuids = run.check.unbridged()
+        until = asyncio.get_running_loop().time() + BRIDGES_S
+        for start in range(0, len(uuids), ASK_AT_ONCE):
+            if asyncio.get_running_loop().time() >= until:
+                return  # aftercare looks again
+            part = uuids[start : start + ASK_AT_ONCE]
+            replies = await asyncio.gather(*(self._getvar(uuid, "bridge_uuid") for uuid in part))
+            for uuid, reply in zip(part, replies, strict=True):
+                if reply.strip() not in ("", "_undef_") and not reply.startswith("-"):
+                    run.check.bridged_after_all(uuid)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from .media_ahead import MediaAhead
 from .mends import limits_to_apply, mend_all
 from .options import RecoveryOptions
 from .proving import CONNECT_MS, Progress, Prover, Run
+from .rest import Rest
 from .streams import merge, spread
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ ENDED_BEFORE = "it had ended before, as another node told after it was injected:
 Ended = Callable[[str, str, int], None]
 """`ended(service, uuid, version)`: a recovered call hung up. FreeSWITCH may not have written its
 own row of it yet, so that its end shows nowhere else."""
-
-Rest = Callable[[], Awaitable[Sequence[CallRecord]]]
 
 
 class RecoveryInterrupted(Exception):
@@ -153,7 +152,7 @@ class Recovery:
             self._running.append(run)
             verdicts = self._verdicts_of(service, epoch, run.core_uuid)
             if rest is not None:
-                lift = await self._begin(run, known, verdicts)
+                lift, known = await self._begin(run, known, verdicts, rest)
                 known = merge(known, await rest())
             lift = await self._go_on(run, known, verdicts, lift)
             await self._look_after(run, known, outage_began)
@@ -180,17 +179,29 @@ class Recovery:
                 self._inherited[record.uuid] = run.service, record.version
 
     async def _begin(
-        self, run: Run, records: Sequence[CallRecord], verdicts: dict[str, CallVerdict]
-    ) -> asyncio.Task[None] | None:
-        """Send the head on its way; None if this is not the first attempt in this epoch."""
+        self,
+        run: Run,
+        records: Sequence[CallRecord],
+        verdicts: dict[str, CallVerdict],
+        rest: Rest,
+    ) -> tuple[asyncio.Task[None] | None, list[CallRecord]]:
+        """Send those that are still true on their way, and tell which; no task if this is not the
+        first attempt in this epoch."""
         head = await self._usable(run, records, verdicts)
-        if not await self._inject(run, [StreamRow(r.profile, r) for r in head], first=True):
-            return None
+        first = await self._inject(run, [StreamRow(r.profile, r) for r in head], first=True)
+        sure = list(await rest.still_true(records))
+        if not first:
+            return None, sure
+        untrue = {r.uuid for r in records} - {r.uuid for r in sure}
+        if untrue:
+            async with self._rows_lock:
+                await asyncio.to_thread(injection.withdraw, self._core_db, sorted(untrue))
+            head = [r for r in head if r.uuid not in untrue]
         run.head, run.begun = head, True
         run.check.add(head)
         lift = asyncio.create_task(self._launcher.lift_standby(run))
         await asyncio.sleep(0)  # the command goes out now
-        return lift
+        return lift, sure
 
     async def _go_on(
         self,
@@ -238,8 +249,21 @@ class Recovery:
             log.warning("a limit is not counted: %s", refused)
         await self._prover.hear(run)
         await self._prover.confirm(run)
+        run.check.drop_suspects()
         self._remember(run, records)
         self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
+
+    def tracked(self, changes: Sequence[object]) -> None:
+        """Rows that FreeSWITCH wrote of its own calls prove an answer, as its replies do.
+
+        Under load its event socket may answer after half a minute (measured), its rows do not.
+        """
+        now = asyncio.get_running_loop().time() if self._running else 0.0
+        for one in changes:
+            if isinstance(one, CallRecord):
+                for run in self._running:
+                    run.check.take_row(one, now)
+                self.aftercare.tracked(one.uuid, one.sip_cseq)
 
     async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
         """End calls that had ended before they were injected, now or as soon as they come up.

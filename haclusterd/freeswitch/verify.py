@@ -7,7 +7,7 @@ attempts, no event marks the answered re-INVITE; a changed `sip_cseq` proves it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,8 +41,10 @@ class _Leg:
     injected_cseq: str  # what `sip_cseq` was before the re-INVITE
     launched: bool = False
     missing_since: float | None = None
+    told_at: float | None = None  # when FreeSWITCH last said how it is
     answered_at: float | None = None
     rang: bool = False  # a provisional answer changes `sip_cseq`, too
+    suspect: bool = False  # of that
     bridged: bool = False
     ended: str = ""  # after it was answered: how
     lost: str = ""  # why
@@ -63,6 +65,7 @@ class Verification:
 
     def __init__(self, records: Sequence[CallRecord] = ()) -> None:
         self._legs: dict[str, _Leg] = {}
+        self.silence_from = 0.0  # who has not told since then does not know of the deadline
         self.add(records)
 
     def add(self, records: Sequence[CallRecord]) -> None:
@@ -102,12 +105,14 @@ class Verification:
         for uuid, cseq in cseqs.items():
             self._legs[uuid].injected_cseq = cseq
 
-    def to_ask(self) -> list[str]:
-        """Legs whose `sip_cseq` should be asked for now."""
+    def to_ask(self, among: Collection[str] | None = None) -> list[str]:
+        """Legs, of all or of these, whose `sip_cseq` should be asked for now."""
         return [
             uuid
-            for uuid, leg in self._legs.items()
-            if not leg.lost and not leg.ended and (leg.answered_at is None or not leg.decided)
+            for uuid in (self._legs if among is None else among)
+            if not (leg := self._legs[uuid]).lost
+            and not leg.ended
+            and (leg.answered_at is None or not leg.decided)
         ]
 
     @property
@@ -128,8 +133,27 @@ class Verification:
             self._missing(leg, now)
             return
         leg.missing_since = None
+        if value:
+            leg.told_at = now
         if value not in ("", "_undef_", leg.injected_cseq) and leg.answered_at is None:
             leg.answered_at = now
+
+    def take_row(self, record: CallRecord, now: float) -> None:
+        """A row that FreeSWITCH wrote of its own call: a reply, with the mark.
+
+        At an answer it writes two, the first one still with the mark, so that nothing comes of
+        that before the verdicts.
+        """
+        leg = self._legs.get(record.uuid)
+        if leg is not None:
+            leg.suspect = record.sip_cseq != leg.injected_cseq and _is_marked(record)
+            self.take_cseq(record.uuid, record.sip_cseq, now)
+
+    def drop_suspects(self) -> None:
+        """Whose row has the mark to the end, and who sends no RTP, has only rung."""
+        for uuid, leg in self._legs.items():
+            if leg.suspect and leg.packets <= 0:
+                self.only_rang(uuid)
 
     def over(self, uuid: str, why: str) -> None:
         """It is ended, whatever its phone said."""
@@ -174,7 +198,8 @@ class Verification:
             leg.answered_at = now
         bye = _said_bye(event)
         partner = self._legs.get(leg.partner)
-        if leg.answered_at is not None and cause in _UNUSABLE and not bye:
+        by_itself = not bye and (partner is None or partner.up)  # else it is the other's cause
+        if leg.answered_at is not None and cause in _UNUSABLE and by_itself:
             leg.lost = f"answered, but FreeSWITCH could not go on with it ({cause})"
         elif leg.answered_at is not None:
             leg.ended = "the phone said BYE since" if bye else f"ended since ({cause})"
@@ -254,6 +279,8 @@ class Verification:
             reason = f"no answer to the re-INVITE within {deadline_ms} ms"
             if leg.rang:
                 reason = "no answer to the re-INVITE but a provisional one"
+            elif deadline_ms and (leg.told_at is None or leg.told_at < self.silence_from):
+                reason = f"FreeSWITCH did not tell of an answer within {deadline_ms} ms"
             return CallVerdict(uuid, "lost", reason)
         gap_ms = -1 if outage_began is None else round((leg.answered_at - outage_began) * 1000)
         missing = self._without(leg)
@@ -272,6 +299,13 @@ class Verification:
         if other.lost or other.answered_at is None:
             return f"the other leg: {other.lost or 'no answer from it'}"
         return "" if leg.bridged or leg.ended or other.ended else "the other leg: not bridged to it"
+
+
+def _is_marked(record: CallRecord) -> bool:
+    try:
+        return metadata.variable(record.metadata, FLOW) == UNANSWERED
+    except metadata.MetadataError:
+        return False
 
 
 def _said_bye(event: Event) -> bool:

@@ -173,6 +173,25 @@ def test_a_reinvite_that_fails_ends_the_call(make: Make, answer: str, cause: str
     eventually(lambda: second.api("show channels count") == "\n0 total.\n")
 
 
+def test_a_provisional_answer_changes_all_but_the_media(make: Make) -> None:
+    """As FreeSWITCH 1.11.1 does: `sip_cseq` alone proves no answer."""
+    first = make()
+    telephone = live_call(first)
+    uuid = first.rows()[0][4]
+    second = moved(make, first)
+    flow = "<remote_audio_media_flow>"
+    second.sql("UPDATE recovery SET metadata = replace(metadata, ?, ?)", f"{flow}s", f"{flow}un-s")
+    second.api("sofia profile pa recover")
+    invite = telephone.wait_for("INVITE")
+    telephone.answer(invite, "180 Ringing")
+    number = header(invite, "CSeq").split()[0]
+    eventually(lambda: second.api(f"uuid_getvar {uuid} sip_cseq").strip() == number)
+    asked = f"uuid_getvar {uuid} remote_audio_media_flow"
+    assert second.api(asked).strip() == "un-sendrecv"
+    telephone.answer(invite, body=telephone.sdp())
+    eventually(lambda: second.api(asked).strip() == "sendrecv")
+
+
 def test_bad_rows_and_duplicates_cost_nothing_but_themselves(make: Make) -> None:
     first = make()
     telephone = live_call(first)

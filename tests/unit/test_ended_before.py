@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
@@ -14,6 +15,7 @@ from haclusterd.freeswitch import aftercare, proving
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import ENDED_BEFORE, Recovery
+from haclusterd.freeswitch.rest import Rest
 from tests.fixtures.freeswitch.fake_recovery import Switch, calls
 
 pytestmark = pytest.mark.timeout(30)
@@ -61,7 +63,7 @@ async def test_s8_a_call_of_the_head_is_ended_while_the_rest_is_still_awaited(
     rest: asyncio.Future[list[CallRecord]] = asyncio.get_running_loop().create_future()
     later: list[CallVerdict] = []
     async with recovering(switch, later) as recovery:
-        work = recovery.recover("east", ["pa"], calls(2), epoch=1, rest=lambda: rest)
+        work = recovery.recover("east", ["pa"], calls(2), epoch=1, rest=Rest(lambda: rest))
         task = asyncio.create_task(work)
         async with asyncio.timeout(5):
             while len(switch.channels) < 2:
@@ -105,6 +107,30 @@ async def test_s8_a_row_that_waits_is_taken_back_and_a_channel_that_comes_up_is_
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def test_s8_a_first_call_that_is_not_true_any_more_is_taken_back_unseen(
+    switch: Switch,
+) -> None:
+    """call-0 has ended, call-1 has a newer row; both rows were there before anybody told."""
+    newer = msgspec.structs.replace(calls(2)[1], version=6)
+    before: list[str] = []
+
+    async def still_true(records: Sequence[CallRecord]) -> Sequence[CallRecord]:
+        before.extend(uuid for _, _, uuid in switch.rows())
+        assert switch.lines == [], "no command before"
+        return [record for record in records if record.uuid == "call-2"]
+
+    async def others() -> list[CallRecord]:
+        return [newer]
+
+    async with recovering(switch) as recovery:
+        rest = Rest(others, still_true)
+        found = await recovery.recover("east", ["pa"], calls(3), epoch=1, rest=rest)
+    assert before == ["call-0", "call-1", "call-2"]
+    assert {v.uuid: v.verdict for v in found} == {"call-1": "recovered", "call-2": "recovered"}
+    assert [row[0] for row in switch.recovered_rows] == ["call-2", "call-1"]
+    assert switch.killed == []
 
 
 async def test_s8_after_the_verdicts_the_last_one_is_told_anew(switch: Switch) -> None:

@@ -21,7 +21,7 @@ from haclusterd.agent.services import Services
 from haclusterd.core.actions import Recover
 from haclusterd.core.model import Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
-from haclusterd.freeswitch.recovery import Rest
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.sync.codec import Message, Want
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import FakeSwitch
@@ -54,7 +54,8 @@ class Switch(FakeSwitch):
         progress: Any, epoch: int, outage_began: float | None, rest: Rest | None = None,
     ) -> list[CallVerdict]:  # fmt: skip
         if rest is not None:
-            self.head = {record.uuid: record.version for record in records}
+            first = await rest.still_true(records)
+            self.head = {record.uuid: record.version for record in first}
             records = await rest()
         self.whole |= {record.uuid: record.version for record in records}
         await asyncio.sleep(self.takes_s)

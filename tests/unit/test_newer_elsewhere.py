@@ -24,7 +24,7 @@ from haclusterd.agent.services import Services
 from haclusterd.core.actions import Recover
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
-from haclusterd.freeswitch.recovery import Rest
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.sync.codec import Want
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import FakeSwitch, spec

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
-from haclusterd.freeswitch import aftercare
+from haclusterd.freeswitch import proving
 from haclusterd.freeswitch.changelog import CoreDbError
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_protocol import Event
 from haclusterd.freeswitch.options import RecoveryOptions
-from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted, Rest
+from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
+from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.verify import Verification
 from tests.fixtures.freeswitch.fake_recovery import TONE, Switch, calls, record
 from tests.unit.sync_cluster import until
@@ -76,7 +77,7 @@ async def test_the_head_does_not_wait_for_the_rest(switch: Switch) -> None:
                 calls(3)[:2],
                 lambda stage, _, at: moments.append((stage, at - began)),
                 epoch=3,
-                rest=lambda: rest,
+                rest=Rest(lambda: rest),
             )
         )
         both = ["sofia profile pa recover", "sofia profile pb recover"]
@@ -117,7 +118,7 @@ def given(count: int) -> Rest:
     async def rest() -> list[CallRecord]:
         return calls(count)
 
-    return rest
+    return Rest(rest)
 
 
 async def test_many_calls_use_streams_and_standby_is_lifted_early(switch: Switch) -> None:
@@ -258,7 +259,7 @@ async def test_a_freeswitch_too_busy_to_count_rtp_takes_no_verdict_back(
     switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 calls on two cores: one answer took more than 5 s, and the recovery was done again."""
-    monkeypatch.setattr(aftercare, "STATS_MS", 50)
+    monkeypatch.setattr(proving, "HEAR_S", 0.05)
     switch.api["json"] = lambda line: None
     async with recovering(switch) as recovery:
         verdicts = await recovery.recover("east", ["pa"], calls(2))

@@ -178,6 +178,15 @@ def test_e2_half_a_call_is_not_called_recovered_because_freeswitch_ends_it() -> 
     assert check.halves() == []
 
 
+def test_e2_a_leg_that_ends_with_the_cause_of_the_other_was_half_a_call() -> None:
+    check = pair()
+    check.take_cseq("a", ANSWERED, 1.0)
+    check.take_event(refused("b", "488", "INCOMPATIBLE_DESTINATION"), 1.1)
+    check.take_event(hung_up("a", "INCOMPATIBLE_DESTINATION", ANSWERED), 1.2)
+    why = "the other leg: the phone refused the re-INVITE: 488 (INCOMPATIBLE_DESTINATION)"
+    assert of(check)["a"] == ("partial", why, True)
+
+
 def test_a_leg_whose_other_leg_has_ended_since_is_left_to_freeswitch() -> None:
     """It may have been transferred."""
     check = pair()

@@ -1,0 +1,114 @@
+"""A FreeSWITCH without time to reply: its rows prove answers, its silence proves nothing (E2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.freeswitch import aftercare, mends, metadata, proving
+from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch.options import RecoveryOptions
+from haclusterd.freeswitch.recovery import Recovery
+from haclusterd.freeswitch.verify import Verification
+from tests.fixtures.freeswitch.fake_recovery import Switch, calls, record
+
+pytestmark = pytest.mark.timeout(30)
+DEADLINE_MS = 300
+
+
+@pytest.fixture
+async def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switch]:
+    monkeypatch.setattr(aftercare, "LOOK_S", 0.02)
+    monkeypatch.setattr(proving, "HEAR_S", 0.05)
+    monkeypatch.setattr(proving, "ANSWER_MS", 100)
+    monkeypatch.setattr(proving, "TOLD_S", 0.2)
+    fake = Switch(tmp_path / "core.db")
+    await fake.listen()
+    yield fake
+    await fake.close()
+
+
+@contextlib.asynccontextmanager
+async def recovering(
+    switch: Switch, later: list[CallVerdict] | None = None
+) -> AsyncIterator[Recovery]:
+    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+    told = [] if later is None else later
+    recovery = Recovery(
+        lambda **given: EslConnection(settings, **given), switch.path,
+        options=RecoveryOptions(4, DEADLINE_MS, orphan_timeout_ms=5000),
+        settled=lambda service, verdict: told.append(verdict),
+    )  # fmt: skip
+    await recovery.start()
+    try:
+        yield recovery
+    finally:
+        await recovery.stop()
+
+
+async def test_e2_rows_prove_what_freeswitch_has_no_time_to_say(switch: Switch) -> None:
+    """Half of them are answered; of the others nobody can say that they were not."""
+    switch.api["uuid_getvar"] = lambda line: None
+    switch.api["json"] = lambda line: None
+    later: list[CallVerdict] = []
+    legs = calls(60)
+    rows = [msgspec.structs.replace(leg, sip_cseq="124000", version=9) for leg in legs[:30]]
+    async with recovering(switch, later) as recovery:
+        began = asyncio.get_running_loop().time()
+        task = asyncio.create_task(recovery.recover("east", ["pa"], legs, epoch=1))
+        async with asyncio.timeout(5):
+            while len(switch.channels) < len(legs):
+                await asyncio.sleep(0.01)
+        recovery.tracked([*rows, legs[40], Tombstone("east", "call-50", 9)])
+        found = {v.uuid: (v.verdict, v.reason) for v in await task}
+        took_s = asyncio.get_running_loop().time() - began
+        recovery.tracked([msgspec.structs.replace(legs[59], sip_cseq="124000", version=9)])
+        switch.api["uuid_getvar"] = switch.getvar
+        async with asyncio.timeout(5):
+            while not any(v.uuid == "call-59" for v in later):
+                await asyncio.sleep(0.01)
+    unknown = f"FreeSWITCH did not tell of an answer within {DEADLINE_MS} ms"
+    assert {found[leg.uuid] for leg in legs[:30]} == {("recovered", "re-INVITE answered")}
+    assert {found[leg.uuid] for leg in legs[30:]} == {("lost", unknown)}
+    assert took_s < 2, "a round of questions does not outlive the deadline"
+    assert next(v for v in later if v.uuid == "call-59").verdict == "recovered"
+
+
+def written(uuid: str, flow: str, cseq: str = "124000") -> CallRecord:
+    leg = record(uuid)
+    text = metadata.set_variable(leg.metadata, mends.FLOW, flow)
+    return msgspec.structs.replace(leg, metadata=text, sip_cseq=cseq, version=9)
+
+
+def test_e2_a_row_tells_a_provisional_answer_from_a_final_one() -> None:
+    check = Verification([record(uuid) for uuid in "abcd"])
+    for uuid in "abc":
+        check.take_row(written(uuid, mends.UNANSWERED), 1.0)
+        check.take_cseq(uuid, "124000", 1.1)  # the same, from the event socket
+    check.take_row(written("b", "sendrecv"), 2.0)
+    check.take_cseq("d", "124000", 2.0)
+    check.heard("d", 5)
+    check.take_row(written("d", mends.UNANSWERED), 2.1)  # it speaks: whatever it said counts
+    assert not check.open
+    check.drop_suspects()
+    found = {v.uuid: v.verdict for v in check.verdicts(3000, None)}
+    assert found == {"a": "lost", "b": "recovered", "c": "lost", "d": "recovered"}
+    assert [one.uuid for one, _ in check.unanswered()] == ["a", "c"]
+
+
+def test_e2_who_was_told_of_just_before_the_deadline_has_not_answered() -> None:
+    check = Verification([record("a"), record("b"), record("c")])
+    check.silence_from = 10.0
+    check.take_cseq("a", "1", 10.5)
+    check.take_cseq("b", "1", 9.5)
+    assert [v.reason for v in check.verdicts(3000, None)] == [
+        "no answer to the re-INVITE within 3000 ms",
+        "FreeSWITCH did not tell of an answer within 3000 ms",
+        "FreeSWITCH did not tell of an answer within 3000 ms",
+    ]
