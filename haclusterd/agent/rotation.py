@@ -19,6 +19,16 @@ import msgspec
 from haclusterd import rotation as files
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators
+from haclusterd.agent.rotation_words import (
+    OVER,
+    TELL,
+    Task,
+    Told,
+    node_of,
+    phase_of,
+    refuse_laggards,
+    where,
+)
 from haclusterd.agent.schema import PARTLY, Alarm
 from haclusterd.agent.schema_upkeep import KeysAt
 from haclusterd.config import Config
@@ -35,32 +45,6 @@ METHOD = "keys"
 PEER_MS = 10_000
 SETTLE_DEADS = 2  # times `dead_ms` between two phases: what was sealed before has been opened
 CONDUCTED_S = 30.0  # a conductor that says nothing for so long is one no more
-
-
-class Task(msgspec.Struct, frozen=True):
-    """What a conductor asks of one node. `phase` -1: only to tell, -2: and that it is over."""
-
-    conductor: str
-    phase: int = -1
-    id: str = ""
-    by: str = ""
-    origin: str = ""
-    new: Generation = Generation()
-
-
-class Told(msgspec.Struct, frozen=True):
-    """Where a node stands. `deaf_to`: nodes whose beats it cannot open; `problem`: refused."""
-
-    id: str = ""
-    phase: int = OLD
-    by: str = ""
-    origin: str = ""
-    ring: list[int] = []
-    deaf_to: list[str] = []
-    problem: str = ""
-
-
-TELL, OVER = -1, -2
 
 
 class Mesh(Protocol):
@@ -150,7 +134,7 @@ class Rotation:
             told = await self._all(Task(me, TELL), "nothing was changed")
             under_way = {t.id for t in told.values() if OLD < t.phase < DONE}
             if len(under_way) > 1:
-                raise OperatorError(f"two rotations at once: {_where(told)}; restore a backup")
+                raise OperatorError(f"two rotations at once: {where(told)}; restore a backup")
             number = next(iter(under_way), "")
             if back:
                 return await self._go_back(me, number, told)
@@ -166,7 +150,7 @@ class Rotation:
 
     def _is_lost(self, number: str, told: dict[str, Told]) -> bool:
         """Some never took part, nobody uses the new keys, and they are not here to be given."""
-        phases = {_phase(t, number) for t in told.values()}
+        phases = {phase_of(t, number) for t in told.values()}
         kept = self._kept
         here = kept is not None and kept.id == number and bool(kept.issued)
         return phases == {OLD, KNOWN} and not here
@@ -183,7 +167,7 @@ class Rotation:
 
     async def _go_on(self, me: str, number: str, told: dict[str, Told]) -> str:
         for phase in (KNOWN, USED, DONE):
-            if told and all(_phase(t, number) >= phase for t in told.values()):
+            if told and all(phase_of(t, number) >= phase for t in told.values()):
                 continue
             try:
                 told = await self._enter(me, number, phase)
@@ -210,7 +194,7 @@ class Rotation:
                 "can end it"
             )
         for phase in (KNOWN, OLD):
-            behind = {node: t for node, t in told.items() if _phase(t, number) > phase}
+            behind = {node: t for node, t in told.items() if phase_of(t, number) > phase}
             if behind:
                 await self._enter(me, number, phase, list(behind))
             await asyncio.sleep(SETTLE_DEADS * self._config.timing.dead_us / 1e6)
@@ -236,13 +220,13 @@ class Rotation:
             told[self._me] = await self._one(self._me, tasks.pop(self._me))
         answers = await asyncio.gather(*(self._one(n, t) for n, t in tasks.items()))
         told |= dict(zip(tasks, answers, strict=True))
-        _refuse_laggards(told, f"{NAMES[phase]!r} is not reached by")
+        refuse_laggards(told, f"{NAMES[phase]!r} is not reached by")
         return told
 
     async def _all(self, task: Task, then: str) -> dict[str, Told]:
         told = await self._everywhere(task)
         try:
-            _refuse_laggards(told, "the keys cannot be rotated without")
+            refuse_laggards(told, "the keys cannot be rotated without")
         except OperatorError as error:
             raise OperatorError(f"{error}; {then}") from None
         return told
@@ -275,7 +259,7 @@ class Rotation:
 
     async def _asked(self, peer: str, payload: bytes) -> bytes:
         task = msgspec.json.decode(payload, type=Task)
-        if task.conductor and _node_of(task.conductor) != peer:
+        if task.conductor and node_of(task.conductor) != peer:
             raise ValueError("a conductor speaks for itself")
         # A conductor that is lost meanwhile ends no step in the middle: disk, heart and what this
         # node says of itself stay in one phase.
@@ -298,14 +282,14 @@ class Rotation:
         now = asyncio.get_running_loop().time()
         # The agent of a node conducts once at a time: another one of the same node has started
         # anew, and the run before is no more.
-        other = self._conductor != "" and _node_of(self._conductor) != _node_of(task.conductor)
+        other = self._conductor != "" and node_of(self._conductor) != node_of(task.conductor)
         busy = other and now < self._conducted_until
         if task.phase == OVER:
             if self._conductor == task.conductor:
                 self._conductor = ""
             return ""
         if busy:
-            who = _node_of(self._conductor)
+            who = node_of(self._conductor)
             return f"{who} is rotating the keys just now: try again in {CONDUCTED_S:.0f} s"
         self._conductor, self._conducted_until = task.conductor, now + CONDUCTED_S
         return self.problem
@@ -375,27 +359,3 @@ class Rotation:
 
 def _given(number: int, kept: Kept) -> KeysGiven:
     return KeysGiven(number, tuple((k.id, k.secret) for k in files.ring_of(kept).keys))
-
-
-def _node_of(conductor: str) -> str:
-    return conductor.partition("/")[0]
-
-
-def _phase(told: Told, number: str) -> int:
-    return told.phase if told.id == number else OLD
-
-
-def _refuse_laggards(told: dict[str, Told], what: str) -> None:
-    bad = [f"{node}: {t.problem}" for node, t in told.items() if t.problem]
-    bad += [
-        f"{node}: it cannot read the beats of {', '.join(t.deaf_to)}"
-        for node, t in told.items()
-        if t.deaf_to and not t.problem
-    ]
-    if bad:
-        names = ", ".join(line.partition(":")[0] for line in bad)
-        raise OperatorError(f"{what} {names} ({'; '.join(bad)})")
-
-
-def _where(told: dict[str, Told]) -> str:
-    return ", ".join(f"{node} {NAMES[t.phase]!r} of {t.id}" for node, t in told.items())

@@ -135,6 +135,24 @@ def test_ml10_pause_and_maintenance_outlive_their_daemons() -> None:
         one_holder(lab)
 
 
+def test_b7_maintenance_is_ended_while_its_node_is_dead() -> None:
+    with ready_cluster(LabPlan(masters=1, slaves=2, freeswitch="none"), None, print) as lab:
+        lab.wait(lambda: connected(lab, "fs-a"), MOVED_S, "fs-a to reach all agents")
+        assert "in maintenance" in ordered(lab, "fs-a", "maintenance", "on", "fs-c")
+        for pids in lab.nodes["fs-c"].haclusterd_pids():
+            lab.nodes["fs-c"].send(pids, signal.SIGKILL)
+        lab.wait(lambda: lab.role("fs-c") == "dead", MOVED_S, "fs-c to be dead")
+        said = ordered(lab, "fs-a", "maintenance", "off", "fs-c")
+        assert "out of maintenance as soon as it is back" in said
+        loses(lab, "fs-a")  # who took the order is lost, and has told it
+        lab.nodes["fs-c"].start_haclusterd()
+        lab.wait(
+            lambda: entry(lab, "fs-b", "fs-c").get("role") == "slave", MOVED_S, "fs-c to be a slave"
+        )
+        history = json.loads(lab.nodes["fs-c"].ctl("history").stdout)
+        assert any("ended it while this node was away" in d["text"] for d in history)
+
+
 def test_ml18_the_last_of_three_serves_on_an_operators_word() -> None:
     with ready_cluster(LabPlan(masters=1, slaves=2, freeswitch="none"), None, print) as lab:
         lab.arm()

@@ -18,6 +18,7 @@ from haclusterd.agent import rotation as module
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.rotation import Rotation
+from haclusterd.agent.rotation_words import OVER, TELL, Task
 from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec, load
 from haclusterd.config.revisions import Start
@@ -269,14 +270,14 @@ async def test_25_who_cannot_read_a_beat_stops_it(cluster: Cluster) -> None:
 
 
 async def test_25_one_conductor_at_a_time(cluster: Cluster) -> None:
-    task = module.Task("fs-b/1234", module.TELL)
+    task = Task("fs-b/1234", TELL)
     assert (await cluster["c"]._take(task)).problem == ""
     error = await refused(cluster["a"].rotate("anna"))
     assert "fs-b is rotating the keys just now" in str(error)
     assert cluster.rings() == {(1,)}
     with pytest.raises(ValueError, match="speaks for itself"):
         await cluster["c"]._asked("fs-a", msgspec.json.encode(task))
-    await cluster["c"]._take(module.Task("fs-b/1234", module.OVER))
+    await cluster["c"]._take(Task("fs-b/1234", OVER))
     await cluster["a"].rotate("anna")
 
 

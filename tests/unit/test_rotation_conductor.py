@@ -9,6 +9,7 @@ import pytest
 
 from haclusterd import rotation
 from haclusterd.agent import rotation as module
+from haclusterd.agent.rotation_words import TELL, Task
 from haclusterd.rotation import KNOWN
 from tests.unit.test_rotation import Cluster, cluster, refused
 
@@ -64,11 +65,11 @@ async def test_25_what_a_conductor_asked_for_is_finished_though_it_dies(cluster:
 
     host.rotation._write = slow  # type: ignore[method-assign]
     kept = rotation.begin(cluster.hosts["fs-b"].config, "anna")
-    task = module.Task("fs-b/1", KNOWN, kept.id, "anna", "fs-b", kept.issued["fs-c"])
+    task = Task("fs-b/1", KNOWN, kept.id, "anna", "fs-b", kept.issued["fs-c"])
     asked = asyncio.ensure_future(host.methods[module.METHOD]("fs-b", msgspec.json.encode(task)))
     await going.wait()
     asked.cancel()  # the connection of the conductor is lost
     await asyncio.gather(asked, return_exceptions=True)
-    told = await host.rotation._take(module.Task("", module.TELL))
+    told = await host.rotation._take(Task("", TELL))
     assert (told.id, told.phase) == (kept.id, KNOWN)
     assert host.ring == [1, 2]

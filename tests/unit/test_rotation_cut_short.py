@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from haclusterd import rotation
-from haclusterd.agent import rotation as module
+from haclusterd.agent.rotation_words import TELL, Task
 from haclusterd.config import Config
 from haclusterd.core.actions import Answered
 from haclusterd.rotation import DONE, KNOWN, USED
@@ -54,7 +54,7 @@ async def test_25_a_step_ends_though_the_connection_is_lost(
     """Half of one would be on the disk and known to nobody: the next rotation mixed the keys."""
     host = cluster.hosts["fs-c"]
     kept = rotation.begin(cluster.hosts["fs-a"].config, "anna")
-    task = module.Task("fs-a/1", KNOWN, kept.id, "anna", "fs-a", kept.issued["fs-c"])
+    task = Task("fs-a/1", KNOWN, kept.id, "anna", "fs-a", kept.issued["fs-c"])
     gate = threading.Event()
     enter = rotation.enter
 
@@ -68,5 +68,5 @@ async def test_25_a_step_ends_though_the_connection_is_lost(
     serving.cancel()
     gate.set()
     await asyncio.gather(serving, return_exceptions=True)
-    told = await host.rotation._take(module.Task("", module.TELL))
+    told = await host.rotation._take(Task("", TELL))
     assert (told.phase, told.ring, host.wire_ring()) == (KNOWN, [1, 2], [1, 2])
