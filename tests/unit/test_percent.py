@@ -93,5 +93,17 @@ def test_what_we_write_ourselves_is_read_as_it_was(tag: str) -> None:
     assert read(made, "my_text") == f"{tag}\n"
 
 
+def test_a_name_that_reads_like_the_user_stays_a_name() -> None:
+    whole = '"john doe" <sip:john%20doe@lab.test>;tag=9'
+    xml = metadata.readable(
+        row(sip_from_user="john%20doe", sip_from_display="john doe", sip_full_from=whole,
+            presence_id="john%20doe@lab.test", my_text="john doe")
+    )  # fmt: skip
+    assert read(xml, "sip_full_from") == whole
+    assert read(xml, "sip_from_display") == "john doe"
+    assert read(xml, "presence_id") == "john%20doe@lab.test"
+    assert read(xml, "my_text") == "john doe"
+
+
 def test_an_ordinary_row_stays_as_it_is() -> None:
     assert metadata.readable(TONE) is TONE
