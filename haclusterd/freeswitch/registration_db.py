@@ -44,10 +44,11 @@ _DELETE, _DELETE_LONG = (
     for names in (_KEY, map(_column, _KEY))
 )
 # Phones with several users have one Call-ID for all of them (RFC 3261 10.2).
-_PRESENT = (
+_USER_PRESENT = (
     f"SELECT 1 FROM sip_registrations WHERE orig_hostname != '{BY_US}'"
-    " AND sip_user = ? AND sip_host = ? AND (call_id = ? OR contact = ?) LIMIT 1"
+    " AND sip_user = ? AND sip_host = ?"
 )
+_PHONE = " AND (call_id = ? OR contact = ?)"
 
 
 class RegistrationDbError(Exception):
@@ -116,11 +117,13 @@ def write(path: Path, gone: Sequence[Row], added: Sequence[Row]) -> None:
             _change(connection, [], part)
 
 
-def hand_over(path: Path, gone: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+def hand_over(
+    path: Path, gone: Sequence[Row], rows: Sequence[Row], one_phone: bool = False
+) -> list[Row]:
     """Delete rows, then insert what mod_sofia does not have yet; the latter are returned.
 
-    A phone that registered here meanwhile, with the same call-id or contact, has its row already.
-    Raises RegistrationDbError.
+    A phone that registered here meanwhile, with the same call-id or contact, has its row already;
+    with `one_phone` any phone of its user. Raises RegistrationDbError.
     """
     added: list[Row] = []
     with _open(path) as connection:
@@ -129,7 +132,8 @@ def hand_over(path: Path, gone: Sequence[Row], rows: Sequence[Row]) -> list[Row]
         for part in _parts(rows):
             connection.execute("BEGIN IMMEDIATE")
             for row in part:
-                here = connection.execute(_PRESENT, (*_user(row), row.call_id, row.contact))
+                words = () if one_phone else (row.call_id, row.contact)
+                here = connection.execute(_USER_PRESENT + _PHONE * bool(words), _user(row) + words)
                 if here.fetchone() is None:
                     connection.execute(_INSERT, row)
                     added.append(row)

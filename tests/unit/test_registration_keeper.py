@@ -33,6 +33,7 @@ class StubEsl:
     def __init__(self, on_event: EventSink) -> None:
         self.up, self.problem = True, ""
         self.core_uuid = "core-1"
+        self.conf = "<configuration/>"
         self.sink = on_event
 
     async def start(self) -> None:
@@ -53,6 +54,7 @@ class StubEsl:
             "sofia xmlstatus": f"<profiles>{profiles}</profiles>",
             "switchname": "fs-a",
             "global_getvar core_uuid": self.core_uuid,
+            "xml_locate configuration configuration name sofia.conf": self.conf,
         }[line]
 
     async def sendevent(self, name: str, headers: Mapping[str, str], body: str = "") -> str:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from haclusterd.freeswitch.esl import EventsLost
 from haclusterd.freeswitch.registration_db import database_of, read_all, write
 from tests.unit import test_registration_keeper
 from tests.unit.sync_cluster import until
@@ -51,6 +52,25 @@ async def test_eg8_who_leaves_in_a_takeover_does_not_come_back(
     await node.fire("register", "1000")
     await until(lambda: node.told_users() == ["1000", "1001"])
     await steady(lambda: node.users("east") == ["1000", "1001"])
+
+
+@pytest.mark.parametrize("several", ["false", "true", "contact", "call-id", "unset", "unknown"])
+async def test_eg8_who_comes_anew_in_a_takeover_replaces_what_he_had(
+    node: Node, several: str
+) -> None:
+    """As mod_sofia does it: where a user may have several phones, the old one stays."""
+    param = f'<param name="multiple-registrations" value="{several}"/>' * (several != "unset")
+    one = f'<profile name="east"><settings>{param}</settings></profile>' * (several != "unknown")
+    node.esl.conf = f"<configuration><profiles>{one}</profiles></configuration>"
+    await node.send(EventsLost("connected"))
+    for user in ("1000", "1001"):
+        node.keeper.take(record(user))
+    await node.own("west")
+    await until(lambda: node.users("west") == ["1000", "1001"])
+    node.insert(row("1000")._replace(contact="<sip:1000@10.0.0.9>", call_id="another"))
+    await node.own("east")
+    replaced = several in ("false", "unset")
+    assert node.users("east") == ["1000", "1001"] if replaced else ["1000", "1000", "1001"]
 
 
 async def test_eg8_who_left_long_ago_is_handed_over_when_another_node_has_him(node: Node) -> None:
