@@ -232,19 +232,20 @@ class CallSource:
         try:
             seq = changelog.last_seq(connection)
             uuids = changelog.all_uuids(connection, core_uuid)
-            rows = changelog.rows_by_uuid(connection, uuids, core_uuid)
+            records: list[CallRecord] = []
+            for start in range(0, len(uuids), changelog.METADATA_READ_ROWS):
+                part = uuids[start : start + changelog.METADATA_READ_ROWS]
+                for row in changelog.rows_by_uuid(connection, part, core_uuid).values():
+                    service = self._services.get(row.profile)
+                    if service is None or service in fenced:
+                        continue
+                    with contextlib.suppress(metadata.MetadataError):
+                        records.append(self._placed(build_record(service, seq, row)))
+            return records
         except sqlite3.Error as error:
             raise changelog.explain(self._core_db, error) from error
         finally:
             connection.close()
-        records = []
-        for row in rows.values():
-            service = self._services.get(row.profile)
-            if service is None or service in fenced:
-                continue
-            with contextlib.suppress(metadata.MetadataError):
-                records.append(self._placed(build_record(service, seq, row)))
-        return records
 
     # from FreeSWITCH
 

@@ -14,9 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from .metadata import METADATA_BYTES_MAX
+
 LOG_ROWS_MAX = 8192
 READ_ROWS_MAX = 512
 METADATA_READ_ROWS = 32  # about 300 kB: under 1 ms of shared lock
+METADATA_READ_MAX = METADATA_BYTES_MAX + 1  # signs of one row: a caller's headers can be 2 MB
 BUSY_MS = 100
 SNAPSHOT_ROWS_MAX = 100_000
 
@@ -209,8 +212,8 @@ def rows_by_uuid(
         part = uuids[start : start + METADATA_READ_ROWS]
         marks = ",".join("?" * len(part))
         rows = connection.execute(
-            "SELECT uuid, runtime_uuid, profile_name, metadata FROM recovery"
-            f" WHERE uuid IN ({marks}) AND runtime_uuid = ? AND technology = 'sofia'",
+            f"SELECT uuid, runtime_uuid, profile_name, substr(metadata, 1, {METADATA_READ_MAX})"
+            f" FROM recovery WHERE uuid IN ({marks}) AND runtime_uuid = ? AND technology = 'sofia'",
             (*part, runtime_uuid),
         ).fetchall()
         found.update((str(row[0]), _row(row)) for row in rows)

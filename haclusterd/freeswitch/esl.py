@@ -19,7 +19,7 @@ from typing import Protocol
 from . import esl_protocol as wire
 from .esl_backends import link_class
 from .esl_errors import EslDown, EslError, EslTimeout, connect_problem, silent_problem
-from .esl_link import EslSettings, EventItem, EventsLost, Link, Reply
+from .esl_link import EslSettings, EventItem, EventsLost, Link, Missed, Reply
 
 __all__ = ["Esl", "EslConnection", "EslFactory", "EslSettings", "EventItem", "EventsLost"]
 
@@ -84,6 +84,7 @@ class EslConnection:
         self._up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._items: deque[EventItem] = deque()
+        self._items_bytes = 0
         self._item_ready = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self.events_dropped = 0
@@ -266,7 +267,11 @@ class EslConnection:
 
     # events
 
-    def _enqueue(self, event: EventItem) -> None:
+    def _enqueue(self, event: EventItem | Missed) -> None:
+        if isinstance(event, Missed):
+            self.events_dropped += 1
+            log.info("%s: %s", self.name, event.reason)
+            return
         if isinstance(event, EventsLost):
             self.events_dropped += event.dropped
         elif event.name == "BACKGROUND_JOB" and self._jobs:
@@ -280,10 +285,14 @@ class EslConnection:
     def _put(self, item: EventItem, *, first: bool = False) -> None:
         if self._on_event is None:
             return
-        if len(self._items) >= self.settings.event_queue_max:
+        size = item.size if isinstance(item, wire.Event) else 0
+        full = self._items_bytes + size > self.settings.event_queue_bytes_max
+        if (full and self._items) or len(self._items) >= self.settings.event_queue_max:
             self.events_dropped += len(self._items)
             self._items.clear()
+            self._items_bytes = 0
             self._items.append(EventsLost("event queue overflow"))
+        self._items_bytes += size
         # events that came between subscription and login's end belong behind the marker
         self._items.appendleft(item) if first else self._items.append(item)
         self._item_ready.set()
@@ -292,7 +301,9 @@ class EslConnection:
         sink = self._on_event
         while sink is not None:
             while self._items:
-                await self._deliver(sink, self._items.popleft())
+                item = self._items.popleft()
+                self._items_bytes -= item.size if isinstance(item, wire.Event) else 0
+                await self._deliver(sink, item)
             self._item_ready.clear()
             if not self._items:
                 await self._item_ready.wait()

@@ -30,6 +30,7 @@ class EslSettings:
     backoff_first_ms: int = 20
     backoff_max_ms: int = 2000
     event_queue_max: int = 10_000
+    event_queue_bytes_max: int = 32 * 1024 * 1024  # a caller's headers are in each event of a call
     backend: str = "native"  # esl_backend in [freeswitch], see esl_backends
 
 
@@ -39,6 +40,13 @@ class EventsLost:
 
     reason: str
     dropped: int = 0  # that were counted on the way here
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """One event that nobody gets to see; all others are there. Counted, and said in the log."""
+
+    reason: str
 
 
 EventItem = wire.Event | EventsLost
@@ -78,6 +86,6 @@ class LinkClass(Protocol):
     def __call__(
         self,
         settings: EslSettings,
-        on_event: Callable[[EventItem], None],
+        on_event: Callable[[EventItem | Missed], None],
         on_close: Callable[[Link, str], None],
     ) -> Link: ...

@@ -9,13 +9,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from .esl_frames import (
+    ApiResponse,
+    AuthRequest,
+    CommandReply,
+    Disconnect,
+    Event,
+    Frame,
+    LogLine,
+    RudeRejection,
+    TooLarge,
+    UnknownFrame,
+)
+
+__all__ = [
+    "ApiResponse", "AuthRequest", "CommandReply", "Disconnect", "EslArgumentError", "EslProtocol",
+    "EslProtocolError", "Event", "Frame", "LogLine", "RudeRejection", "TooLarge", "UnknownFrame",
+    "api", "auth", "bgapi", "command", "event_filter", "parse_json_event", "parse_plain_event",
+    "sendevent", "subscribe",
+]  # fmt: skip
+
 HEADER_BLOCK_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 16 * 1024 * 1024
+SKIPPED_BYTES_MAX = 1 << 30  # of a body that is larger and goes by
 BUFFER_BYTES_MAX = HEADER_BLOCK_BYTES_MAX + BODY_BYTES_MAX + 4096
 COMMAND_BYTES_MAX = 64 * 1024
 
@@ -27,92 +47,6 @@ class EslProtocolError(Exception):
 class EslArgumentError(ValueError):
     """A command argument would change the framing (line break, NUL) or is too long."""
 
-
-@dataclass(frozen=True, slots=True)
-class AuthRequest:
-    """The banner: FreeSWITCH waits for `auth`."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommandReply:
-    """Answer to every command but `api`; `text` is Reply-Text, for example `+OK accepted`."""
-
-    text: str
-    headers: Mapping[str, str]
-
-    @property
-    def ok(self) -> bool:
-        return not self.text.startswith("-ERR")
-
-
-@dataclass(frozen=True, slots=True)
-class ApiResponse:
-    """Answer to `api`: the command's whole output."""
-
-    text: str
-
-    @property
-    def ok(self) -> bool:
-        return not self.text.startswith("-ERR")
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event; repeated headers become a list, `body` is empty where there is none."""
-
-    headers: Mapping[str, str | list[str]]
-    body: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.get("Event-Name")
-
-    @property
-    def subclass(self) -> str:
-        return self.get("Event-Subclass")
-
-    def get(self, header: str, default: str = "") -> str:
-        """The header's (first) value."""
-        value = self.headers.get(header, default)
-        if isinstance(value, list):
-            return value[0] if value else default
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One line of `log/data`."""
-
-    level: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnect:
-    """FreeSWITCH says goodbye (`exit`, wrong password, shutdown)."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class RudeRejection:
-    """FreeSWITCH's access list refuses our address."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownFrame:
-    """A content type this client does not know; kept so that nothing vanishes silently."""
-
-    content_type: str
-    body: str
-
-
-Frame = (
-    AuthRequest | CommandReply | ApiResponse | Event | LogLine | Disconnect | RudeRejection
-    | UnknownFrame
-)  # fmt: skip
 
 _event_decoder = msgspec.json.Decoder(dict[str, str | list[str]])
 _loose_decoder = msgspec.json.Decoder(dict[str, object])
@@ -137,15 +71,12 @@ def _header_lines(block: bytes) -> dict[str, str]:
 
 
 def _content_length(headers: Mapping[str, str]) -> int:
-    raw = headers.get("Content-Length")
-    if raw is None:
-        return 0
+    raw = headers.get("Content-Length", "0")
     if not (raw.isascii() and raw.isdigit()) or len(raw) > 12:
         raise EslProtocolError(f"Content-Length is not a number: {raw[:40]!r}")
-    length = int(raw)
-    if length > BODY_BYTES_MAX:
-        raise EslProtocolError(f"a body of {length} bytes is over the limit {BODY_BYTES_MAX}")
-    return length
+    if int(raw) > SKIPPED_BYTES_MAX:
+        raise EslProtocolError(f"a body of {raw} bytes is over the limit {SKIPPED_BYTES_MAX}")
+    return int(raw)
 
 
 def _as_header(value: object) -> str | list[str]:
@@ -155,11 +86,10 @@ def _as_header(value: object) -> str | list[str]:
 
 
 def parse_json_event(raw: bytes) -> Event:
-    """Decode the body of a `text/event-json` frame.
+    """Decode the body of a `text/event-json` frame. Raises EslProtocolError if it is no object.
 
     FreeSWITCH puts an event's own body into `_body` and repeated variables into arrays; raw bytes
     that are not UTF-8 do occur (LIBRARIES: msgspec refuses them, so they are kept as surrogates).
-    Raises EslProtocolError when it is not a JSON object.
     """
     headers: dict[str, str | list[str]]
     try:
@@ -167,7 +97,7 @@ def parse_json_event(raw: bytes) -> Event:
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError):
         headers = {key: _as_header(value) for key, value in _decode_loosely(raw).items()}
     body = headers.pop("_body", "")
-    return Event(headers, body if isinstance(body, str) else "\n".join(body))
+    return Event(headers, body if isinstance(body, str) else "\n".join(body), len(raw))
 
 
 def _decode_loosely(raw: bytes) -> dict[str, object]:
@@ -250,7 +180,7 @@ class EslProtocol:
         self._buffer = bytearray()
         self._scanned = 0  # bytes already searched for the end of the header block
         self._headers: dict[str, str] | None = None  # of the frame whose body is awaited
-        self._length = 0
+        self._length = self._skipped = 0
         self._broken: str | None = None
 
     @property
@@ -282,11 +212,20 @@ class EslProtocol:
     def _next_frame(self) -> Frame | None:
         if self._headers is None and not self._read_headers():
             return None
-        if self._headers is None or len(self._buffer) < self._length:
+        if self._length > BODY_BYTES_MAX:
+            self._skipped += len(self._buffer)
+            over = max(0, self._skipped - self._length)
+            del self._buffer[: len(self._buffer) - over]
+            self._skipped -= over
+        if self._headers is None or len(self._buffer) + self._skipped < self._length:
             return None
-        body = bytes(self._buffer[: self._length])
-        del self._buffer[: self._length]
-        headers, self._headers, self._length = self._headers, None, 0
+        length, self._length = self._length - self._skipped, 0
+        body = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        headers, self._headers = self._headers, None
+        if self._skipped:
+            skipped, self._skipped = self._skipped, 0
+            return TooLarge(headers.get("Content-Type", ""), skipped)
         return _typed_frame(headers, body)
 
     def _read_headers(self) -> bool:

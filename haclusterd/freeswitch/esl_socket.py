@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from . import esl_protocol as wire
-from .esl_errors import EslDown, acl_problem, password_problem
-from .esl_link import COMMANDS_PENDING_MAX, EslSettings, EventItem, Link, Reply
+from .esl_errors import EslDown, EslError, acl_problem, password_problem
+from .esl_link import COMMANDS_PENDING_MAX, EslSettings, EventItem, Link, Missed, Reply
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
 
@@ -32,7 +32,7 @@ class EslSocket(asyncio.Protocol):
     def __init__(
         self,
         settings: EslSettings,
-        on_event: Callable[[EventItem], None],
+        on_event: Callable[[EventItem | Missed], None],
         on_close: Callable[[Link, str], None],
     ) -> None:
         self._settings = settings
@@ -83,11 +83,22 @@ class EslSocket(asyncio.Protocol):
             waiter = self._pending.popleft()
             if not waiter.done():
                 waiter.set_result(frame)
+        elif isinstance(frame, wire.TooLarge):
+            self._go_without(frame)
         elif isinstance(frame, wire.AuthRequest | wire.RudeRejection):
             if not self.greeting.done():
                 self.greeting.set_result(frame)
         elif isinstance(frame, wire.Disconnect):
             self.close("FreeSWITCH closed the event socket")
+
+    def _go_without(self, frame: wire.TooLarge) -> None:
+        problem = f"{frame.content_type} of {frame.length} bytes, which is too large"
+        if frame.content_type.startswith("text/event"):
+            self._on_event(Missed(problem))
+        elif self._pending:
+            waiter = self._pending.popleft()
+            if not waiter.done():
+                waiter.set_exception(EslError(f"FreeSWITCH answered with {problem}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(f"the ESL connection broke: {exc}" if exc else "the ESL connection ended")

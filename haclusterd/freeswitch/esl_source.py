@@ -71,7 +71,7 @@ class EslCallSource:
         self._shutting_down = False
         self._core_uuid = ""
         self._version = 0
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}  # uuid: why its call cannot be told
         self.refused = 0
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -94,9 +94,8 @@ class EslCallSource:
     @property
     def unprotected(self) -> str:
         """A sentence while there are calls that no other node could recover; else empty."""
-        if not self._refused:
-            return ""
-        return f"{len(self._refused)} calls cannot be protected: their dumps cannot be used"
+        why = next(iter(self._refused.values()), "")
+        return f"{len(self._refused)} calls cannot be recovered elsewhere: {why}" if why else ""
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="calls over ESL")
@@ -169,11 +168,12 @@ class EslCallSource:
             replaced = bool(self._core_uuid)
             self._core_uuid, self._shutting_down = core_uuid, False
             self._known.clear()
+            self._refused.clear()
             self._ending.clear()
             if replaced and self._on_reset is not None:
                 await self._on_reset()
         present = await self._uuids()
-        for uuid in {*present, *self._known}:
+        for uuid in {*present, *self._known, *self._refused}:
             self._plan(uuid, at_once=True)
 
     def _plan(self, uuid: str, *, at_once: bool = False) -> None:
@@ -191,7 +191,7 @@ class EslCallSource:
         self._again.pop(uuid, None)
         self._asked.discard(uuid)
         self._untold.discard(uuid)
-        self._refused.discard(uuid)
+        self._refused.pop(uuid, None)
         known = self._known.get(uuid)
         if known is None or self._shutting_down or known.service in self._fenced:
             return
@@ -229,7 +229,7 @@ class EslCallSource:
         changes: list[Change] = []
         for uuid, record in zip(due, found, strict=True):
             if record is None:
-                if uuid in self._known:  # gone, and its hang-up was not heard
+                if uuid in self._known and uuid not in self._refused:  # its hang-up was not heard
                     self._hung_up(uuid)
             elif record.service in self._fenced:
                 if len(self._untold) < LEGS_MAX:
@@ -292,7 +292,12 @@ class EslCallSource:
     async def _dump(self, uuid: str) -> CallRecord | None:
         """A leg as it is now; None if it is gone, not answered, or of no service of ours."""
         text = await self._esl.api(f"uuid_dump {uuid} json")
-        if text.startswith("-") or len(text) > synthesis.DUMP_CHARACTERS_MAX:
+        if text.startswith("-"):
+            self._refused.pop(uuid, None)
+            return None
+        if len(text) > synthesis.DUMP_CHARACTERS_MAX:
+            most = synthesis.DUMP_CHARACTERS_MAX
+            self._refuse(uuid, f"its dump has more than {most} characters")
             return None
         try:
             # A name that is not UTF-8 must not keep this call, or any other, from being told.
@@ -308,13 +313,17 @@ class EslCallSource:
         try:
             record = synthesis.record(service, self._next_version(), headers)
         except metadata.MetadataError as error:
-            if uuid not in self._refused and len(self._refused) < LEGS_MAX:
-                self._refused.add(uuid)
-                self.refused += 1
-                log.warning("call %.60r can not be protected: %s", uuid, error)
+            self._refuse(uuid, str(error))
             return None
-        self._refused.discard(uuid)
+        self._refused.pop(uuid, None)
         return record
+
+    def _refuse(self, uuid: str, why: str) -> None:
+        """Counted, and told once for each call; an older version that was told stays."""
+        if uuid not in self._refused and len(self._refused) < LEGS_MAX:
+            self._refused[uuid] = why
+            self.refused += 1
+            log.warning("call %.60r can not be protected: %s", uuid, why)
 
 
 def _is_word(uuid: str) -> bool:

@@ -15,6 +15,7 @@ from .esl import Esl
 from .limits import Usage, usage_question
 
 AGAIN_S = 1.0  # what FreeSWITCH did not confirm is asked again: the call may have been late
+AGAIN_MAX_S = 60.0  # later and later: a caller writes thousands of such lines with one call
 ASK_AT_ONCE = 25
 
 
@@ -22,6 +23,7 @@ class _Told(NamedTuple):
     claimed: int  # in the dump
     granted: int
     again_at: float  # loop time from which on a count that was not granted is asked for again
+    pause_s: float = AGAIN_S
 
 
 class LimitProof:
@@ -39,13 +41,15 @@ class LimitProof:
             known = self._told.get(key, _Told(0, 0, 0.0))
             if claimed > known.claimed or (claimed > known.granted and now > known.again_at):
                 doubtful.append(key)
-            told[key] = _Told(claimed, min(claimed, known.granted), known.again_at)
+            told[key] = _Told(claimed, min(claimed, known.granted), *known[2:])
         for start in range(0, len(doubtful), ASK_AT_ONCE):
             part = doubtful[start : start + ASK_AT_ONCE]
             replies = await asyncio.gather(*(esl.api(usage_question(key)) for key in part))
             for key, reply in zip(part, replies, strict=True):
-                claimed = told[key].claimed
-                told[key] = _Told(claimed, min(claimed, _number(reply)), now + AGAIN_S)
+                claimed, pause_s = told[key].claimed, told[key].pause_s
+                granted = min(claimed, _number(reply))
+                longer_s = min(2 * pause_s, AGAIN_MAX_S) if granted < claimed else AGAIN_S
+                told[key] = _Told(claimed, granted, now + pause_s, longer_s)
         self._told = told
         counts = {key: one.granted for key, one in told.items() if one.granted}
         return Usage(counts, usage.left_out + len(told) - len(counts))

@@ -93,9 +93,7 @@ def check(xml: str) -> None:
     Raises MetadataError on size, on any declaration (DOCTYPE, ENTITY, CDATA) and on another root.
     """
     if len(xml) > METADATA_BYTES_MAX:
-        raise MetadataError(
-            f"recovery metadata of {len(xml)} characters, limit {METADATA_BYTES_MAX}"
-        )
+        raise MetadataError(f"recovery metadata of more than {METADATA_BYTES_MAX} characters")
     if "<!" in xml or "\0" in xml:
         raise MetadataError("a declaration or NUL in the recovery metadata")
     if not xml.startswith("<cdr ") or not xml.rstrip().endswith("</cdr>"):
@@ -149,6 +147,11 @@ def _find_variable(xml: str, name: str, start: int, end: int) -> str | None:
     return unquote(xml[at:stop])
 
 
+def encoded(value: str) -> str:
+    """A value as FreeSWITCH writes it, but for percent signs: they are told from its own here."""
+    return quote(value, safe="/,!'()*$")
+
+
 def variable(xml: str, name: str) -> str:
     """A channel variable's first value, decoded; empty when unset. Raises MetadataError."""
     known = _known
@@ -165,7 +168,7 @@ def set_variable(xml: str, name: str, value: str) -> str:
         raise MetadataError(f"not a channel variable name: {name[:40]!r}")
     global _known
     xml = without_variable(xml, name)
-    known, written = _known, quote(value, safe="/,")
+    known, written = _known, encoded(value)
     is_known = known.xml is xml
     start, end = known[1:3] if is_known else _variables_span(xml)
     changed = f"{xml[:start]}{xml[start:end].rstrip()}\n    <{name}>{written}</{name}>\n  "

@@ -22,7 +22,11 @@ _SUSPECT = re.compile(
     rf"<sip_(?:(?:{_USER})>[^<]*?%(?:{_USER_SIGN})|(?:{_WORD})>[^<]*?%(?:{_SIGN})"
     rf"|(?!multipart>)[^<>]*+>[^<]*?%(?:{_BREAK}))"
 )
-_VARIABLE = re.compile(r"<(sip_(?!multipart>)[^<>]*+)>([^<]*+)<")  # a body has lines
+_VARIABLE = re.compile(r"<((?!sip_multipart>|/)[^<>]++)>([^<]*+)<")  # a body has lines
+_NO_WORD = re.compile(r"sdp|_display\Z|_name\Z")
+# Where a user or tag stands: alone, in a URI, in a header. A name that reads the same is none.
+_BEFORE = r"(?:\A|(?<=sip%3A)|(?<=sips%3A)|(?<=tag%3D))"
+_BEHIND = r"(?=%40|%3A|%3B|%3E|\Z)"
 _FORMS = (
     (re.compile(rf"sip_{_USER}\Z"), re.compile(rf"%(?={_USER_SIGN})")),
     (re.compile(rf"sip_(?:{_WORD})\Z"), re.compile(rf"%(?={_SIGN})")),
@@ -41,12 +45,16 @@ def literal(xml: str, start: int, end: int) -> str:
         for form, sign in _FORMS
         if form.match(name) and sign.search(text)
     }
-    again = sorted(words.items(), key=lambda one: len(one[0]), reverse=True)
+    any_word = "|".join(sorted(map(re.escape, words), key=len, reverse=True)) or r"\Z\A."
+    in_sip, elsewhere = (re.compile(f"{_BEFORE}({any_word}){b}") for b in (_BEHIND, "(?=%40)"))
 
     def mended(found: re.Match[str]) -> str:
         name, text = found[1], found[2]
-        for word, encoded in again:
-            text = text.replace(word, encoded)
-        return f"<{name}>{_LINE_BREAK.sub('%25', text)}<"
+        of_sip = name.startswith("sip_")
+        if not _NO_WORD.search(name):
+            text = (in_sip if of_sip else elsewhere).sub(lambda one: words[one[1]], text)
+        if of_sip:
+            text = _LINE_BREAK.sub("%25", text)
+        return f"<{name}>{text}<"
 
     return xml[:start] + _VARIABLE.sub(mended, variables) + xml[end:]

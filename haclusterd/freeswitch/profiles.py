@@ -126,6 +126,9 @@ def parse_profile_addresses(xmlstatus: str) -> dict[str, str]:
     return addresses
 
 
+_SEVERAL = ("contact", "call-id")  # besides what is true
+
+
 def _true(value: str | None) -> bool:
     return (value or "").strip().lower() in ("true", "yes", "on", "1", "t", "enabled", "active")
 
@@ -142,6 +145,16 @@ def parse_profile_params(sofia_conf: str) -> dict[str, dict[str, str]]:
         }
         for profile in root.iter("profile")
     }
+
+
+def with_one_phone_for_a_user(sofia_conf: str) -> frozenset[str]:
+    """Profiles in which a REGISTER replaces what its user had: `multiple-registrations` is off."""
+    return frozenset(
+        name
+        for name, params in parse_profile_params(sofia_conf).items()
+        if (several := params.get("multiple-registrations", "")).lower() not in _SEVERAL
+        and not _true(several)
+    )
 
 
 def _global_auto_restart(sofia_conf: str) -> str:

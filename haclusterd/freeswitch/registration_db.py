@@ -35,17 +35,20 @@ _INSERT = (
     f" ping_expires) VALUES ({', '.join('?' * len(COLUMNS))}, 'Reachable', 0, 0,"
     " CAST(strftime('%s', 'now') AS INTEGER))"
 )
+_TEXT = "CAST(? AS TEXT)"  # of bytes: phones send what is no UTF-8, and mod_sofia writes it
 _KEY = ("call_id", "sip_user", "sip_host", "contact", "profile_name")
 # `expires`: not the row that the same phone has made anew meanwhile.
 _DELETE, _DELETE_LONG = (
-    "DELETE FROM sip_registrations WHERE " + " AND ".join(f"{n} = ?" for n in (*names, "expires"))
+    "DELETE FROM sip_registrations WHERE expires = ? AND "
+    + " AND ".join(f"{name} = {_TEXT}" for name in names)
     for names in (_KEY, map(_column, _KEY))
 )
 # Phones with several users have one Call-ID for all of them (RFC 3261 10.2).
-_PRESENT = (
+_USER_PRESENT = (
     f"SELECT 1 FROM sip_registrations WHERE orig_hostname != '{BY_US}'"
-    " AND sip_user = ? AND sip_host = ? AND (call_id = ? OR contact = ?) LIMIT 1"
+    " AND sip_user = ? AND sip_host = ?"
 )
+_PHONE = " AND (call_id = ? OR contact = ?)"
 
 
 class RegistrationDbError(Exception):
@@ -91,8 +94,8 @@ def read_users(path: Path, users: Iterable[tuple[str, str]]) -> list[Row]:
     left = iter(users)
     with _open(path) as connection:
         while part := list(islice(left, READ_USERS)):
-            marks = " OR ".join(["(sip_user = ? AND sip_host = ?)"] * len(part))
-            values = [value for user in part for value in user]
+            marks = " OR ".join([f"(sip_user = {_TEXT} AND sip_host = {_TEXT})"] * len(part))
+            values = [_bytes(value) for user in part for value in user]
             rows += map(_row, connection.execute(f"{_SELECT} WHERE {marks}", values).fetchall())
     return rows
 
@@ -114,11 +117,13 @@ def write(path: Path, gone: Sequence[Row], added: Sequence[Row]) -> None:
             _change(connection, [], part)
 
 
-def hand_over(path: Path, gone: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+def hand_over(
+    path: Path, gone: Sequence[Row], rows: Sequence[Row], one_phone: bool = False
+) -> list[Row]:
     """Delete rows, then insert what mod_sofia does not have yet; the latter are returned.
 
-    A phone that registered here meanwhile, with the same call-id or contact, has its row already.
-    Raises RegistrationDbError.
+    A phone that registered here meanwhile, with the same call-id or contact, has its row already;
+    with `one_phone` any phone of its user. Raises RegistrationDbError.
     """
     added: list[Row] = []
     with _open(path) as connection:
@@ -127,12 +132,17 @@ def hand_over(path: Path, gone: Sequence[Row], rows: Sequence[Row]) -> list[Row]
         for part in _parts(rows):
             connection.execute("BEGIN IMMEDIATE")
             for row in part:
-                here = connection.execute(_PRESENT, (*_user(row), row.call_id, row.contact))
+                words = () if one_phone else (row.call_id, row.contact)
+                here = connection.execute(_USER_PRESENT + _PHONE * bool(words), _user(row) + words)
                 if here.fetchone() is None:
                     connection.execute(_INSERT, row)
                     added.append(row)
             connection.execute("COMMIT")
     return added
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _user(row: Row) -> tuple[str, str]:
@@ -144,7 +154,8 @@ def _change(connection: sqlite3.Connection, gone: Sequence[Row], added: Sequence
     for row in gone:
         values = [getattr(row, name) for name in _KEY]
         cut = any(len(v) > TEXT_MAX for v in values)
-        connection.execute(_DELETE_LONG if cut else _DELETE, (*values, row.expires))
+        statement = _DELETE_LONG if cut else _DELETE
+        connection.execute(statement, (row.expires, *map(_bytes, values)))
     connection.executemany(_INSERT, added)
     connection.execute("COMMIT")
 

@@ -21,7 +21,7 @@ from .departures import Departures
 from .esl import Esl, EslFactory
 from .esl_errors import EslError
 from .esl_protocol import Event
-from .profiles import parse_profile_addresses
+from .profiles import parse_profile_addresses, with_one_phone_for_a_user
 from .registration_db import RegistrationDbError, database_of, hand_over, read_all, write
 from .registration_plan import Change, RegistrationPlan
 from .registration_source import RegistrationSource, Told
@@ -34,6 +34,7 @@ VERIFY_S = 30.0
 RETRY_S = 0.5
 RETRY_MAX_S = 30.0
 EXPIRE_S = 5.0  # how often rows of ours are looked at for having run out
+CONF_MS = 5000
 SLICE = 256  # records between two turns of the event loop
 _SWITCHNAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 
@@ -60,6 +61,7 @@ class RegistrationKeeper:
             core_db, esl_factory, lane_name, self._told, self._connected, self._left
         )
         self._departures = Departures()
+        self._one_phone: frozenset[str] = frozenset()  # profiles: for each user
         self._withdrawn: dict[str, list[Row]] = {}
         self._problems: dict[str, str] = {}  # by profile, "" for what concerns all
         self._pause_s = RETRY_S
@@ -193,6 +195,8 @@ class RegistrationKeeper:
         addresses = parse_profile_addresses(await esl.api("sofia xmlstatus"))
         switchname = (await esl.api("switchname")).strip()
         core_uuid = (await esl.api("global_getvar core_uuid")).strip()
+        conf = await esl.api("xml_locate configuration configuration name sofia.conf", CONF_MS)
+        self._one_phone = with_one_phone_for_a_user(conf)
         if not _SWITCHNAME.fullmatch(switchname):
             raise RegistrationDbError(f"FreeSWITCH's switchname {switchname[:40]!a} is no name")
         self.plan.switchname = switchname
@@ -304,7 +308,8 @@ class RegistrationKeeper:
         handed.added.extend(more.added)
         rows = self._departures.still_here(handed.added, loop.time())
         path = database_of(self._core_db, profile)
-        added = await asyncio.to_thread(hand_over, path, list(handed.gone), rows)
+        one_phone = profile in self._one_phone
+        added = await asyncio.to_thread(hand_over, path, list(handed.gone), rows, one_phone)
         if self._taking.pop(profile, None) is None:
             return  # disowned meanwhile
         del self._handed[profile]

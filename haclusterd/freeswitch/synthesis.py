@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 from haclusterd.core.records import CallRecord
@@ -82,7 +81,7 @@ def document(dump: Mapping[str, str]) -> str:
         "  </channel_data>",
         "  <variables>",
         *(
-            f"    <{name}>{quote(value, safe='/,')}</{name}>"
+            f"    <{name}>{metadata.encoded(value)}</{name}>"
             for name, value in variables.items()
             if name not in _LEFT_OUT
         ),

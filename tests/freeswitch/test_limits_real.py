@@ -87,6 +87,44 @@ def test_b12_the_cluster_has_two_places_whoever_owns_what(lab: Laboratory) -> No
     lab.wait(lambda: usage(lab, "fs-b") == 0, 10, "B's call to end")
 
 
+def test_b12_the_place_of_a_call_that_is_lost_in_a_takeover_is_free_with_its_end(
+    lab: Laboratory,
+) -> None:
+    """Two calls hold both places; the phone of one dies with its master and says nothing.
+
+    Until the new owner ends it (`orphan_timeout_ms`), it may still be there, so it counts.
+    """
+    stays, goes = call(lab, 0, "1"), call(lab, 0, "2")
+    lab.wait(lambda: usage(lab, "fs-a") == 2, 20, "two calls at A")
+    time.sleep(SETTLED_S)
+    assert refused(lab, "fs-b", "fs-c")
+    lab.wait(lambda: not lab.at_risk(), 10, "both calls to be replicated", lab.at_risk)
+    goes.stop()  # says nothing: A counts it until it is lost
+    del lab.callers["east1.2"]
+    endure(lab, "freeswitch", print, victims=("fs-a",))
+    lost_at = time.monotonic()
+    lab.wait(lambda: usage(lab, "fs-c") == 2, 5, "both calls to be counted at C")
+    time.sleep(SETTLED_S)
+    assert refused(lab, "fs-b", "fs-c"), "nobody is let in while the second may be there"
+    lab.wait(lambda: usage(lab, "fs-c") == 1, 25, "the second to be ended at C")
+    ended_at = time.monotonic()
+    lab.wait(lambda: one_more(lab, "fs-b") == "+OK", 5, "the other place to be free at B")
+    print(f"ended {ended_at - lost_at:.1f} s after the takeover was over,"
+          f" free at B {time.monotonic() - ended_at:.1f} s later")  # fmt: skip
+    assert usage(lab, "fs-c") == 1
+    extra = api(lab, "fs-b", f"originate loopback/{LINE}/public &park")
+    assert extra.startswith("+OK"), extra
+    time.sleep(SETTLED_S)
+    assert refused(lab, "fs-b", "fs-c"), "both places are taken again, and no more than both"
+    api(lab, "fs-b", f"uuid_kill {extra.split()[1]}")
+    lab.wait(lambda: usage(lab, "fs-b") == 0, 5, "it to be over")
+    stays.hang_up(stays.call_ids)
+    assert stays.wait(10)
+    lab.wait(lambda: usage(lab, "fs-c") == 0, 10, "the call to end")
+    time.sleep(SETTLED_S)
+    assert one_more(lab, "fs-c") == "+OK"
+
+
 def test_b12_a_bridged_call_is_counted_again_though_its_dialplan_is_not_run_again() -> None:
     plan = replace(PLAN, bridge_target=bridge_target(PLAN))
     with ready_cluster(plan, None, print) as lab, telephone(lab, 1):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from haclusterd.core.records import CallRecord, Tombstone
-from haclusterd.freeswitch import changelog, injection
-from haclusterd.freeswitch.calls import CallSource, Change
+from haclusterd.freeswitch import changelog, injection, metadata
+from haclusterd.freeswitch.calls import CallSource, Change, build_record
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from tests.fixtures.freeswitch.fake_esl import FakeEsl, json_event
 
@@ -64,6 +64,18 @@ class Told:
     @property
     def ended(self) -> list[str]:
         return [change.uuid for change in self.changes if isinstance(change, Tombstone)]
+
+
+def test_of_a_row_of_megabytes_no_more_is_read_than_is_needed_to_refuse_it(tmp_path: Path) -> None:
+    """FreeSWITCH takes 2 MB of headers over TCP, and any number of such calls (measured)."""
+    switch = Switch(tmp_path / "core.db")
+    switch.answer("small")
+    switch.answer("big", text=TONE.replace("<variables>", f"<variables>\n<a>{'x' * 1_900_000}</a>"))
+    rows = changelog.rows_by_uuid(switch.db, ["small", "big"], switch.core_uuid)
+    assert rows["small"].metadata == TONE
+    assert len(rows["big"].metadata) == metadata.METADATA_BYTES_MAX + 1
+    with pytest.raises(metadata.MetadataError, match="more than 262144 characters"):
+        build_record("east", 1, rows["big"])
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from haclusterd.freeswitch import esl_protocol as wire
 from haclusterd.freeswitch.esl import EslConnection, EslSettings, EventItem, EventsLost
-from haclusterd.freeswitch.esl_errors import EslDown, EslTimeout
+from haclusterd.freeswitch.esl_errors import EslDown, EslError, EslTimeout
 from tests.fixtures.freeswitch.fake_esl import FakeEsl, frame, json_event
 
 pytestmark = pytest.mark.timeout(20)
@@ -170,6 +171,59 @@ async def test_overflow_is_marked_and_memory_stays_bounded(server: FakeEsl) -> N
     assert connection.events_dropped > 0
     assert EventsLost("event queue overflow") in seen
     assert len(seen) <= 13
+
+
+async def test_few_events_of_megabytes_are_as_much_as_many(server: FakeEsl) -> None:
+    """A caller's headers are in each event of a call, and FreeSWITCH takes 2 MB of them."""
+    seen: list[EventItem] = []
+    gate = asyncio.Event()
+
+    async def slow(item: EventItem) -> None:
+        await gate.wait()
+        seen.append(item)
+
+    settings = replace(settings_for(server), event_queue_bytes_max=1_000_000)
+    connection = EslConnection(settings, events=["SHUTDOWN"], on_event=slow)
+    async with running(connection):
+        await connection.wait_up(1000)
+        big = json_event({"Event-Name": "SHUTDOWN", "x": "x" * 300_000})
+        server.send_all(big * 9)
+        await connection.api("status")
+        assert sum(i.size for i in connection._items if isinstance(i, wire.Event)) < 1_000_000
+        gate.set()
+        await asyncio.sleep(0.05)
+        server.send_all(json_event({"Event-Name": "SHUTDOWN", "x": "x" * 1_200_000}))
+        await asyncio.sleep(0.1)
+    assert connection.events_dropped > 0
+    assert EventsLost("event queue overflow") in seen
+    assert connection._items_bytes == 0
+    assert [len(i.get("x")) for i in seen if isinstance(i, wire.Event)][-1] == 1_200_000, "alone"
+
+
+async def test_a_frame_of_a_callers_megabytes_goes_by_and_is_counted(server: FakeEsl) -> None:
+    """2 MB of a user are in each event of a call a dozen times; other calls' events are there."""
+    seen: list[EventItem] = []
+
+    async def take(item: EventItem) -> None:
+        seen.append(item)
+
+    connection = EslConnection(settings_for(server), events=["SHUTDOWN"], on_event=take)
+    small = json_event({"Event-Name": "SHUTDOWN", "n": "1"})
+    async with running(connection):
+        await connection.wait_up(1000)
+        length = wire.BODY_BYTES_MAX + 1
+        server.send_all(small + b"Content-Type: text/event-json\nContent-Length: %d\n\n" % length)
+        for _ in range(16):
+            server.send_all(b"x" * (1 << 20))
+            await asyncio.sleep(0)
+        server.send_all(b"x" + small)
+        await asyncio.sleep(0.1)
+        assert [i.get("n") for i in seen if isinstance(i, wire.Event)] == ["1", "1"]
+        server.api["show channels"] = lambda _: "y" * length
+        with pytest.raises(EslError, match="too large"):
+            await connection.api("show channels")
+        assert await connection.api("status")
+        assert (connection.events_dropped, connection.logins) == (1, 1)
 
 
 async def test_backoff_is_bounded_and_ends_when_the_server_comes(server: FakeEsl) -> None:

@@ -131,6 +131,7 @@ def test_other_content_types() -> None:
         b"Content-Length: -1\n\n",
         b"Content-Length: 1e3\n\n",
         b"Content-Length: 99999999999\n\n",
+        b"Content-Length: 1073741825\n\n",
         "Content-Length: \u0663\n\n".encode(),
         b"x" * (esl.HEADER_BLOCK_BYTES_MAX + 1),
         b"a: " + b"x" * esl.HEADER_BLOCK_BYTES_MAX + b"\n\n",

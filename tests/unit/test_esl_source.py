@@ -176,6 +176,24 @@ async def test_a_name_that_is_not_utf8_keeps_no_call_from_being_told(switch: Swi
     assert codec.record_of(codec.item_of(record, 1, 1)) == record, "it can travel"
 
 
+async def test_a_call_that_is_too_large_is_said_and_is_no_hang_up(switch: Switch) -> None:
+    told = Told()
+    async with following(switch, told) as source:
+        switch.answer("grows")
+        switch.answer("big", variable_sip_h_x="x" * 300_000)
+        await until(lambda: told.live == ["grows"] and source.refused == 1)
+        assert "more than 262144 characters" in source.unprotected
+        switch.answer("grows", variable_sip_h_x="x" * 300_000)
+        await until(lambda: source.refused == 2)
+        await asyncio.sleep(0.3)
+        assert told.dead == [], "it is up, and what was told of it is better than nothing"
+        switch.answer("grows", variable_my_text="small again")
+        await until(lambda: told.live == ["grows", "grows"])
+        switch.drop_all()
+        del switch.legs["big"]
+        await until(lambda: source.unprotected == "")
+
+
 async def test_ringing_and_foreign_legs_are_nobodys(switch: Switch) -> None:
     told = Told()
     async with following(switch, told):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from haclusterd.freeswitch import metadata
+from haclusterd.freeswitch import metadata, synthesis
 
-TONE = (
-    Path(__file__).parents[1] / "fixtures" / "freeswitch" / "recovery_metadata_tone.xml"
-).read_text()
+TONE_FILE = Path(__file__).parents[1] / "fixtures" / "freeswitch" / "recovery_metadata_tone.xml"
+TONE = TONE_FILE.read_text()
 UNSAFE = b'\r\n #%&+:;<=>?@[\\]^`{|}"'
 
 
@@ -79,6 +79,30 @@ def test_s_what_came_over_the_wire_has_no_line_breaks_and_the_rest_keeps_them(
     xml = metadata.readable(row(**{name: value}))
     assert read(xml, name) == value
     assert read(xml, "switch_r_sdp").count("\r\n") == read(TONE, "switch_r_sdp").count("\r\n") > 3
+
+
+@pytest.mark.parametrize("tag", ["a*b!~'()$,/", "x%0D%0Ay", "50%", "a b"])
+def test_what_we_write_ourselves_is_read_as_it_was(tag: str) -> None:
+    """Of tags that FreeSWITCH told over ESL, and of documents made of dumps."""
+    xml = metadata.set_variable(TONE, "sip_to_tag", tag.replace(" ", ""))
+    assert read(metadata.readable(xml), "sip_to_tag") == tag.replace(" ", "")
+    dump = json.loads((TONE_FILE.parent / "uuid_dump_json.txt").read_text())
+    dump |= {"variable_sip_from_user": tag.replace(" ", ""), "variable_my_text": f"{tag}\n"}
+    made = metadata.readable(synthesis.document(dump))
+    assert read(made, "sip_from_user") == tag.replace(" ", "")
+    assert read(made, "my_text") == f"{tag}\n"
+
+
+def test_a_name_that_reads_like_the_user_stays_a_name() -> None:
+    whole = '"john doe" <sip:john%20doe@lab.test>;tag=9'
+    xml = metadata.readable(
+        row(sip_from_user="john%20doe", sip_from_display="john doe", sip_full_from=whole,
+            presence_id="john%20doe@lab.test", my_text="john doe")
+    )  # fmt: skip
+    assert read(xml, "sip_full_from") == whole
+    assert read(xml, "sip_from_display") == "john doe"
+    assert read(xml, "presence_id") == "john%20doe@lab.test"
+    assert read(xml, "my_text") == "john doe"
 
 
 def test_an_ordinary_row_stays_as_it_is() -> None:
