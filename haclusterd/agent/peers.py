@@ -15,6 +15,7 @@ import msgspec
 
 from haclusterd.agent.awaited import AwaitedWord
 from haclusterd.agent.comparison import Comparison, Differences
+from haclusterd.agent.encoding import encoded
 from haclusterd.agent.hand_over import Move
 from haclusterd.agent.schema import Report, SensorState, Sync
 from haclusterd.core.agreed import AgreedWord
@@ -89,7 +90,7 @@ class Peers:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _asked(self, peer: str, payload: bytes) -> bytes:
-        return msgspec.json.encode(self._own())
+        return encoded(self._own())
 
     async def _asked_capabilities(self, peer: str, payload: bytes) -> bytes:
         if self._comparison.mine is None:
