@@ -17,6 +17,7 @@ from haclusterd.agent.awaited import AwaitedWord
 from haclusterd.agent.comparison import Comparison, Differences
 from haclusterd.agent.encoding import encoded
 from haclusterd.agent.hand_over import Move
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Report, SensorState, Sync
 from haclusterd.core.agreed import AgreedWord
 from haclusterd.freeswitch import capabilities
@@ -82,7 +83,7 @@ class Peers:
         mesh.register(CAPABILITIES, self._asked_capabilities)
 
     async def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._ask_for_ever(), name="peers")
+        self._task = lasting(self._ask_for_ever(), "peers")
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.presence import Mesh
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.view import View
@@ -77,8 +78,7 @@ class Subscriptions:
         self._esl = esl_factory(name="subscriptions")
         self._mesh.register(METHOD, self._hear)
         await self._esl.start()
-        work = self._look_for_ever()
-        self._tasks[""] = asyncio.get_running_loop().create_task(work, name="subscriptions")
+        self._tasks[""] = lasting(self._look_for_ever(), "subscriptions")
 
     async def stop(self) -> None:
         for task in self._tasks.values():
@@ -119,8 +119,7 @@ class Subscriptions:
         old = self._tasks.pop(service, None)
         if old is not None:
             old.cancel()
-        loop = asyncio.get_running_loop()
-        self._tasks[service] = loop.create_task(work, name=f"subscriptions of {service}")
+        self._tasks[service] = lasting(work, f"subscriptions of {service}")
 
     async def _clear_rows(self, profiles: Sequence[str]) -> None:
         for profile in profiles:

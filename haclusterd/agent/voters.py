@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError
 from haclusterd.config import (
     Config,
@@ -55,7 +56,7 @@ class Voters:
 
     def aside(self, work: Coroutine[None, None, None]) -> None:
         """Beside everything else, to its end."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = lasting(work, "what is kept of the set of nodes")
         self._asides.add(task)
         task.add_done_callback(self._asides.discard)
 
