@@ -116,7 +116,8 @@ class Admission:
             log.info("new calls are not held back: %s: %s", self._command, error.strerror)
             return False
         try:
-            _, said = await asyncio.wait_for(process.communicate(text.encode()), NFT_S)
+            async with asyncio.timeout(NFT_S):
+                _, said = await process.communicate(text.encode())
         except TimeoutError:
             process.kill()
             await process.wait()

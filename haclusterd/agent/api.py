@@ -154,7 +154,8 @@ class Api:
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     while True:
-        line = await asyncio.wait_for(reader.readline(), IDLE_S)
+        async with asyncio.timeout(IDLE_S):
+            line = await reader.readline()
         if not line:
             return
         yield line
@@ -166,7 +167,8 @@ async def _write(writer: asyncio.StreamWriter, response: Response) -> None:
         fault = Fault(REFUSED, f"the answer has {len(content)} bytes: ask for less (limit)")
         content = encoded(Response(False, None, fault))
     writer.write(content + b"\n")
-    await asyncio.wait_for(writer.drain(), WRITE_S)
+    async with asyncio.timeout(WRITE_S):
+        await writer.drain()
 
 
 def open_listener(path: Path) -> socket.socket:

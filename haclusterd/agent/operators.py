@@ -335,7 +335,8 @@ class Operators:
         self._waiting[number] = waiter
         try:
             self._send(make(number))
-            return await asyncio.wait_for(waiter, patience_s)
+            async with asyncio.timeout(patience_s):
+                return await waiter
         except TimeoutError:
             raise OperatorError(
                 f"heart did not answer within {patience_s:.0f} s; see its log (journalctl)"

@@ -115,7 +115,8 @@ class Starter:
             self._processes.add(waiting)
             waiting.add_done_callback(self._processes.discard)
             with contextlib.suppress(asyncio.TimeoutError):
-                status = await asyncio.wait_for(asyncio.shield(waiting), COMMAND_S)
+                async with asyncio.timeout(COMMAND_S):
+                    status = await asyncio.shield(waiting)
                 if status != 0:
                     complaint.seek(0)
                     said = complaint.read(COMPLAINT_BYTES).decode(errors="replace").strip()
