@@ -287,7 +287,11 @@ class Operators:
 
     async def _maintain(self, on: bool, left_us: int) -> str:
         await self.keep_maintenance(on, left_us)
-        answer = await self.ask(lambda number: MaintenanceRequested(number, on, left_us))
+        try:
+            answer = await self.ask(lambda number: MaintenanceRequested(number, on, left_us))
+        except OperatorError as error:
+            late = "it is on the disk here, and holds at the latest when the agent starts again"
+            raise OperatorError(f"{error}; {late}", PARTLY) from None
         if not answer.ok:
             raise OperatorError(answer.text)
         return f"{self._me} is {answer.text}"

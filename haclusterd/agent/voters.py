@@ -15,6 +15,7 @@ import msgspec
 
 from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.schema import PARTLY
 from haclusterd.config import (
     Config,
     ConfigError,
@@ -158,7 +159,11 @@ class Voters:
         written = (said.staged, said.staged_hash) != (wanted.revision, hashed)
         before = await self._write_staged(wanted) if written else None
         spec = seen_by(wanted, self._config.node.id)
-        answer = await self._ask(lambda number: StageRequested(number, spec))
+        try:
+            answer = await self._ask(lambda number: StageRequested(number, spec))
+        except OperatorError as error:
+            late = f"revision {wanted.revision} is on the disk here, and the next start stages it"
+            raise OperatorError(f"{error}; {late}", PARTLY) from None
         if not answer.ok:
             if written:
                 await self._take_back(wanted, before)

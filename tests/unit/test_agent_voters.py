@@ -161,6 +161,19 @@ async def test_ml10_what_heart_refused_is_not_agreed_to_by_the_next_start(bench:
     assert kept.staged == first, "what heart had agreed to stays"
 
 
+async def test_ml10_what_heart_did_not_answer_is_told_as_staged_by_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(make: Callable[[int], FromAgent]) -> Answered:
+        raise OperatorError("heart did not answer within 2 s")
+
+    monkeypatch.setattr(bench.voters, "_ask", silent)
+    bench.file.write_text(toml(3, "abcd"))
+    with pytest.raises(OperatorError, match="the next start stages it") as caught:
+        await bench.voters.reload()
+    assert caught.value.code == "partly"
+
+
 async def test_the_same_file_again_changes_nothing(bench: Bench) -> None:
     assert await bench.voters.reload() == "revision 2 is in force here already"
     assert bench.asked == []
