@@ -81,10 +81,12 @@ async def test_e10_what_is_on_the_disk_is_not_called_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heart may be busy; the next start of the agent tells it again."""
-    monkeypatch.setattr("haclusterd.agent.operators.HEART_S", 0.05)
     bench = Ordered(tmp_path)
-    monkeypatch.setattr(bench.operators, "_send", bench.sent.append)
-    monkeypatch.setattr(bench.operators.ask.__func__, "__defaults__", (0.05,))
+
+    async def silent(make: object) -> Answered:
+        raise OperatorError("heart did not answer within 2 s")
+
+    monkeypatch.setattr(bench.operators, "ask", silent)
     told = await refused(bench.operators.maintenance(True, "fs-a"))
     assert (told.code, "it is on the disk here" in str(told)) == (PARTLY, True)
     again = Orders(spec(), tmp_path, lambda: None, bench.operators.ask, bench.sent.append)
