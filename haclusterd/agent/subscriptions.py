@@ -173,7 +173,10 @@ class Subscriptions:
         except sqlite3.Error as error:
             log.debug("subscriptions of %s: %s", profile, error)
             return
-        payload = packed(Said(profile, epoch, [tuple(row) for row in rows]))
+        told = [tuple(row) for row in rows]
+        while not (payload := packed(Said(profile, epoch, told))) and told:
+            told = told[: len(told) * 3 // 4]  # as many as fit: none at all would help nobody
+        refused += len(rows) - len(told)
         now = asyncio.get_running_loop().time()
         known_epoch, known, told_at = self._last.get(profile, (0, b"", 0.0))
         if (known_epoch, known) == (epoch, payload) and now - told_at < TELL_S:
@@ -181,8 +184,7 @@ class Subscriptions:
         if known != payload:
             self._counters["refused"] += refused
         self._last[profile] = (epoch, payload, now)
-        if payload:
-            await asyncio.gather(*(self._tell(node, payload) for node in self._others))
+        await asyncio.gather(*(self._tell(node, payload) for node in self._others))
 
     async def _tell(self, node: str, payload: bytes) -> None:
         try:
