@@ -213,13 +213,16 @@ class Agent:
         try:
             return AgentReplicator(mesh_config(self.config), time.time_ns() // 1_000_000)
         except SyncError as error:
-            # Without key material nothing else of this cluster works either: heart says so too.
-            log.error("%s", error)
+            # Heart needs the cluster's key only: it beats, and says nothing of certificates.
+            self.problems["replication"] = f"{error}; then run `haclusterctl upgrade` here"
+            log.error("%s", self.problems["replication"])
             return None
 
     async def _start_replication(self) -> None:
         replicator = self.replicator
         if replicator is None:
+            if "replication" in self.problems:
+                raise SyncError(self.problems["replication"])
             return
         await replicator.start()
         self._stops.append(replicator.stop)
