@@ -173,7 +173,7 @@ class Subscriptions:
         except sqlite3.Error as error:
             log.debug("subscriptions of %s: %s", profile, error)
             return
-        told = [tuple(row) for row in rows]
+        told: list[tuple[str | int, ...]] = [tuple(row) for row in rows]
         while not (payload := packed(Said(profile, epoch, told))) and told:
             told = told[: len(told) * 3 // 4]  # as many as fit: none at all would help nobody
         refused += len(rows) - len(told)
