@@ -171,11 +171,12 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._api is not None:
             await self._api.stop()  # its socket must not stay behind, whatever else takes long
-        for stop in reversed(self._stops):
-            await stop()
-        await self.services.stop()
-        await self._promised.stop()
-        await self.voters.stop()
+        more = (self.services.stop, self._promised.stop, self.voters.stop)
+        for stop in (*reversed(self._stops), *more):
+            try:
+                await stop()
+            except Exception:
+                log.exception("a part did not stop in order")  # the others do
         self.link.close()
 
     def _keep_trying(self, part: str, start: Callable[[], Awaitable[None]]) -> None:

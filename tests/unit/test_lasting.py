@@ -54,6 +54,30 @@ async def test_open_pages_are_fed_again_after_a_word_that_could_not_be_made() ->
     feed.leave()
 
 
+async def test_a_part_that_cannot_stop_keeps_no_other_from_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was promised is still being written, and the next agent waits for the copies."""
+    stopped: list[str] = []
+
+    def stops(name: str) -> Any:
+        async def stop() -> None:
+            stopped.append(name)
+            if name == "http":
+                raise RuntimeError("a bug")
+
+        return SimpleNamespace(stop=stop, close=lambda: stopped.append(name))
+
+    agent: Any = SimpleNamespace(
+        _tasks=[], _api=None, _stops=[stops("peers").stop, stops("http").stop],
+        services=stops("services"), _promised=stops("promised"), voters=stops("voters"),
+        link=stops("link"),
+    )  # fmt: skip
+    await Agent._stop_all(agent)
+    assert stopped == ["http", "peers", "services", "promised", "voters", "link"]
+    assert "a part did not stop in order" in caplog.text
+
+
 async def test_a_part_that_fails_at_its_start_by_a_bug_is_an_alarm() -> None:
     told: list[str] = []
     agent: Any = SimpleNamespace(problems={}, changed=lambda: told.append("changed"))
