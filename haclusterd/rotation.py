@@ -192,7 +192,7 @@ def _write_files(config: Config, kept: Kept) -> None:
                 contents[paths(config, node).private_key] = theirs.private_key
                 contents[paths(config, node).certificate] = theirs.certificate
     for path, text in contents.items():
-        if not path.exists() or path.read_text(encoding="ascii") != text:
+        if not path.exists() or path.read_bytes() != text.encode():
             write_atomically(path, text.encode())
 
 

@@ -94,17 +94,20 @@ class Admission:
         task.add_done_callback(self._tasks.discard)
 
     async def _pace(self, service: ServiceSpec, phase: str, seconds: int) -> None:
+        lines = []
+        for address in service.addresses:
+            family = 6 if ":" in address.ip else 4
+            if phase == "after":
+                # Added first, so that deleting it cannot fail when it has run out.
+                first = f"inet {TABLE} first{family} {{ {address.ip} }}"
+                lines.append(f"add element {first}\ndelete element {first}\n")
+            element = f"{{ {address.ip} timeout {seconds}s }}"
+            lines.append(f"add element inet {TABLE} {phase}{family} {element}\n")
+        text = "".join(lines)
         async with self._lock:
-            lines = [] if self._loaded else [ruleset(*self._rates)]
-            for address in service.addresses:
-                family = 6 if ":" in address.ip else 4
-                if phase == "after" and self._loaded:
-                    # Added first, so that deleting it cannot fail when it has run out.
-                    first = f"inet {TABLE} first{family} {{ {address.ip} }}"
-                    lines.append(f"add element {first}\ndelete element {first}\n")
-                element = f"{{ {address.ip} timeout {seconds}s }}"
-                lines.append(f"add element inet {TABLE} {phase}{family} {element}\n")
-            self._loaded = await self._nft("".join(lines)) or self._loaded
+            if not self._loaded or not await self._nft(text):
+                # Not there yet, or gone: a firewall that is loaded anew flushes all rules.
+                self._loaded = await self._nft(ruleset(*self._rates) + text)
 
     async def _nft(self, text: str) -> bool:
         try:
@@ -116,7 +119,8 @@ class Admission:
             log.info("new calls are not held back: %s: %s", self._command, error.strerror)
             return False
         try:
-            _, said = await asyncio.wait_for(process.communicate(text.encode()), NFT_S)
+            async with asyncio.timeout(NFT_S):
+                _, said = await process.communicate(text.encode())
         except TimeoutError:
             process.kill()
             await process.wait()

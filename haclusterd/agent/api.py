@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.agent.commands import Commands
+from haclusterd.agent.encoding import encoded
 from haclusterd.agent.events import TooManyReaders, start_of
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.parameters import checked
@@ -39,7 +40,6 @@ WRITE_S = 10.0
 SOCKET_MODE = 0o660
 PATH_BYTES_MAX = 107  # of sun_path
 
-_encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Request)
 
 
@@ -87,7 +87,7 @@ class Api:
         if task is None or len(self._clients) >= CLIENTS_MAX:
             self.refused += 1
             fault = Fault(REFUSED, f"{CLIENTS_MAX} clients are connected: end one of them")
-            writer.write(_encoder.encode(Response(False, None, fault)) + b"\n")
+            writer.write(encoded(Response(False, None, fault)) + b"\n")
             writer.close()
             return
         self._clients.add(task)
@@ -154,19 +154,21 @@ class Api:
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     while True:
-        line = await asyncio.wait_for(reader.readline(), IDLE_S)
+        async with asyncio.timeout(IDLE_S):
+            line = await reader.readline()
         if not line:
             return
         yield line
 
 
 async def _write(writer: asyncio.StreamWriter, response: Response) -> None:
-    content = _encoder.encode(response)
+    content = encoded(response)
     if len(content) > RESPONSE_BYTES_MAX:
         fault = Fault(REFUSED, f"the answer has {len(content)} bytes: ask for less (limit)")
-        content = _encoder.encode(Response(False, None, fault))
+        content = encoded(Response(False, None, fault))
     writer.write(content + b"\n")
-    await asyncio.wait_for(writer.drain(), WRITE_S)
+    async with asyncio.timeout(WRITE_S):
+        await writer.drain()
 
 
 def open_listener(path: Path) -> socket.socket:

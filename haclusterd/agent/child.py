@@ -45,7 +45,8 @@ async def run(
         except (OSError, ValueError) as error:
             return Ended(None, f"{words[0]}: {getattr(error, 'strerror', None) or error}")
         try:
-            await asyncio.wait_for(_feed(process, given), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not wait_for: it may lose a cancellation
+                await _feed(process, given)
         except TimeoutError:
             return Ended(None, f"did not end within {timeout_s:g} s")
         finally:

@@ -44,6 +44,9 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"{error.strerror or error}\n")
         return AGAIN
+    except ValueError as error:  # a name that DNS cannot hold, a password that SMTP cannot say
+        sys.stderr.write(f"{error}\n")
+        return NEVER
     return DELIVERED
 
 
@@ -89,6 +92,8 @@ def _webhook(job: dict[str, Any]) -> None:
         key = secret(job["secret_file"])
         headers["X-Haclusterd-Signature"] = signature(key, timestamp, body)
     host, port, timeout_s = url.hostname or "", url.port, job["timeout_s"]
+    # For many receivers the rest of the URL is the secret, and alarms are shown without a login.
+    where = f"{url.scheme}://{url.netloc}"
     connection: http.client.HTTPConnection
     if url.scheme == "https":
         context = trust(job["ca_file"])
@@ -101,12 +106,12 @@ def _webhook(job: dict[str, Any]) -> None:
         answer = connection.getresponse()
         said = answer.read(SAID_BYTES_MAX).decode(errors="replace")
     except http.client.HTTPException as error:
-        raise OSError(f"{job['url']}: {error!r}") from None
+        raise OSError(f"{where}: {error!r}") from None
     finally:
         connection.close()
     if 200 <= answer.status < 300:
         return
-    text = f"{job['url']} answered {answer.status} {answer.reason}: {said}"
+    text = f"{where} answered {answer.status} {answer.reason}: {said}"
     if 300 <= answer.status < 500 and answer.status not in (408, 425, 429):
         raise Undeliverable(text)
     raise OSError(text)

@@ -26,6 +26,7 @@ from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.health import NodeHealth
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.movers import Movers
 from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
@@ -131,15 +132,14 @@ class Agent:
 
     async def run(self) -> str:
         """Run until heart is gone or `stop`; why it ended."""
-        loop = asyncio.get_running_loop()
         self.link.start()
         self._make_life()
         self.orders.load()  # before heart may count on this node for anything
         self._send_report()
         self.renewal.take()
-        self._tasks = [loop.create_task(self._report_for_ever(), name="local report")]
+        self._tasks = [lasting(self._report_for_ever(), "local report")]
         self.voters.aside(self.voters.started())
-        self._tasks.append(loop.create_task(self.voters.watch(), name="files of this host"))
+        self._tasks.append(lasting(self.voters.watch(), "files of this host"))
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
@@ -171,16 +171,16 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._api is not None:
             await self._api.stop()  # its socket must not stay behind, whatever else takes long
-        for stop in reversed(self._stops):
-            await stop()
-        await self.services.stop()
-        await self._promised.stop()
-        await self.voters.stop()
+        more = (self.services.stop, self._promised.stop, self.voters.stop)
+        for stop in (*reversed(self._stops), *more):
+            try:
+                await stop()
+            except Exception:
+                log.exception("a part did not stop in order")  # the others do
         self.link.close()
 
     def _keep_trying(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
-        task = asyncio.get_running_loop().create_task(self._until_started(part, start), name=part)
-        self._tasks.append(task)
+        self._tasks.append(lasting(self._until_started(part, start), f"the start of {part}"))
 
     async def _until_started(self, part: str, start: Callable[[], Awaitable[None]]) -> None:
         from haclusterd.agent.http import HttpError
@@ -197,6 +197,10 @@ class Agent:
                     self.changed()
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, TRY_AGAIN_MAX_S)
+            except Exception:
+                self.problems[part] = f"{part} failed inside haclusterd; see its log (journalctl)"
+                self.changed()
+                raise
             else:
                 self.problems.pop(part, None)
                 self.changed()
@@ -210,13 +214,16 @@ class Agent:
         try:
             return AgentReplicator(mesh_config(self.config), time.time_ns() // 1_000_000)
         except SyncError as error:
-            # Without key material nothing else of this cluster works either: heart says so too.
-            log.error("%s", error)
+            # Heart needs the cluster's key only: it beats, and says nothing of certificates.
+            self.problems["replication"] = f"{error}; then run `haclusterctl upgrade` here"
+            log.error("%s", self.problems["replication"])
             return None
 
     async def _start_replication(self) -> None:
         replicator = self.replicator
         if replicator is None:
+            if "replication" in self.problems:
+                raise SyncError(self.problems["replication"])
             return
         await replicator.start()
         self._stops.append(replicator.stop)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from haclusterd.agent import child
 from haclusterd.agent.hooks import COURIER
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Status
 from haclusterd.config.model import Dns
 
@@ -132,11 +133,7 @@ class Names:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(record.work(), name=f"dns {record.spec.name}")
-            for record in self.records
-        ]
+        self._tasks = [lasting(one.work(), f"dns {one.spec.name}") for one in self.records]
 
     async def stop(self) -> None:
         for task in self._tasks:

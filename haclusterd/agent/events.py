@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from haclusterd.agent.clock import now_us, wall_text
+from haclusterd.agent.encoding import encodable
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import USAGE, Decision
 from haclusterd.core.records import CallVerdict
@@ -163,7 +164,7 @@ class Book:
         """The next own event. What it tells of must be in force already."""
         at_us = now_us() if at_us is None else at_us
         number = self.own.last + 1
-        said["text"] = str(said.get("text", ""))[:TEXT_CHARS_MAX]
+        said["text"] = encodable(str(said.get("text", ""))[:TEXT_CHARS_MAX])
         event = Event(
             f"{self.me}:{self.own.run}:{number}", kind, self.me, self.own.run, number,
             wall_text(at_us), at_us, **said,

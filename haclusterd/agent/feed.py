@@ -6,11 +6,14 @@ Nothing is made while nobody looks. A page that reads slowly misses words, never
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError
+
+log = logging.getLogger(__name__)
 
 FOLLOWERS_MAX = 16
 LOOK_S = 0.1  # how soon a change is seen
@@ -47,7 +50,7 @@ class Feed:
         self._followers += 1
         if self._task is None:
             self._word = b""
-            self._task = asyncio.get_running_loop().create_task(self._look(), name="page feed")
+            self._task = lasting(self._look(), "page feed")
 
     async def words(self) -> AsyncGenerator[bytes, None]:
         """The newest word, and each that follows."""
@@ -78,7 +81,7 @@ class Feed:
         last: Any = None
         due = 0.0
         while True:
-            with contextlib.suppress(OperatorError):
+            try:
                 essence = self._essence()
                 if essence != last or loop.time() >= due:
                     last, due = essence, loop.time() + WORD_S
@@ -86,4 +89,8 @@ class Feed:
                     async with self._news:
                         self._word = word
                         self._news.notify_all()
+            except OperatorError:
+                pass  # there is nothing to tell yet
+            except Exception:
+                log.exception("a word for open pages")  # the next one may do
             await asyncio.sleep(LOOK_S)

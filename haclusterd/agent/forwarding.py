@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.events import Book, Event, Position, Ring
+from haclusterd.agent.lasting import lasting
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)
@@ -70,10 +71,7 @@ class Forwarding:
         mesh.register(METHOD, self._asked)
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(self._follow(node), name=f"events of {node}") for node in self._nodes
-        ]
+        self._tasks = [lasting(self._follow(node), f"events of {node}") for node in self._nodes]
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.pid import ExitWatch, Process, read_process
 from haclusterd.agent.standing import profile_reasons
 from haclusterd.agent.starting import Starter
@@ -55,10 +56,9 @@ class FreeswitchLife:
 
     async def start(self) -> None:
         """Begin to watch."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._watch(), name="watch FreeSWITCH")]
+        self._tasks = [lasting(self._watch(), "watch FreeSWITCH")]
         if self.switch is not None:
-            self._tasks.append(loop.create_task(self._watch_profiles(), name="watch profiles"))
+            self._tasks.append(lasting(self._watch_profiles(), "watch profiles"))
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from haclusterd.agent.clock import now_us, wall_text
+from haclusterd.agent.encoding import encodable
 from haclusterd.agent.schema import Decision
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class History:
         epoch: int | None = None,
     ) -> Decision:
         """Keep one sentence; `at_us` None means now."""
-        at_us = now_us() if at_us is None else at_us
+        at_us, text = now_us() if at_us is None else at_us, encodable(text)
         if row.startswith(OWN_ROWS):
             log.info("%s %s", row, text)  # heart's sentences are in its own log already
         decision = Decision(wall_text(at_us), at_us, row, text, service, epoch or None)

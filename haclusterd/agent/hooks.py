@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from haclusterd.agent import child, courier
+from haclusterd.agent.lasting import lasting
 from haclusterd.config.model import Hook
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,7 @@ class Deliveries:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(line.work(), name=f"hook {line.hook.name}") for line in self._lines
-        ]
+        self._tasks = [lasting(line.work(), f"hook {line.hook.name}") for line in self._lines]
 
     async def stop(self) -> None:
         """End what is under way; what waits is lost, and said."""

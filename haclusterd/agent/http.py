@@ -107,7 +107,8 @@ class Http:
         self._clients.add(task)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES_MAX)
         try:
-            answer, method = await asyncio.wait_for(self._take(connection, reader), REQUEST_S)
+            async with asyncio.timeout(REQUEST_S):
+                answer, method = await self._take(connection, reader)
             if isinstance(answer, Page):
                 await _reply(connection, writer, answer, method)
             else:
@@ -115,7 +116,8 @@ class Http:
                 await _stream(connection, writer, answer)
             writer.close()
             # With what is still to be sent it would be open, and counted by nobody.
-            await asyncio.wait_for(writer.wait_closed(), WRITE_S)
+            async with asyncio.timeout(WRITE_S):
+                await writer.wait_closed()
         except (TimeoutError, h11.ProtocolError, OSError) as error:
             log.debug("HTTP client: %s", error)
         finally:
@@ -206,7 +208,8 @@ async def _stream(connection: h11.Connection, writer: asyncio.StreamWriter, stre
         writer.write(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
         async for word in words:
             writer.write(connection.send(h11.Data(data=word)) or b"")
-            await asyncio.wait_for(writer.drain(), WRITE_S)
+            async with asyncio.timeout(WRITE_S):
+                await writer.drain()
 
 
 async def _reply(
@@ -228,4 +231,5 @@ async def _reply(
     if method != b"HEAD":
         writer.write(connection.send(h11.Data(data=body)) or b"")
     writer.write(connection.send(h11.EndOfMessage()) or b"")
-    await asyncio.wait_for(writer.drain(), WRITE_S)
+    async with asyncio.timeout(WRITE_S):
+        await writer.drain()

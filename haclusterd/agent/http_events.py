@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from haclusterd.agent.encoding import encoded
 from haclusterd.agent.events import Book, Event, Positions, parse, start_of
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import USAGE
@@ -64,7 +65,7 @@ async def follow(book: Book, wanted: Start) -> AsyncGenerator[bytes, None]:
         yield b""
         while True:
             events = await reader.next()
-            lines = [b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events]
+            lines = [b"data: " + encoded(event) + b"\n\n" for event in events]
             # The position only with the last one: whoever is cut off before it gets them again.
             lines[-1] = b"id: " + reader.cursor.encode() + b"\n" + lines[-1]
             yield b"".join(lines)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem
@@ -99,9 +100,8 @@ class Limits:
         self.esl = esl_factory(name="limits", events=("limit::usage",), on_event=self._changed)
         self.server = LimitServer(port, password, self.dump)
         await self.esl.start()
-        loop = asyncio.get_running_loop()
         for name, work in (("listen", self._listen), ("poll", self._poll), ("tell", self._tell)):
-            self._tasks[f"/{name}"] = loop.create_task(work(), name=f"limits {name}")
+            self._tasks[f"/{name}"] = lasting(work(), f"limits {name}")
 
     async def stop(self) -> None:
         for task in self._tasks.values():
@@ -148,9 +148,7 @@ class Limits:
         if old is not None:
             old.cancel()
         work = self._count(service, again)
-        task = asyncio.get_running_loop().create_task(work, name=f"limits of {service}")
-        self._tasks[service] = task
-        task.add_done_callback(_say_why)
+        self._tasks[service] = lasting(work, f"limits of {service}")
 
     async def _count(self, service: str, again: bool) -> None:
         """Without an order to recover, which comes soon if it comes, its calls are counted here."""
@@ -296,8 +294,3 @@ class Limits:
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
         return {"limits_left_out": self.left_out, "limits_refused": self.refused}
-
-
-def _say_why(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s failed", task.get_name(), exc_info=error)

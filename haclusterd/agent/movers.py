@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Alarm
 from haclusterd.config import Config
 from haclusterd.config.watching import Mover
@@ -114,16 +115,14 @@ class Movers:
         """Fetch the packets; `known`: they may come here already, so ask first."""
         self._stop(line)
         line.epoch, line.placed, line.problem = epoch, False, ""
-        loop = asyncio.get_running_loop()
-        line.task = loop.create_task(self._hold(line, known), name=f"mover {line.mover.service}")
+        line.task = lasting(self._hold(line, known), f"mover {line.mover.service}")
 
     def _leave(self, line: _Line) -> None:
         """Another node's by now, or nobody's. What was under way is killed first."""
         self._stop(line)
         line.epoch, line.placed, line.problem, line.ended = 0, False, "", None
         if line.mover.mover_remove:
-            loop = asyncio.get_running_loop()
-            line.task = loop.create_task(self._remove(line), name=f"leave {line.mover.service}")
+            line.task = lasting(self._remove(line), f"leave {line.mover.service}")
         self._changed()
 
     def _stop(self, line: _Line) -> None:

@@ -287,7 +287,11 @@ class Operators:
 
     async def _maintain(self, on: bool, left_us: int) -> str:
         await self.keep_maintenance(on, left_us)
-        answer = await self.ask(lambda number: MaintenanceRequested(number, on, left_us))
+        try:
+            answer = await self.ask(lambda number: MaintenanceRequested(number, on, left_us))
+        except OperatorError as error:
+            late = "it is on the disk here, and holds at the latest when the agent starts again"
+            raise OperatorError(f"{error}; {late}", PARTLY) from None
         if not answer.ok:
             raise OperatorError(answer.text)
         return f"{self._me} is {answer.text}"
@@ -335,7 +339,8 @@ class Operators:
         self._waiting[number] = waiter
         try:
             self._send(make(number))
-            return await asyncio.wait_for(waiter, patience_s)
+            async with asyncio.timeout(patience_s):
+                return await waiter
         except TimeoutError:
             raise OperatorError(
                 f"heart did not answer within {patience_s:.0f} s; see its log (journalctl)"

@@ -15,7 +15,9 @@ import msgspec
 
 from haclusterd.agent.awaited import AwaitedWord
 from haclusterd.agent.comparison import Comparison, Differences
+from haclusterd.agent.encoding import encoded
 from haclusterd.agent.hand_over import Move
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Report, SensorState, Sync
 from haclusterd.core.agreed import AgreedWord
 from haclusterd.freeswitch import capabilities
@@ -81,7 +83,7 @@ class Peers:
         mesh.register(CAPABILITIES, self._asked_capabilities)
 
     async def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._ask_for_ever(), name="peers")
+        self._task = lasting(self._ask_for_ever(), "peers")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -89,7 +91,7 @@ class Peers:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _asked(self, peer: str, payload: bytes) -> bytes:
-        return msgspec.json.encode(self._own())
+        return encoded(self._own())
 
     async def _asked_capabilities(self, peer: str, payload: bytes) -> bytes:
         if self._comparison.mine is None:

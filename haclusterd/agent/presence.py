@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.core.view import View
 from haclusterd.freeswitch import presence
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem, EventsLost
@@ -60,10 +61,9 @@ class Presence:
         self._esl = esl_factory(name="presence", events=presence.EVENTS, on_event=self._on_event)
         self._mesh.register(METHOD, self._hear)
         await self._esl.start()
-        loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(self._tell(), name="presence to others"),
-            loop.create_task(self._pass_on(), name="presence from others"),
+            lasting(self._tell(), "presence to others"),
+            lasting(self._pass_on(), "presence from others"),
         ]
 
     async def stop(self) -> None:

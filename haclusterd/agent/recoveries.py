@@ -25,6 +25,7 @@ from haclusterd.core.actions import Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
+from haclusterd.core.text import brief
 from haclusterd.core.view import View
 from haclusterd.freeswitch.mends import ATTEMPT_BITS
 from haclusterd.freeswitch.rest import Rest
@@ -117,8 +118,13 @@ class Recoveries:
                 await self._recover_all(name, epoch, account, told, again)
         except SwitchError as error:
             reason = str(error)
+        except Exception as error:
+            # A fault of ours is no reason to keep the calls from whoever may do better.
+            log.exception("recovery of %s", name)
+            reason = f"haclusterd failed ({error!r}); see its log (journalctl)"
         finally:
             told.close()
+        reason = brief(reason)  # it has to fit into a packet to heart
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
         if reason:
             self.pending[name] = action

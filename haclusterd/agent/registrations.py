@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.wall_clocks import WallClocks
 from haclusterd.config import FreeSwitch
@@ -98,8 +99,7 @@ class Registrations:
         )
         await self.keeper.start()
         await self.clocks.start()
-        loop = asyncio.get_running_loop()
-        self._tasks[""] = loop.create_task(self._take_for_ever(), name="registrations of others")
+        self._tasks[""] = lasting(self._take_for_ever(), "registrations of others")
         for service in self._spec.services:
             self._items(REGISTRATIONS + service.name, None)
         if self._view is not None:
@@ -152,9 +152,7 @@ class Registrations:
         if old is not None:
             old.cancel()
         work = self._own(service, epoch, inherit)
-        task = asyncio.get_running_loop().create_task(work, name=f"registrations of {name}")
-        self._tasks[name] = task
-        task.add_done_callback(_say_why)
+        self._tasks[name] = lasting(work, f"registrations of {name}")
 
     async def _own(self, service: ServiceSpec, epoch: int, inherit: bool) -> None:
         keeper = self.keeper
@@ -369,8 +367,3 @@ def _readable(item: Item) -> Registration | None:
         return None if item.dead else registration_of(item)
     except Malformed:
         return None
-
-
-def _say_why(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s failed", task.get_name(), exc_info=error)

@@ -261,8 +261,7 @@ class Rotation:
         task = msgspec.json.decode(payload, type=Task)
         if task.conductor and node_of(task.conductor) != peer:
             raise ValueError("a conductor speaks for itself")
-        # A conductor that is lost meanwhile ends no step in the middle: disk, heart and what this
-        # node says of itself stay in one phase.
+        # To its end, also where the conductor is lost: disk, heart and our word stay in one phase.
         taking = asyncio.create_task(self._take(task))
         self._taking.add(taking)
         taking.add_done_callback(self._taking.discard)

@@ -14,6 +14,7 @@ import msgspec
 
 from haclusterd.agent import http_events, metrics, page
 from haclusterd.agent.commands import Source, best_nodes
+from haclusterd.agent.encoding import encoded
 from haclusterd.agent.events import TooManyReaders
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import BestNode, Status
@@ -141,7 +142,7 @@ class Routes:
                 here = service.owner == status.node and service.state == "owned"
                 service = msgspec.structs.replace(service, stale=status.stale)
                 here = here and not service.closed
-                return Page(200 if here else 503, _JSON, msgspec.json.encode(service) + b"\n")
+                return Page(200 if here else 503, _JSON, encoded(service) + b"\n")
         known = ", ".join(s.name for s in status.services)
         return said(404, f"no such service; known: {known}")
 
@@ -153,7 +154,7 @@ def said(code: int, text: str) -> Page:
 
 def as_json(value: object) -> Page:
     """JSON on one line that is safe on a terminal, too."""
-    text = msgspec.json.encode(value).decode()
+    text = encoded(value).decode()
     if not text.isprintable():
         text = json.dumps(json.loads(text))  # all but ASCII as numbers: curl shows it, too
     return Page(200, _JSON, f"{text}\n".encode())

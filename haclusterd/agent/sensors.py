@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Alarm, SensorState
 from haclusterd.config import Config
 from haclusterd.config.watching import Sensor
@@ -88,11 +89,10 @@ class Sensors:
     # -- life --
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
         for number, one in enumerate(self.watched):
             wait_s = number * one.spec.interval_ms / 1000 / len(self.watched)
             work = self._read_for_ever(one, wait_s)
-            self._tasks.append(loop.create_task(work, name=f"sensor {one.spec.name}"))
+            self._tasks.append(lasting(work, f"sensor {one.spec.name}"))
 
     async def stop(self) -> None:
         out = [one.out for one in self.watched if one.out is not None]

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from haclusterd.agent.child import environment_for_others, powerless
+from haclusterd.agent.lasting import lasting
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Starter:
         if not self._command or self.stopped_on_purpose:
             return
         if self._task is None or (self._task.done() and self.attempts < ATTEMPTS_MAX):
-            self._task = asyncio.get_running_loop().create_task(self._until_up(), name="starter")
+            self._task = lasting(self._until_up(), "starter")
 
     def up(self) -> None:
         """FreeSWITCH runs: the next exit begins anew."""
@@ -114,7 +115,8 @@ class Starter:
             self._processes.add(waiting)
             waiting.add_done_callback(self._processes.discard)
             with contextlib.suppress(asyncio.TimeoutError):
-                status = await asyncio.wait_for(asyncio.shield(waiting), COMMAND_S)
+                async with asyncio.timeout(COMMAND_S):
+                    status = await asyncio.shield(waiting)
                 if status != 0:
                     complaint.seek(0)
                     said = complaint.read(COMPLAINT_BYTES).decode(errors="replace").strip()

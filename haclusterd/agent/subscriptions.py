@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.presence import Mesh
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.view import View
@@ -77,8 +78,7 @@ class Subscriptions:
         self._esl = esl_factory(name="subscriptions")
         self._mesh.register(METHOD, self._hear)
         await self._esl.start()
-        work = self._look_for_ever()
-        self._tasks[""] = asyncio.get_running_loop().create_task(work, name="subscriptions")
+        self._tasks[""] = lasting(self._look_for_ever(), "subscriptions")
 
     async def stop(self) -> None:
         for task in self._tasks.values():
@@ -119,8 +119,7 @@ class Subscriptions:
         old = self._tasks.pop(service, None)
         if old is not None:
             old.cancel()
-        loop = asyncio.get_running_loop()
-        self._tasks[service] = loop.create_task(work, name=f"subscriptions of {service}")
+        self._tasks[service] = lasting(work, f"subscriptions of {service}")
 
     async def _clear_rows(self, profiles: Sequence[str]) -> None:
         for profile in profiles:
@@ -174,7 +173,10 @@ class Subscriptions:
         except sqlite3.Error as error:
             log.debug("subscriptions of %s: %s", profile, error)
             return
-        payload = packed(Said(profile, epoch, [tuple(row) for row in rows]))
+        told: list[tuple[str | int, ...]] = [tuple(row) for row in rows]
+        while not (payload := packed(Said(profile, epoch, told))) and told:
+            told = told[: len(told) * 3 // 4]  # as many as fit: none at all would help nobody
+        refused += len(rows) - len(told)
         now = asyncio.get_running_loop().time()
         known_epoch, known, told_at = self._last.get(profile, (0, b"", 0.0))
         if (known_epoch, known) == (epoch, payload) and now - told_at < TELL_S:
@@ -182,8 +184,7 @@ class Subscriptions:
         if known != payload:
             self._counters["refused"] += refused
         self._last[profile] = (epoch, payload, now)
-        if payload:
-            await asyncio.gather(*(self._tell(node, payload) for node in self._others))
+        await asyncio.gather(*(self._tell(node, payload) for node in self._others))
 
     async def _tell(self, node: str, payload: bytes) -> None:
         try:

@@ -76,7 +76,8 @@ class Traces:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             self._send(TraceRequested(self._number, whole))
-            return await asyncio.wait_for(self._waiter, HEART_S)
+            async with asyncio.timeout(HEART_S):
+                return await self._waiter
         except TimeoutError:
             raise OperatorError(
                 f"heart handed no recording out within {HEART_S:.0f} s; see its log (journalctl)"

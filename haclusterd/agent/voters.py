@@ -13,7 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.schema import PARTLY
 from haclusterd.config import (
     Config,
     ConfigError,
@@ -23,7 +25,7 @@ from haclusterd.config import (
     revisions,
     seen_by,
 )
-from haclusterd.config.revisions import Content, RevisionsError, Start
+from haclusterd.config.revisions import Content, Kept, RevisionsError, Start
 from haclusterd.core.actions import Answered
 from haclusterd.core.inputs import FromAgent, StageRequested
 from haclusterd.core.reconfigure import deaf, objections
@@ -55,7 +57,7 @@ class Voters:
 
     def aside(self, work: Coroutine[None, None, None]) -> None:
         """Beside everything else, to its end."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = lasting(work, "what is kept of the set of nodes")
         self._asides.add(task)
         task.add_done_callback(self._asides.discard)
 
@@ -154,11 +156,17 @@ class Voters:
         reasons = self._reasons(wanted, hashed)
         if reasons:
             raise OperatorError("\n".join(reasons))
-        if (said.staged, said.staged_hash) != (wanted.revision, hashed):
-            await self._write_staged(wanted)
+        written = (said.staged, said.staged_hash) != (wanted.revision, hashed)
+        before = await self._write_staged(wanted) if written else None
         spec = seen_by(wanted, self._config.node.id)
-        answer = await self._ask(lambda number: StageRequested(number, spec))
+        try:
+            answer = await self._ask(lambda number: StageRequested(number, spec))
+        except OperatorError as error:
+            late = f"revision {wanted.revision} is on the disk here, and the next start stages it"
+            raise OperatorError(f"{error}; {late}", PARTLY) from None
         if not answer.ok:
+            if written:
+                await self._take_back(wanted, before)
             raise OperatorError("\n".join(answer.text.split("; ")))
         return f"{answer.text}{self._still_lacking(wanted.revision, hashed)}"
 
@@ -168,16 +176,33 @@ class Voters:
         except ConfigError as error:
             raise OperatorError(str(error)) from None
 
-    async def _write_staged(self, wanted: Config) -> None:
+    async def _write_staged(self, wanted: Config) -> Kept | None:
+        """What was staged before it."""
+        before: Kept | None = None
+
         def change(kept: Content | None) -> Content:
+            nonlocal before
             base = revisions.after_start(kept, self._begun)
             if base.active.revision != self._config.revision:
                 raise RevisionsError(f"revision {base.active.revision} has been taken up meanwhile")
+            before = base.staged
             return msgspec.structs.replace(base, staged=revisions.keep(wanted))
 
         await self._update(change)
         if problem := self._problems.get(_PART):
             raise OperatorError(problem)
+        return before
+
+    async def _take_back(self, wanted: Config, before: Kept | None) -> None:
+        """Heart refused it: the next start would take it for agreed to."""
+        refused = revisions.keep(wanted)
+
+        def change(kept: Content | None) -> Content | None:
+            if kept is None or kept.staged != refused:
+                return kept
+            return msgspec.structs.replace(kept, staged=before)
+
+        await self._update(change)
 
     def _reasons(self, wanted: Config, hashed: int) -> list[str]:
         """Why not: from the file, and from what the other nodes say."""

@@ -16,7 +16,12 @@ SILENT_S = 20.0  # of a stream of events: a keepalive comes every 5 s
 
 
 class NotReachable(Exception):
-    """No daemon answers at the socket; the message says what to do."""
+    """No daemon answers at the socket; the message says what to do. `asked`: the question had been
+    sent."""
+
+    def __init__(self, message: str, asked: bool = False) -> None:
+        super().__init__(message)
+        self.asked = asked
 
 
 class Refused(Exception):
@@ -87,11 +92,11 @@ class Client:
         try:
             line: bytes = answers.readline(RESPONSE_BYTES_MAX + 1)  # and the end of the line
         except TimeoutError:
-            raise NotReachable(f"{self.path}: no answer within {waited_s:.0f} s") from None
+            raise NotReachable(f"{self.path}: no answer within {waited_s:.0f} s", True) from None
         except OSError as error:
-            raise NotReachable(f"{self.path}: {error.strerror or error}") from None
+            raise NotReachable(f"{self.path}: {error.strerror or error}", True) from None
         if not line.endswith(b"\n"):
-            raise NotReachable(f"{self.path}: the daemon closed the connection")
+            raise NotReachable(f"{self.path}: the daemon closed the connection", True)
         return line
 
 

@@ -53,6 +53,7 @@ _INTERRUPTED = (
     "interrupted: what was ordered before is carried out all the same; see `haclusterctl status` "
     "and `history`"
 )
+_UNANSWERED = "the order may be carried out all the same; see `haclusterctl status` and `history`"
 _RECORDED = frozenset({"trace", "explain", "replay", "simulate"})
 
 
@@ -94,6 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return local.run(arguments)
     except NotReachable as error:
         complain(str(error))
+        if error.asked and arguments.command in _ORDERS:
+            complain(_UNANSWERED)
         return UNREACHABLE
     except Misused as error:
         complain(str(error))

@@ -142,7 +142,7 @@ def _watch(client: Client, arguments: argparse.Namespace) -> None:
         while True:
             try:
                 parts = tables.status(client.ask("status"), watched=True)
-            except NotReachable as error:
+            except (NotReachable, Refused) as error:  # it starts again, and knows nothing yet
                 parts = [f"ALARM {error}"]
             live.update(Group(*(rich_part(clean(part)) for part in parts)), refresh=True)
             time.sleep(arguments.interval)

@@ -64,7 +64,8 @@ class Program:
             hearing.close()
             raise
         try:
-            await asyncio.wait_for(process.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not wait_for: it may lose a cancellation
+                await process.wait()
         except TimeoutError:
             said = hearing.so_far()
             text = f"did not end within {timeout_s:g} s" + (f": {said}" if said else "")

@@ -98,6 +98,15 @@ async def test_one_connection_carries_many_requests(served: Path, source: FakeSo
     assert risk["result"] == {"total": 1, "at_risk": 1, "calls": []}
 
 
+async def test_e3_one_strange_name_keeps_no_answer_back(served: Path, source: FakeSource) -> None:
+    """A Call-ID of a caller may be the name of a channel, and hold bytes that are no UTF-8."""
+    source.rings = [("east", Ringing("u\udcff", "east", "inbound"))]
+    source.history.add("A5", "fs-a cannot recover east: -ERR \udcff\x1b[2J")
+    (answer, history) = await ask(served, line("calls", at_risk=True), line("history"))
+    assert answer["result"]["calls"][-1]["uuid"] == "u?"
+    assert history["result"][-1]["text"] == "fs-a cannot recover east: -ERR ?\x1b[2J"
+
+
 async def test_e3_calls_at_risk_say_why(served: Path, source: FakeSource) -> None:
     source.lonely = {"east": "nobody is ready to take east over"}
     source.rings = [("east", Ringing("r1", "east", "inbound"))]

@@ -284,6 +284,21 @@ def test_an_absent_freeswitch_is_said_started_and_does_not_stop_the_rest(tmp_pat
         heart.end()
 
 
+def test_a_node_without_its_certificate_says_why_it_holds_no_copies(tmp_path: Path) -> None:
+    """Heart needs the cluster's key only, so the node is heard and looks like the others."""
+    Heart(tmp_path).end()
+    (tmp_path / "fs-a.crt").unlink()
+    heart = Heart(tmp_path)
+    heart.hear(LocalReport)
+    heart.show(view({"east": ("fs-b", 6)}))
+    time.sleep(1.5)  # also after it has tried to start it again
+    alarms = {a["name"]: a["text"] for a in heart.ask("status")["result"]["alarms"]}
+    assert "fs-a.crt is missing" in alarms["not_replicating"]
+    assert "haclusterctl upgrade" in alarms["not_replicating"]
+    assert "fs-a.crt is missing" in heart.ask("sync")["error"]["message"]
+    heart.end()
+
+
 def test_a_missing_password_file_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "freeswitch.pid").write_text(str(os.getpid()))
     heart = Heart(tmp_path, FREESWITCH.format(port=9, mark=tmp_path / "m"))

@@ -17,7 +17,7 @@ from haclusterd.agent.switch import SwitchError
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import Identity
-from haclusterd.core.records import Tombstone
+from haclusterd.core.records import CallRecord, Tombstone
 from tests.fixtures.agent_parts import FakeReplication, FakeSwitch, record, spec, view
 
 pytestmark = pytest.mark.timeout(20)
@@ -108,6 +108,25 @@ async def test_a_freeswitch_that_cannot_is_said_to_heart(
     ]
     assert bench.replication.settled == []
     assert "cannot recover east" in bench.history.last()[-1].text
+
+
+async def test_a_fault_of_ours_is_said_to_heart_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would count as a service whose calls are coming back, for ever."""
+
+    async def fails(service: str, but: object = ()) -> list[CallRecord]:
+        raise KeyError("u1", "x" * 100_000)
+
+    monkeypatch.setattr(bench.replication, "inherited", fails)
+    bench.services.recover(recover())
+    await bench.settle()
+    (ended,) = bench.sent
+    assert isinstance(ended, RecoveryEnded)
+    assert (ended.ok, "KeyError('u1'" in ended.reason) == (False, True)
+    assert len(ended.reason) < 5000, "it fits into a packet"
+    assert "cannot recover east" in bench.history.last()[-1].text
+    assert bench.replication.settled == []
 
 
 async def test_calls_that_nobody_could_recover_are_tried_again_when_freeswitch_is_there(

@@ -138,6 +138,42 @@ async def test_hearts_refusal_is_the_answer(bench: Bench) -> None:
         await bench.voters.reload()
 
 
+async def test_ml10_what_heart_refused_is_not_agreed_to_by_the_next_start(bench: Bench) -> None:
+    await bench.voters.started()
+    bench.answer = Answered(0, False, "revision 3 is in force elsewhere")
+    bench.file.write_text(toml(3, "abcd"))
+    with pytest.raises(OperatorError, match="in force elsewhere"):
+        await bench.voters.reload()
+    assert bench.order == ["heart asked, 3 on disk"]
+    kept = read(bench.state)
+    assert kept is not None
+    assert kept.staged is None
+    assert begin(bench.file, node="a", run_dir=bench.state).staged is None
+    bench.answer = Answered(0, True, "a has staged revision 3")
+    await bench.voters.reload()
+    first = keep(load_cluster(bench.file))
+    bench.answer = Answered(0, False, "a has staged another file")
+    bench.file.write_text(toml(3, "abce"))
+    with pytest.raises(OperatorError, match="another file"):
+        await bench.voters.reload()
+    kept = read(bench.state)
+    assert kept is not None
+    assert kept.staged == first, "what heart had agreed to stays"
+
+
+async def test_ml10_what_heart_did_not_answer_is_told_as_staged_by_the_next_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(make: Callable[[int], FromAgent]) -> Answered:
+        raise OperatorError("heart did not answer within 2 s")
+
+    monkeypatch.setattr(bench.voters, "_ask", silent)
+    bench.file.write_text(toml(3, "abcd"))
+    with pytest.raises(OperatorError, match="the next start stages it") as caught:
+        await bench.voters.reload()
+    assert caught.value.code == "partly"
+
+
 async def test_the_same_file_again_changes_nothing(bench: Bench) -> None:
     assert await bench.voters.reload() == "revision 2 is in force here already"
     assert bench.asked == []

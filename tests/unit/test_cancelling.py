@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import haclusterd
+from haclusterd.agent import child
+from haclusterd.sensors.program import Program
 from tests.unit.test_drains import Bench
 
 pytestmark = pytest.mark.timeout(20)
@@ -37,3 +39,56 @@ def test_nobody_waits_for_an_event_with_wait_for() -> None:
         if re.search(r"wait_for\(\s*self\.\w+\.wait\(\)", path.read_text(encoding="utf-8"))
     ]
     assert found == []
+    found = [path.name for path in root.glob("agent/*.py") if "wait_for(" in path.read_text()]
+    assert found == ["daemon.py"], "where it ends itself, which nobody cancels"
+
+
+class Dying:
+    """A process that ends when it is told to."""
+
+    pid, returncode, stdin = 2**22 + 1, None, None  # no such process: nothing is killed
+
+    def __init__(self) -> None:
+        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> int:
+        self.returncode = await asyncio.shield(self.over)
+        return self.returncode
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("way", ["mover", "hook"])
+async def test_who_runs_programs_stops_also_in_the_moment_in_which_one_ends(
+    monkeypatch: pytest.MonkeyPatch, way: str, turns: int
+) -> None:
+    """A mover that lost its order to stop goes on to fetch packets for another node's service."""
+    made: list[Dying] = []
+
+    async def start(*words: object, **options: object) -> Dying:
+        made.append(Dying())
+        return made[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    program = Program(["check"], {})
+
+    async def work() -> None:
+        while True:
+            await (program.run(5) if way == "mover" else child.run(["hook"], b"", 5, {}))
+
+    task = asyncio.ensure_future(work())
+    while not made:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    made[-1].over.set_result(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    for one in made:
+        if not one.over.done():
+            one.over.set_result(0)
+    done, _ = await asyncio.wait({task}, timeout=1)
+    for one in made:
+        if not one.over.done():
+            one.over.set_result(0)
+    task.cancel()
+    assert done, "it goes on"

@@ -11,7 +11,7 @@ import pytest
 
 from haclusterd.cli import client
 from haclusterd.cli.main import main
-from tests.unit.test_cli import EVENTS, FakeDaemon, Printed, daemon
+from tests.unit.test_cli import EVENTS, FakeDaemon, Printed, Terminal, daemon
 
 __all__ = ["daemon"]
 
@@ -65,3 +65,24 @@ def test_the_longest_answer_is_read_whole(
     monkeypatch.setattr(client, "RESPONSE_BYTES_MAX", len(text))
     daemon.raw = text + b"\n"
     assert client.Client(Path(daemon.listener.getsockname())).ask("status") == "x" * 100
+
+
+def test_watch_outlives_a_daemon_that_starts_again(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers before heart has told it anything."""
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    out = Terminal()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("haclusterd.cli.remote.time.sleep", sleep)
+    daemon.refuse = {"code": "refused", "message": "heart has not told its view yet"}
+    assert main(["watch"]) == 130
+    assert looks == 3
+    assert "heart has not told its view yet" in out.getvalue()

@@ -72,3 +72,15 @@ def test_a_witness_is_shown_as_one(
     monkeypatch.setitem(ANSWERS, "status", {**STATUS, "nodes": [node]})
     assert main(["status"]) == 0
     assert "witness" in capsys.readouterr().out
+
+
+def test_an_order_without_an_answer_may_be_carried_out_all_the_same(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    """Another order goes first, or the agent was killed: no answer does not mean not done."""
+    monkeypatch.setattr("haclusterd.cli.client.ANSWER_S", 0.2)
+    daemon.raw = b""
+    assert main(["switchover", "east"]) == 3
+    assert "may be carried out all the same" in capsys.readouterr().err
+    assert main(["status"]) == 3
+    assert "may be carried out" not in capsys.readouterr().err

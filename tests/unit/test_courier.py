@@ -81,6 +81,24 @@ async def test_a_webhook_is_signed_so_that_a_receiver_can_tell(
     assert abs(int(headers["X-Haclusterd-Timestamp"]) - time.time()) < 60
 
 
+async def test_the_secret_of_a_url_is_in_no_alarm(receiver: Receiver) -> None:
+    """Status and its alarms are shown over HTTP to whoever asks."""
+    receiver.codes = [403]
+    url = f"http://127.0.0.1:{receiver.port}/services/T0/B0/t0ken?key=t0ken"
+    done = await through(dataclasses.replace(HOOK, webhook=url, retries=0), MESSAGE)
+    (problem,) = done.problems.values()
+    assert f"http://127.0.0.1:{receiver.port} answered 403" in problem
+    assert "t0ken" not in problem
+
+
+async def test_what_can_never_be_sent_is_said_in_a_line() -> None:
+    name = "x" * 64  # longer than a label of DNS
+    done = await through(dataclasses.replace(HOOK, webhook=f"http://{name}.test/"), MESSAGE)
+    (problem,) = done.problems.values()
+    assert "Traceback" not in problem
+    assert "label" in problem
+
+
 @pytest.mark.parametrize(
     ("codes", "posts", "outcome"),
     [([503, 429, 200], 3, "sent"), ([404], 1, "failed"), ([302], 1, "failed"),

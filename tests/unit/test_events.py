@@ -156,6 +156,14 @@ async def test_ms24_a_run_that_began_behind_the_last_one_by_the_clock_is_heard(
     assert [shown(e) for e in client.take()] == ["gap a 2..?", "new1", "new2"]
 
 
+async def test_ms23_bytes_that_are_no_text_stop_no_events(hosts: Hosts) -> None:
+    """FreeSWITCH repeats in its errors what anybody wrote."""
+    a, b = await hosts.start("a", 100), await hosts.start("b", 100)
+    a.say("-ERR \udcff", "a2")
+    await until(lambda: knows(b, "a", 2))
+    assert b.texts("a:100:0") == ["-ERR ?", "a2"]
+
+
 async def test_ms24_what_only_a_third_node_heard_is_told_there(hosts: Hosts) -> None:
     a, b, c = [await hosts.start(name, 100) for name in NODES]
     a.say("a1")

@@ -77,6 +77,23 @@ async def test_e10_maintenance_with_a_drain_is_on_disk_and_ends_with_off(tmp_pat
     assert await bench.maintaining.maintenance(False, "fs-a", FOR_GOOD_US, None, "ben")
 
 
+async def test_e10_what_is_on_the_disk_is_not_called_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heart may be busy; the next start of the agent tells it again."""
+    bench = Ordered(tmp_path)
+
+    async def silent(make: object) -> Answered:
+        raise OperatorError("heart did not answer within 2 s")
+
+    monkeypatch.setattr(bench.operators, "ask", silent)
+    told = await refused(bench.operators.maintenance(True, "fs-a"))
+    assert (told.code, "it is on the disk here" in str(told)) == (PARTLY, True)
+    again = Orders(spec(), tmp_path, lambda: None, bench.operators.ask, bench.sent.append)
+    again.load()
+    assert bench.sent[-1] == MaintenanceRequested(-1, True, FOR_GOOD_US)
+
+
 async def test_e10_an_end_whose_drain_stays_is_told_as_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

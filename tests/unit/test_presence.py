@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import zlib
 from collections.abc import Mapping
@@ -252,6 +253,27 @@ def test_what_agents_tell_each_other_is_bounded() -> None:
     for odd in (b"", b"x", bomb, zlib.compress(b"\xc1"), packed(said)[:-3], many):
         with pytest.raises(ValueError, match="subscriptions"):
             unpacked(odd)
+
+
+async def test_what_does_not_fit_is_counted_and_the_rest_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None would be told otherwise, and a successor would hand over what it heard hours ago."""
+    monkeypatch.setattr(agent_subscriptions, "LOOK_S", 0.01)
+    monkeypatch.setattr(agent_subscriptions, "PAYLOAD_BYTES_MAX", 1000)
+    rows = [ROW._replace(call_id=random.Random(n).randbytes(30).hex()) for n in range(40)]
+    database(tmp_path, *rows)
+    wire = Wire()
+    part = site(wire, tmp_path)
+    await part.start(tmp_path / "core.db", wire.factory)
+    try:
+        part.observe(view("a", epoch=2))
+        await until(lambda: len(wire.sent) == 1)
+        told = len(unpacked(wire.sent[0][2]).rows)
+        assert 5 < told < 40
+        assert part.counters()["subscriptions_refused"] == 40 - told
+    finally:
+        await part.stop()
 
 
 def site(wire: Wire, tmp_path: Path) -> Subscriptions:

@@ -70,3 +70,14 @@ async def test_25_a_step_ends_though_the_connection_is_lost(
     await asyncio.gather(serving, return_exceptions=True)
     told = await host.rotation._take(Task("", TELL))
     assert (told.phase, told.ring, host.wire_ring()) == (KNOWN, [1, 2], [1, 2])
+
+
+def test_25_a_file_that_is_damaged_in_a_rotation_is_written_again(cluster: Cluster) -> None:
+    """And does not keep the agent from starting, for ever."""
+    config = cluster.hosts["fs-a"].config
+    rotation.enter(config, rotation.begin(config, "anna"), KNOWN)
+    config.key_file.write_bytes(b"\xff\x00 torn")
+    kept = rotation.settle(config)
+    assert kept is not None
+    assert kept.phase == KNOWN
+    assert cluster.hosts["fs-a"].ring == [1, 2]

@@ -1,0 +1,25 @@
+"""Answers and events as bytes, whatever callers and FreeSWITCH wrote into them.
+
+Bytes that are no UTF-8 are shown as "?"; they never keep the rest of an answer back.
+"""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+_encoder = msgspec.json.Encoder()
+
+
+def encoded(value: object) -> bytes:
+    """One line of JSON."""
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return encodable(json.dumps(msgspec.to_builtins(value), ensure_ascii=False)).encode()
+
+
+def encodable(text: str) -> str:
+    """`text` without what cannot be written as UTF-8."""
+    return text.encode("utf-8", "replace").decode()
