@@ -36,9 +36,11 @@ _INSERT = (
     " CAST(strftime('%s', 'now') AS INTEGER))"
 )
 _KEY = ("call_id", "sip_user", "sip_host", "contact", "profile_name")
+_IS = "= CAST(? AS TEXT)"  # of what `_bound` gives: bytes that are no UTF-8 are no text to SQLite
 # `expires`: not the row that the same phone has made anew meanwhile.
 _DELETE, _DELETE_LONG = (
-    "DELETE FROM sip_registrations WHERE " + " AND ".join(f"{n} = ?" for n in (*names, "expires"))
+    "DELETE FROM sip_registrations WHERE expires = ? AND "
+    + " AND ".join(f"{n} {_IS}" for n in names)
     for names in (_KEY, map(_column, _KEY))
 )
 # Phones with several users have one Call-ID for all of them (RFC 3261 10.2).
@@ -91,8 +93,8 @@ def read_users(path: Path, users: Iterable[tuple[str, str]]) -> list[Row]:
     left = iter(users)
     with _open(path) as connection:
         while part := list(islice(left, READ_USERS)):
-            marks = " OR ".join(["(sip_user = ? AND sip_host = ?)"] * len(part))
-            values = [value for user in part for value in user]
+            marks = " OR ".join([f"(sip_user {_IS} AND sip_host {_IS})"] * len(part))
+            values = [_bound(value) for user in part for value in user]
             rows += map(_row, connection.execute(f"{_SELECT} WHERE {marks}", values).fetchall())
     return rows
 
@@ -144,9 +146,19 @@ def _change(connection: sqlite3.Connection, gone: Sequence[Row], added: Sequence
     for row in gone:
         values = [getattr(row, name) for name in _KEY]
         cut = any(len(v) > TEXT_MAX for v in values)
-        connection.execute(_DELETE_LONG if cut else _DELETE, (*values, row.expires))
+        bound = (_bound(value) for value in values)
+        connection.execute(_DELETE_LONG if cut else _DELETE, (row.expires, *bound))
     connection.executemany(_INSERT, added)
     connection.execute("COMMIT")
+
+
+def _bound(text: str) -> str | bytes:
+    """As SQLite takes it: a phone's Latin-1 has surrogates here, which no statement may have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
+    return text
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
