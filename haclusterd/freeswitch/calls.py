@@ -184,10 +184,12 @@ class CallSource:
             self._known.clear()
             self._refused.clear()
             self._ending.clear()
-            if restarted and self._on_reset is not None:
-                await self._on_reset()
-            if self._reader is not None:
-                self._reader.follow(core_uuid)
+            try:
+                if restarted and self._on_reset is not None:
+                    await self._on_reset()
+            finally:  # whatever the consumer met, its calls are told
+                if self._reader is not None:
+                    self._reader.follow(core_uuid)
 
     def set_fenced(self, service: str, fenced: bool) -> None:
         """While a service is fenced nothing of it is told: its deletions are not ended calls.

@@ -66,6 +66,7 @@ class EslCallSource:
         self._ending: dict[str, float] = {}  # loop time from which on a hang-up is an end
         self._known: dict[str, _Known] = {}
         self._asked: set[str] = set()  # legs of this turn that have not hung up since
+        self._listening: list[set[str]] = []  # each is told who hangs up
         self._untold: set[str] = set()  # legs whose service was fenced when they were dumped
         self._fenced: set[str] = set()
         self._shutting_down = False
@@ -138,11 +139,16 @@ class EslCallSource:
     async def snapshot(self) -> list[CallRecord]:
         """Every recoverable call now. Raises EslError."""
         records: list[CallRecord] = []
-        for uuid in await self._uuids():
-            record = await self._dump(uuid)
-            if record is not None and record.service not in self._fenced:
-                records.append(record)
-        return records
+        gone: set[str] = set()
+        self._listening.append(gone)
+        try:
+            for uuid in await self._uuids():
+                record = await self._dump(uuid)
+                if record is not None and record.service not in self._fenced:
+                    records.append(record)
+        finally:
+            self._listening = [one for one in self._listening if one is not gone]
+        return [record for record in records if record.uuid not in gone]
 
     # -- from FreeSWITCH --
 
@@ -171,7 +177,10 @@ class EslCallSource:
             self._refused.clear()
             self._ending.clear()
             if replaced and self._on_reset is not None:
-                await self._on_reset()
+                try:
+                    await self._on_reset()
+                except Exception:
+                    log.exception("the consumer could not begin anew; its calls are told")
         present = await self._uuids()
         for uuid in {*present, *self._known, *self._refused}:
             self._plan(uuid, at_once=True)
@@ -191,6 +200,8 @@ class EslCallSource:
         self._again.pop(uuid, None)
         self._asked.discard(uuid)
         self._untold.discard(uuid)
+        for gone in self._listening:
+            gone.add(uuid)
         self._refused.pop(uuid, None)
         known = self._known.get(uuid)
         if known is None or self._shutting_down or known.service in self._fenced:
@@ -286,7 +297,9 @@ class EslCallSource:
         return [
             str(row["uuid"])
             for row in rows[:LEGS_MAX]
-            if isinstance(row, dict) and str(row.get("name", "")).startswith("sofia/")
+            if isinstance(row, dict)
+            and str(row.get("name", "")).startswith("sofia/")
+            and _is_word(str(row.get("uuid", "")))
         ]
 
     async def _dump(self, uuid: str) -> CallRecord | None:

@@ -230,7 +230,11 @@ class Recovery:
             await self._inject(run, rows, first=False)
         run.tell("injected", len(rows) + len(run.head))
         lift = lift or asyncio.create_task(self._launcher.lift_standby(run))
-        await self._launcher.execute(run, lift)
+        try:
+            await self._launcher.execute(run, lift)
+        except BaseException:
+            lift.cancel()  # whoever called does not know of it yet
+            raise
         return lift
 
     async def _look_after(

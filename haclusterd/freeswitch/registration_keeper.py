@@ -263,7 +263,8 @@ class RegistrationKeeper:
             log.exception("registrations of %s", profile or "all profiles")
             problem = "registrations are not kept where they belong: see the log"
         if not problem:
-            self._problems.pop(profile, None)
+            if profile not in self._taking:  # else it is still to be written, and soon
+                self._problems.pop(profile, None)
             return
         self._verify |= {profile} if profile else self.plan.addresses.keys()
         if self._problems.get(profile) != problem:
@@ -303,16 +304,18 @@ class RegistrationKeeper:
             return  # not running yet: `_introduce` comes again
         loop = asyncio.get_running_loop()
         handed = self._handed.setdefault(profile, Change([], []))  # kept until they are written
-        more = self.plan.hand_over(profile, wall_s(), self._taking[profile])
+        taking = self._taking[profile]
+        more = self.plan.hand_over(profile, wall_s(), taking)
+        taking.clear()  # they are in `handed` from now on, once
         handed.gone.extend(more.gone)
         handed.added.extend(more.added)
         rows = self._departures.still_here(handed.added, loop.time())
         path = database_of(self._core_db, profile)
         one_phone = profile in self._one_phone
         added = await asyncio.to_thread(hand_over, path, list(handed.gone), rows, one_phone)
-        if self._taking.pop(profile, None) is None:
-            return  # disowned meanwhile
-        del self._handed[profile]
+        if self._taking.get(profile) is not taking:
+            return  # disowned meanwhile, and maybe owned again: that is another turn
+        del self._taking[profile], self._handed[profile]
         self._counters["handed_over"] += len(added)
         self._departures.handed_over(profile, added, loop.time())
         stay = self._departures.still_here(added, loop.time())

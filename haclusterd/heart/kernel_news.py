@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from haclusterd.core.inputs import CarrierChanged
+from haclusterd.heart.errors import HeartError
 from haclusterd.heart.executor import Executor
 from haclusterd.heart.journal import WARNING
 from haclusterd.heart.loop import Loop
@@ -22,6 +23,7 @@ class KernelNews:
         self._loop, self._executor, self._parts = loop, executor, parts
         self._addresses = parts.addresses
         self._look_soon = look_soon
+        self._missed = False  # news were lost, and the NICs have not been listed since
 
     def watch(self) -> None:
         """Before the first turn: register with the loop, and tell the core what is there."""
@@ -35,7 +37,21 @@ class KernelNews:
         """Once a second."""
         self._watch_fence()
         self._addresses.listen_again()
+        if self._missed:
+            self._list_anew()
+            self._tell_carriers()
         self._watch_announcers()
+
+    def _list_anew(self) -> None:
+        """What the kernel refuses now, it may give in a second."""
+        try:
+            self._addresses.refresh_links()
+        except HeartError as error:
+            if not self._missed:
+                self._parts.journal.say(f"news of NICs were lost, and {error}", WARNING)
+            self._missed = True
+        else:
+            self._missed = False
 
     def _watch_announcers(self) -> None:
         for descriptor, nic in self._addresses.sockets():
@@ -45,7 +61,7 @@ class KernelNews:
         changes, lost = self._parts.events.receive()
         replaced = False
         if lost:
-            self._addresses.refresh_links()
+            self._list_anew()
             replaced = True
         for change in changes:
             if isinstance(change, Link):

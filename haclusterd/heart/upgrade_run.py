@@ -64,7 +64,7 @@ class Upgrade:
         self._loop.unwatch(successor.fileno())
         refusal = successor.await_ready(self._config_hash)
         if refusal:
-            successor.abandon()
+            successor.drop()
             self._failed(refusal)
             return
         self._ready = True
@@ -90,7 +90,7 @@ class Upgrade:
         successor = self._successor
         if successor is not None and not self.handed_over:
             self._loop.unwatch(successor.fileno())
-            successor.abandon()
+            successor.drop()
             self._failed(reason)
 
     def _hand_over(self, successor: Successor) -> None:

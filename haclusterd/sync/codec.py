@@ -163,8 +163,11 @@ class FrameReader:
 
 
 def item_of(record: CallRecord | Registration | Tombstone, epoch: int, incarnation: int) -> Item:
-    """A record as a log item. Raises Malformed if it is too large to send."""
-    packed = _encoder.encode(record)
+    """A record as a log item. Raises Malformed if it is too large to send, or no text."""
+    try:
+        packed = _encoder.encode(record)
+    except UnicodeEncodeError as error:
+        raise Malformed(f"{record.uuid!a}: {error.reason}") from None
     blob = _RAW + packed
     if len(packed) > _PACK_FROM_BYTES:
         blob = _ZLIB + zlib.compress(packed, 1)

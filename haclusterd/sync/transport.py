@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 1128  # 1200 less IPv6 and TCP headers with timestamps
 HANDSHAKES_MAX = 64
 HANDSHAKES_PER_SOURCE_MAX = 4
+_ANY_NAME = "haclusterd"  # TLS wants one and nobody looks at it; an id like "a..b" is no host name
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
 
@@ -261,7 +262,7 @@ class Mesh:
                 lambda: session,
                 sock=connection,
                 ssl=self._client_tls,
-                server_hostname=peer,
+                server_hostname=_ANY_NAME,
                 ssl_handshake_timeout=2 * limit_s,
                 ssl_shutdown_timeout=1,
             )

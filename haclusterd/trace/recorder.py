@@ -25,6 +25,7 @@ RING_BYTES_MAX = 8 << 20  # and sooner, if the ring holds more
 BATCH = 128  # steps: a quarter of a second, 0.3 ms to encode
 BROKE = -1  # instead of the hash: the core raised, and the recording ends
 
+_UNFIT = (OverflowError, TypeError, ValueError)  # what msgpack says of what it cannot carry
 _encoder = msgspec.msgpack.Encoder()
 _encode, _encode_into = _encoder.encode, _encoder.encode_into
 
@@ -87,7 +88,7 @@ class Recorder:
                 if actions:
                     self._hash = zlib.crc32(_encode(actions), self._hash)
                 self._append(event, at_us, self._hash)
-            except (OverflowError, TypeError) as error:
+            except _UNFIT as error:
                 self._stop(event, error)
                 return False
         return True
@@ -100,11 +101,16 @@ class Recorder:
     def broke(self, event: Input, at_us: int) -> None:
         """Keep the step in which the core raised: the last one."""
         self._encode_waiting()
-        with contextlib.suppress(OverflowError, TypeError):
+        with contextlib.suppress(*_UNFIT):
             self._append(event, at_us, BROKE)
 
     def _append(self, event: Input, at_us: int, found: int) -> None:
-        _encode_into((at_us - self._at_us, event, found), self._steps, -1)
+        size = len(self._steps)
+        try:
+            _encode_into((at_us - self._at_us, event, found), self._steps, -1)
+        except _UNFIT:
+            del self._steps[size:]  # half of a step would make all of them unreadable
+            raise
         self._at_us = at_us
         self._chapter.count += 1
 
@@ -114,7 +120,7 @@ class Recorder:
             return
         try:
             self._chapter = Chapter(self._node, at_us, self._hash)
-        except (OverflowError, TypeError) as error:
+        except _UNFIT as error:
             self._stop(self._node, error)
             return
         self._steps = self._chapter.steps

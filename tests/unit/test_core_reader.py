@@ -96,3 +96,18 @@ def test_many_positions_are_one_transaction(switch: Switch) -> None:
     assert commits() == before + 1
     logged = switch.db.execute("SELECT count(*) FROM ha_log WHERE uuid LIKE 'call-%'").fetchone()
     assert logged == (50,)
+
+
+async def test_a_consumer_that_cannot_reset_does_not_end_the_capture(
+    switch: Switch, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> None:
+        raise RuntimeError("not now")
+
+    async with following(switch, told) as source:
+        monkeypatch.setattr(source, "_on_reset", broken)
+        switch.core_uuid = "core-2"
+        switch.answer("a")
+        with contextlib.suppress(RuntimeError):
+            await source.follow("core-2")
+        await until(lambda: [r.uuid for r in told.records] == ["a"])

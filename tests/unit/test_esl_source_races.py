@@ -128,3 +128,33 @@ async def test_a_uuid_that_is_no_word_of_a_command_stops_nobody_elses(switch: Sw
         switch.api["uuid_dump good"] = lambda _: json.dumps(switch.legs["good"])
         switch.event("CHANNEL_ANSWER", "good")
         await until(lambda: told.live == ["good"])
+
+
+async def test_s8_a_call_that_ends_while_others_are_read_is_in_no_snapshot(switch: Switch) -> None:
+    """What the next agent reads at its start is logged as it is; nobody else knows of this end."""
+    told = Told()
+
+    def end_the_other(line: str) -> str:
+        if switch.legs.pop("a", None) is not None:
+            switch.event("CHANNEL_HANGUP", "a")
+        return switch.dump(line)
+
+    async with following(switch, told) as source:
+        switch.legs["a"] = dump() | {"Unique-ID": "a"}
+        switch.legs["b"] = dump() | {"Unique-ID": "b"}
+        switch.api["uuid_dump b"] = end_the_other
+        assert [record.uuid for record in await source.snapshot()] == ["b"]
+
+
+async def test_a_consumer_that_cannot_reset_stops_nothing(switch: Switch) -> None:
+    told = Told()
+
+    async def broken() -> None:
+        raise RuntimeError("not now")
+
+    async with following(switch, told) as source:
+        source._on_reset = broken
+        switch.core_uuid = "core-b"
+        switch.legs["a"] = dump() | {"Unique-ID": "a"}
+        switch.drop_all()
+        await until(lambda: told.live == ["a"])

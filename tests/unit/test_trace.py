@@ -12,7 +12,7 @@ import pytest
 
 from haclusterd.core import claimant
 from haclusterd.core.actions import Persist
-from haclusterd.core.inputs import AddressesAdded, Tick
+from haclusterd.core.inputs import AddressesAdded, Overheard, Tick
 from haclusterd.core.model import Identity
 from haclusterd.core.node import step
 from haclusterd.core.state import start
@@ -167,6 +167,26 @@ def test_the_step_that_broke_the_core_is_the_last_and_breaks_it_again() -> None:
     difference = replay(trace).difference
     assert difference is not None
     assert "this one does not" in difference.what
+
+
+@pytest.mark.parametrize("wrong", [Overheard(1 << 80, 1), AddressesAdded(0, False, "\udcff")])
+def test_what_broke_the_core_may_be_what_cannot_be_encoded(
+    wrong: Overheard | AddressesAdded,
+) -> None:
+    """Half of it made the whole recording of the fault unreadable."""
+    node = start(spec_of(), 1_000, 7)
+    recorder = Recorder(node, 1_000)
+    recorder.note(Tick(), 1_500, ())
+    recorder.broke(wrong, 2_000)
+    trace = unpack(pack(HEADER, recorder.last_words()), "x")
+    assert [type(one.event) for one in trace.segments[0].steps] == [Tick]
+
+
+def test_a_text_that_is_none_ends_the_recording_and_nothing_else() -> None:
+    recorder = Recorder(start(spec_of(), 1_000, 7), 1_000)
+    recorder.note(AddressesAdded(0, False, "\udcff"), 2_000, ())
+    assert recorder.size == 0
+    assert "recording has stopped: AddressesAdded" in recorder.fault
 
 
 # -- hostile files -------------------------------------------------------------------------------

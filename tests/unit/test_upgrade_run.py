@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import subprocess
 import sys
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ s = socket.socket(fileno=int(sys.argv[-1]))
 s.send(msgspec.msgpack.encode(Ready(FORMAT, __version__, 0)))
 time.sleep(600)
 """
+_REFUSES = _SAYS_READY.replace("Ready(FORMAT, __version__, 0)", "Ready(FORMAT, '', 0, 'no key')")
 
 
 class Rest:
@@ -92,3 +94,20 @@ def test_a_stop_ends_an_upgrade_that_is_under_way(program: str) -> None:
     assert not rest.answers[-1].ok
     upgrade.give_up("again")
     assert rest.answers[-1].text == "this node is being stopped", "said once"
+
+
+def test_heart_does_not_wait_for_the_end_of_a_new_heart_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine without CPU for it, a process that was killed goes on existing for a while."""
+    upgrade, rest = upgrade_to(_REFUSES)
+    upgrade.begin(7)
+    (descriptor,) = rest.watched
+    assert select.select([descriptor], [], [], 20)[0]
+    waited: list[object] = []
+    with monkeypatch.context() as busy:
+        busy.setattr(subprocess.Popen, "wait", lambda *words: waited.append(words))
+        rest.watched[descriptor]()
+    assert waited == []
+    assert (upgrade.successor_pid, rest.watched) == (0, {})
+    assert rest.answers[-1].text == "no key"

@@ -1,0 +1,109 @@
+"""Tables of registrations where something comes in between: other bytes, another owner, no file."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haclusterd.freeswitch import registration_keeper
+from haclusterd.freeswitch.registration_db import RegistrationDbError, hand_over
+from tests.unit.sync_cluster import until
+from tests.unit.test_registration_keeper import Node, record, row
+
+pytestmark = pytest.mark.timeout(30)
+LATIN_1 = "X'" + '"Jürgen" <sip:1000@10.77.0.21:5090>'.encode("latin-1").hex() + "'"
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    one = Node(tmp_path)
+    await one.keeper.start()
+    yield one
+    await one.keeper.stop()
+
+
+def put_in_latin_1(node: Node, column: str, value: str = LATIN_1) -> None:
+    """A phone's row whose text is not UTF-8, as mod_sofia takes it."""
+    node.insert(row("1000"))
+    node.sql("east", f"UPDATE sip_registrations SET {column} = CAST({value} AS TEXT)")
+
+
+async def test_eg8_a_phone_in_another_character_set_keeps_no_other_from_its_place(
+    node: Node,
+) -> None:
+    """Its row was left by mod_sofia when the service moved on, and has to go."""
+    put_in_latin_1(node, "contact")
+    node.keeper.take(record("2000"))
+    await until(lambda: node.users("east") == ["2000"])
+    await until(lambda: node.keeper.problem == "")
+
+
+async def test_eg8_a_user_in_another_character_set_is_no_error(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    await node.own("east")
+    put_in_latin_1(node, "sip_user", "X'" + "Jürgen".encode("latin-1").hex() + "'")
+    node.insert(row("2000"))
+    await node.fire("register", "J\udcfcrgen")
+    await node.fire("register", "2000")
+    await until(lambda: node.told_users() == ["2000"])
+    assert "Traceback" not in caplog.text
+    assert node.keeper.counters["refused"] == 1
+
+
+class Writing:
+    """`hand_over` as the keeper calls it, stopped on its way or refused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.real = hand_over
+        self.entered, self.let_go = threading.Event(), threading.Event()
+        self.refuse = False
+        self.sizes: list[int] = []
+        monkeypatch.setattr(registration_keeper, "hand_over", self.hand_over)
+
+    def hand_over(self, *arguments: Any) -> Any:
+        self.sizes.append(len(arguments[2]))
+        self.entered.set()
+        if self.refuse:
+            raise RegistrationDbError("the disk is full")
+        self.let_go.wait(5)
+        return self.real(*arguments)
+
+
+async def test_a_service_that_is_lost_and_won_again_while_its_rows_are_written_is_followed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = Writing(monkeypatch)
+    node.keeper.take(record("1000"))
+    await until(lambda: node.users("east") == ["1000"])
+    node.keeper.own("east")
+    await until(writing.entered.is_set)
+    node.keeper.disown("east")
+    ready = node.keeper.own("east", [record("2000")])
+    writing.let_go.set()
+    await asyncio.wait_for(ready.wait(), 5)
+    assert node.users("east") == ["1000", "2000"]
+    node.keeper.follow("east")
+    await until(lambda: node.told_users() == ["1000", "2000"])
+
+
+async def test_rows_that_cannot_be_written_are_kept_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were added once more with each try, for as long as the disk was full."""
+    monkeypatch.setattr(registration_keeper, "RETRY_MAX_S", 0.01)
+    monkeypatch.setattr(registration_keeper, "RETRY_S", 0.01)
+    writing = Writing(monkeypatch)
+    writing.let_go.set()
+    writing.refuse = True
+    ready = node.keeper.own("east", [record("1000"), record("2000")])
+    await until(lambda: len(writing.sizes) > 3)
+    writing.refuse = False
+    await asyncio.wait_for(ready.wait(), 5)
+    assert set(writing.sizes) == {2}
+    assert node.users("east") == ["1000", "2000"]
