@@ -7,6 +7,7 @@ for as long as its kind asks (so that a blink tells nobody) becomes one `News`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,10 +109,11 @@ def facts_of(status: Status) -> Facts:
         pair = sorted((node.id, status.node))
         for number, link in enumerate(node.links, start=1):
             facts["link", *pair, str(number)] = link.up
+    alike = Counter[tuple[str, str]]()
     for alarm in status.alarms:
-        shape = _FIGURE.sub("#", alarm.text)
-        number = sum(path[:3] == ("alarm", alarm.name, shape) for path in facts)
-        facts["alarm", alarm.name, shape, str(number)] = alarm.text
+        kind = alarm.name, _FIGURE.sub("#", alarm.text)
+        facts["alarm", *kind, str(alike[kind])] = alarm.text
+        alike[kind] += 1
     return facts
 
 
