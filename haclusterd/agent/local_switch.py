@@ -33,10 +33,10 @@ from haclusterd.freeswitch.mends import Mends
 from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.profiles import (
     ProfileError,
+    ProfileKeeper,
     ProfileState,
     end_calls,
     lift_standby,
-    prepare_profiles,
     stand_by,
 )
 from haclusterd.freeswitch.proving import Progress
@@ -119,6 +119,7 @@ class LocalSwitch:
         self._events = events
         self._api_socket = api_socket
         self._names = sorted(set(services.values())), list(nodes)
+        self._profiles = ProfileKeeper()
         self._console: asyncio.Task[None] | None = None
         self._connections: list[EslConnection] = []
         try:
@@ -269,7 +270,7 @@ class LocalSwitch:
 
     async def profiles(self, names: Sequence[str]) -> list[ProfileState]:
         try:
-            return await prepare_profiles(self._control, names)
+            return await self._profiles.look(self._control, names)
         except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 

@@ -17,6 +17,7 @@ from .mends import MediaAddress
 
 POLL_S = 0.02
 HANGUP_PATIENCE_S = 5.0
+AWAY_S = 4.0
 XML_CHARACTERS_MAX = 4_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -187,16 +188,29 @@ async def profile_states(esl: Esl, profiles: Sequence[str]) -> list[ProfileState
     return found
 
 
-async def prepare_profiles(esl: Esl, profiles: Sequence[str]) -> list[ProfileState]:
-    """Start the profiles that do not run (into standby, if so configured), then tell their state.
+class ProfileKeeper:
+    """Starts profiles that do not run; into standby, if so configured.
 
-    Raises EslError, ProfileError for a name that can not be one.
+    One that somebody restarts is away for seconds. Started beside that it fails for want of its
+    port, and the restart as well (seen on 1.11.1): so only what stays away for `AWAY_S` is started.
     """
-    states = parse_profile_states(await esl.api("sofia xmlstatus"))
-    for name in profiles:
-        if checked_name(name) not in states:
-            await esl.api(f"sofia profile {name} start", 5000)
-    return await profile_states(esl, profiles)
+
+    def __init__(self) -> None:
+        self._away_since: dict[str, float] = {}
+
+    async def look(self, esl: Esl, profiles: Sequence[str]) -> list[ProfileState]:
+        """Start what is due, then tell the state of each.
+
+        Raises EslError, ProfileError for a name that can not be one.
+        """
+        states = parse_profile_states(await esl.api("sofia xmlstatus"))
+        away = [name for name in profiles if checked_name(name) not in states]
+        now = asyncio.get_running_loop().time()
+        self._away_since = {name: self._away_since.get(name, now) for name in away}
+        for name, since in self._away_since.items():
+            if now - since >= AWAY_S:
+                await esl.api(f"sofia profile {name} start", 5000)
+        return await profile_states(esl, profiles)
 
 
 async def media_addresses(esl: Esl, profiles: Sequence[str]) -> dict[str, MediaAddress]:

@@ -365,7 +365,7 @@ def test_ending_one_service_leaves_the_other_alone(site: Site) -> None:
         began = time.monotonic()
         await sip_profiles.end_calls(esl, ["east"])
         print("end_calls", round((time.monotonic() - began) * 1000), "ms")
-        states = await sip_profiles.prepare_profiles(esl, ["east", "west"])
+        states = await sip_profiles.ProfileKeeper().look(esl, ["east", "west"])
         assert all(state.running and not state.problems for state in states)
         facts = await sip_profiles.facts(esl, ["east", "nosuch"])
         assert facts.rtp_port_usage_robustness is True

@@ -253,6 +253,35 @@ async def test_auto_restart_is_on_unless_somebody_turned_it_off(server: FakeEsl)
     await esl.stop()
 
 
+async def test_a_profile_that_somebody_restarts_is_left_to_it(
+    server: FakeEsl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start beside that takes its port, and both fail; who stays away is started."""
+    monkeypatch.setattr(profiles, "AWAY_S", 0.2)
+    started: list[str] = []
+
+    def start(line: str) -> str:
+        started.append(line)
+        return "+OK"
+
+    server.api |= {"sofia xmlstatus": "<profiles/>", "xml_locate": "", "sofia profile": start}
+    esl = factory(server)(name="test")
+    await esl.start()
+    await esl.wait_up(3000)
+    keeper = profiles.ProfileKeeper()
+    assert [s.running for s in await keeper.look(esl, ["east"])] == [False]
+    server.api["sofia xmlstatus"] = XMLSTATUS.replace("pa", "east")
+    await keeper.look(esl, ["east"])  # it is back
+    await asyncio.sleep(0.25)
+    server.api["sofia xmlstatus"] = "<profiles/>"
+    await keeper.look(esl, ["east"])
+    assert started == []
+    await asyncio.sleep(0.25)
+    await keeper.look(esl, ["east"])
+    assert started == ["sofia profile east start"]
+    await esl.stop()
+
+
 def test_what_fs_cli_completes_is_understood_and_ends_by_itself() -> None:
     words = [line.split() for line in console.completions(["east"], ["fs-a"])]
     for line in words:
