@@ -110,7 +110,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
 def test_the_command(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "upstream", "--format", "kamailio", "--port", "5070"]) == 0
     assert "1 sip:203.0.113.10:5070;transport=udp 0 0 " in capsys.readouterr().out
-    assert main(["export", "upstream", "--format", "dns"]) == 1
+    assert main(["export", "upstream", "--format", "dns"]) == 2
     assert "--domain" in capsys.readouterr().err
     assert main(["--json", "export", "upstream", "--format", "cube"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["ip"] == "203.0.113.10"
