@@ -49,6 +49,9 @@ class Checkers:
     changes: int = 0
     # by service and identity: the nodes that stood by it, and have not forgotten that since
     witnesses: dict[tuple[int, Identity], set[int]] = dataclasses.field(default_factory=dict)
+    gone: set[int] = dataclasses.field(
+        default_factory=set
+    )  # powered off until the network is whole
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
@@ -129,9 +132,11 @@ class Checkers:
             nodes.discard(node)
 
     def is_known(self, service: int, identity: Identity) -> bool:
-        """Whoever asks a majority meets a node that stood by `identity` and remembers it."""
-        majority = self.nodes // 2 + 1
-        return len(self.witnesses.get((service, identity), ())) > self.nodes - majority
+        """Whoever asks a majority meets a node that stood by `identity` and remembers it; be it a
+        majority of those alone who are not marked dead."""
+        living = self.nodes - len(self.gone)
+        told = self.witnesses.get((service, identity), set()) - self.gone
+        return living - len(told) < living // 2 + 1
 
     # calls ----------------------------------------------------------------------------------
 

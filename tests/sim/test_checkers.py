@@ -76,6 +76,21 @@ def test_s4_of_two_winners_of_one_epoch_the_elder_may_take_up_last(checkers: Che
     assert "which it did not win" in checkers.violations[-1]
 
 
+def test_s4_of_what_only_the_dead_know_nobody_can_be_told(checkers: Checkers) -> None:
+    """An owner was frozen while another had its calls, and all others died since: seed 2781."""
+    stood_by(checkers, SECOND, 1, 2)
+    checkers.won(1, 0, SECOND, [])
+    checkers.recovered(1, 1, 0, SECOND, again=False)
+    checkers.serves(1, 1, 0, SECOND, here=True)
+    checkers.gone = {1, 2}
+    checkers.serves(2, 0, 0, Identity(5, 0, 1), here=True)
+    assert checkers.violations == []
+    checkers.server[0], checkers.gone = SECOND, {2}
+    checkers.carries[0, 0] = 0
+    checkers.serves(3, 0, 0, Identity(6, 0, 1), here=True)
+    assert "n1 had them" in checkers.violations[-1]
+
+
 def test_s10_a_freeswitch_that_ended_meanwhile_may_be_given_its_calls_twice(world: World) -> None:
     """The first time was decided before it ended, and carried out after: seed 1709."""
     host = world.hosts[0]

@@ -72,6 +72,7 @@ class World:
         self.network.attach(self.hosts)
         self.operators = Operators(self)
         self.operators.attach(self.hosts)
+        self.checkers.gone = self.operators.burnt
         members = tuple(range(swarm.members or swarm.nodes))
         self.sets.append(members)
         self.retired.update(set(range(swarm.nodes)) - set(members))
