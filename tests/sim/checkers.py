@@ -51,7 +51,7 @@ class Checkers:
     witnesses: dict[tuple[int, Identity], set[int]] = dataclasses.field(default_factory=dict)
     gone: set[int] = dataclasses.field(
         default_factory=set
-    )  # powered off until the network is whole
+    )  # powered off for now
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
