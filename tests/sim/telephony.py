@@ -57,8 +57,11 @@ class Telephony:
         return 40 if turn and (turn + self.host.me) % 4 == 0 else 100
 
     def has(self, k: int) -> bool:
-        """The calls of the service are here, or it is known that they are lost."""
-        return k in self.calls or k in self.failed
+        """The calls of the service are here, or it is known that they are lost; or the core has not
+        been told yet, in this very turn, that FreeSWITCH ended."""
+        waiting = (*self.host.todo, *self.host.batch)
+        unheard = any(isinstance(news, inp.FreeswitchExited) for news in waiting)
+        return k in self.calls or k in self.failed or unheard
 
     def later(self, delay_us: int, what: str) -> None:
         host = self.host

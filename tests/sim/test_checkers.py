@@ -76,6 +76,16 @@ def test_s4_of_two_winners_of_one_epoch_the_elder_may_take_up_last(checkers: Che
     assert "which it did not win" in checkers.violations[-1]
 
 
+def test_s4_an_end_of_freeswitch_that_waits_to_be_heard_is_no_loss_yet(world: World) -> None:
+    """It was killed for a hang in the turn in which its node had the service back: seed 3400."""
+    host = world.hosts[0]
+    assert host.telephony.has(0)
+    host.telephony.exit()
+    assert host.telephony.has(0)
+    host.run(world.now, host.life)
+    assert not host.telephony.has(0)
+
+
 def test_s4_of_what_only_the_dead_know_nobody_can_be_told(checkers: Checkers) -> None:
     """An owner was frozen while another had its calls, and all others died since: seed 2781."""
     stood_by(checkers, SECOND, 1, 2)
