@@ -49,9 +49,7 @@ class Checkers:
     changes: int = 0
     # by service and identity: the nodes that stood by it, and have not forgotten that since
     witnesses: dict[tuple[int, Identity], set[int]] = dataclasses.field(default_factory=dict)
-    gone: set[int] = dataclasses.field(
-        default_factory=set
-    )  # powered off for now
+    gone: set[int] = dataclasses.field(default_factory=set)  # powered off for now
 
     def __post_init__(self) -> None:
         self.emit_until = [[0] * self.nodes for _ in range(self.services)]
