@@ -173,13 +173,14 @@ class Recoveries:
         given.update(record.uuid for record in records)
         return await self._inject(name, epoch, records, account)
 
-    async def _end_resurrected(self, name: str, uuids: list[str]) -> None:
-        if self.switch is None:
-            return
+    async def _end_resurrected(self, name: str, uuids: list[str]) -> bool:
         try:
-            await self.switch.end_resurrected(name, uuids)
+            if self.switch is not None:
+                await self.switch.end_resurrected(name, uuids)
         except SwitchError as error:
             log.warning("%d calls of %s that had ended are up: %s", len(uuids), name, error)
+            return False
+        return True
 
     def _by_policy(self, records: Sequence[CallRecord]) -> list[CallVerdict]:
         if self._policy.calls == "ignore":

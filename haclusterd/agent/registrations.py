@@ -306,9 +306,9 @@ class Registrations:
 
     def _clock_changed(self, node: str) -> None:
         """Of this node's registrations, or of the local clock: all are looked at again."""
-        for lane_name in list(self._taken):
+        for lane_name, taken in self._taken.items():
             if lane_name.removeprefix(REGISTRATIONS) not in self._owned:
-                self._taken[lane_name] = dict.fromkeys(self._taken[lane_name], NO_RANK)
+                taken.update(dict.fromkeys(taken, NO_RANK))  # it may just be being read
                 self._items(lane_name, None)
 
     def _forget(self, lane_name: str) -> None:

@@ -14,6 +14,7 @@ from haclusterd.agent.replication import Replication
 
 LOOK_S = 0.01
 LOOK_MAX_S = 0.1
+TRIES = 30  # a FreeSWITCH that ends nothing does not hold a recovery up
 
 
 async def watch(
@@ -21,18 +22,24 @@ async def watch(
     service: str,
     without: Collection[str],
     injected: Collection[str],
-    end: Callable[[list[str]], Awaitable[None]],
+    end: Callable[[list[str]], Awaitable[bool]],
 ) -> None:
-    """Until all living nodes but `without` have told; `injected` grows meanwhile."""
+    """Until all living nodes but `without` have told; `injected` grows meanwhile.
+
+    `end` says whether it is done; if not, it is tried again.
+    """
     loop = asyncio.get_running_loop()
-    until, pause_s, done = loop.time() + latecomers.GIVE_UP_S, LOOK_S, set[str]()
+    until, pause_s, done, tries = loop.time() + latecomers.GIVE_UP_S, LOOK_S, set[str](), 0
     while True:
-        last = not replication.unasked(service, without) or loop.time() >= until
+        late = loop.time() >= until
+        last = late or not replication.unasked(service, without)
         ended = replication.ended(service, injected) - done
         if ended:
-            done |= ended
-            await end(sorted(ended))
-        if last:
+            tries += 1
+            if await end(sorted(ended)) or tries >= TRIES:
+                done |= ended
+                ended, tries = set(), 0
+        if late or (last and not ended):
             return
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.2, LOOK_MAX_S)

@@ -22,10 +22,10 @@ Document = dict[str, Any]
 ADDRESSES_MAX = PROFILES_MAX = 64  # of one service
 HOSTS_MAX = 32
 PREFIX_MIN = {4: 8, 6: 16}  # a shorter one would route much of the internet to the NIC
-# The kernel takes nearly everything; what it takes and nobody uses would need quoting elsewhere.
 _FREESWITCH_YOUNGER: Document = {
     "limits_port": 7803, "esl_backend": "native", "compare": True, "presence": False,
 }  # fmt: skip
+# The kernel takes nearly everything; what it takes and nobody uses would need quoting elsewhere.
 _NIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._@+-]{1,15}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")

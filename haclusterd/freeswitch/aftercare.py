@@ -140,7 +140,12 @@ class Aftercare:
         if value.startswith("-"):
             return True  # FreeSWITCH ended it: the verdict stands
         if value not in ("", "_undef_", sign.before):
-            if sign.variable == FLOW or await self._getvar(uuid, FLOW) != UNANSWERED:
+            flow = value
+            if sign.variable != FLOW:
+                flow = (await self._esl.api(f"uuid_getvar {uuid} {FLOW}")).strip()
+            if flow.startswith("-"):
+                return True  # gone, and its row may have told of ringing only
+            if flow != UNANSWERED:
                 return await self._answered(one, now)
             one.sign = Sign(FLOW, UNANSWERED)
         packets = await packets_from_phone(self._esl, uuid)

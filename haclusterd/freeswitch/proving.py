@@ -26,7 +26,7 @@ POLL_ALL_S = 0.01  # shorter pauses only date the first answer: they ask one leg
 POLL_MAX_S = 0.1
 HEAR_S = 1.5  # for RTP after the last answer; a bridge takes up to 0.2 s
 HEAR_PAUSE_S = 0.1
-BRIDGES_S = 2.0
+BRIDGES_S = CONFIRM_S = 2.0
 ANSWER_MS = 5000
 TOLD_S = 1.0  # so long before its deadline a leg has to be told of, or nobody knows
 ASK_AT_ONCE = 25  # FreeSWITCH needs 0.25 ms for each; events get their turn in between
@@ -216,12 +216,17 @@ class Prover:
     async def confirm(self, run: Run) -> None:
         """Where no RTP came: was what came a final answer?"""
         uuids = run.check.mute()
+        until = asyncio.get_running_loop().time() + CONFIRM_S
         for start in range(0, len(uuids), ASK_AT_ONCE):
+            if asyncio.get_running_loop().time() >= until:
+                return  # the rows have to do
             part = uuids[start : start + ASK_AT_ONCE]
             replies = await asyncio.gather(*(self._getvar(uuid, FLOW) for uuid in part))
             for uuid, reply in zip(part, replies, strict=True):
                 if reply.strip() == UNANSWERED:
                     run.check.only_rang(uuid)
+                elif reply.strip() and not reply.startswith("-"):
+                    run.check.answered_finally(uuid)
 
     async def _look_for_bridges(self, run: Run) -> None:
         """The event may have been lost: a bridged leg also has `bridge_uuid` set anew."""

@@ -263,7 +263,7 @@ class RegistrationKeeper:
             log.exception("registrations of %s", profile or "all profiles")
             problem = "registrations are not kept where they belong: see the log"
         if not problem:
-            if profile not in self._taking:  # else it is still to be written, and soon
+            if profile not in self._taking and profile not in self._withdrawn:  # else still to do
                 self._problems.pop(profile, None)
             return
         self._verify |= {profile} if profile else self.plan.addresses.keys()
@@ -283,7 +283,7 @@ class RegistrationKeeper:
             self.source.look_on()
         withdrawn, self._withdrawn = self._withdrawn, {}
         for profile, rows in withdrawn.items():
-            await self._guarded(profile, self._write(profile, Change(rows, [])))
+            await self._guarded(profile, self._take_back(profile, rows))
             self.source.look(profile)
         dirty, self._dirty = list(self._dirty), set()
         changes: dict[str, Change] = {}
@@ -328,6 +328,14 @@ class RegistrationKeeper:
         self.source.look(profile)
         if profile in self._ready:
             self._ready.pop(profile).set()
+
+    async def _take_back(self, profile: str, rows: list[Row]) -> None:
+        try:
+            await self._write(profile, Change(rows, []))
+        except RegistrationDbError:
+            if profile in self.plan.owned:  # nothing else would find them
+                self._withdrawn.setdefault(profile, []).extend(rows)
+            raise
 
     async def _write(self, profile: str, change: Change) -> None:
         path = database_of(self._core_db, profile)

@@ -161,6 +161,12 @@ class Verification:
         if leg is not None:
             leg.lost = why
 
+    def answered_finally(self, uuid: str) -> None:
+        """FreeSWITCH says that the mark is gone, whatever its newest row says."""
+        leg = self._legs.get(uuid)
+        if leg is not None:
+            leg.suspect = False
+
     def only_rang(self, uuid: str) -> None:
         """What changed `sip_cseq` was no final answer."""
         leg = self._legs.get(uuid)

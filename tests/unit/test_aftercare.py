@@ -108,6 +108,22 @@ async def test_a_late_answer_mends_the_verdict(switch: Switch) -> None:
     assert switch.killed == []
 
 
+async def test_e2_a_call_that_is_gone_is_not_back_because_its_row_had_changed(
+    switch: Switch,
+) -> None:
+    """A provisional answer changes `sip_cseq` in the row, too; then FreeSWITCH ended the call."""
+    switch.silent = {"call-0"}
+    async with bench_of(switch) as bench:
+        found = await bench.recovery.recover("east", ["pa"], calls(1))
+        assert [v.verdict for v in found] == ["lost"]
+        switch.channels.clear()
+        bench.recovery.aftercare.tracked("call-0", "124000")
+        async with asyncio.timeout(5):
+            while bench.recovery.aftercare.orphans:
+                await asyncio.sleep(0.01)
+    assert bench.later == []
+
+
 async def test_a_phone_that_goes_on_sending_rtp_is_left_to_freeswitch(switch: Switch) -> None:
     switch.silent = {"call-0"}
     async with bench_of(switch) as bench:

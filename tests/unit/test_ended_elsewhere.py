@@ -18,6 +18,7 @@ from haclusterd.agent.recoveries import COLLECT_MS, HEAD_LEGS, Recoveries
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.reports import Reports
 from haclusterd.agent.services import Services
+from haclusterd.agent.switch import SwitchError
 from haclusterd.core.actions import Recover
 from haclusterd.core.model import Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
@@ -153,6 +154,45 @@ async def test_s8_a_node_that_tells_too_late_ends_the_call(
     await takeover.run()
     assert "uuid-0" in takeover.switch.head, "nobody had told"
     assert takeover.switch.ended == ["uuid-0"]
+
+
+async def test_s8_what_freeswitch_had_no_time_to_end_is_ended_a_moment_later(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    class Busy(Switch):
+        failures = 2
+
+        async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise SwitchError("FreeSWITCH does not answer")
+            await super().end_resurrected(service, uuids)
+
+    b, _ = await only_c_heard(cluster, [Tombstone("east", "uuid-0", 2)])
+    slow(b, COLLECT_MS / 1000 + 0.3)
+    takeover = Takeover(b, tmp_path)
+    takeover.services.switch = takeover.switch = Busy(0.0)
+    await takeover.run()
+    assert takeover.switch.ended == ["uuid-0"]
+
+
+async def test_s8_a_freeswitch_that_ends_nothing_does_not_hold_the_recovery_up_for_ever(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.resurrected.TRIES", 3)
+    tried: list[str] = []
+
+    class Broken(Switch):
+        async def end_resurrected(self, service: str, uuids: Sequence[str]) -> None:
+            tried.extend(uuids)
+            raise SwitchError("FreeSWITCH does not answer")
+
+    b, _ = await only_c_heard(cluster, [Tombstone("east", "uuid-0", 2)])
+    slow(b, COLLECT_MS / 1000 + 0.3)
+    takeover = Takeover(b, tmp_path)
+    takeover.services.switch = Broken(0.0)
+    await takeover.run()
+    assert tried == ["uuid-0"] * 3
 
 
 async def test_s8_what_this_node_buried_itself_is_no_such_news(cluster: Cluster) -> None:

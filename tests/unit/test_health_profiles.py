@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from haclusterd.agent.local_switch import LocalSwitch
+from haclusterd.agent.switch import SwitchEvents
 from haclusterd.cli.main import command_line
+from haclusterd.config import FreeSwitch
 from haclusterd.freeswitch import console, profiles
 from haclusterd.freeswitch.cpu_wait import CpuWait
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
@@ -280,6 +283,41 @@ async def test_a_profile_that_somebody_restarts_is_left_to_it(
     await keeper.look(esl, ["east"])
     assert started == ["sofia profile east start"]
     await esl.stop()
+
+
+async def test_a_profile_that_was_away_before_freeswitch_was_started_again_has_its_time_anew(
+    server: FakeEsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FreeSWITCH is stopped, its profiles first; the new one is still starting them."""
+    monkeypatch.setattr(profiles, "AWAY_S", 0.3)
+    (tmp_path / "esl.password").write_text("ClueCon")
+
+    async def nothing(*_: object) -> None: ...
+
+    logins: list[None] = []
+    events = SwitchEvents(nothing, nothing, lambda: logins.append(None), lambda _: None,
+                          lambda _: None, lambda: None, lambda _: None)  # fmt: skip
+    section = FreeSwitch(
+        "127.0.0.1", server.port, tmp_path / "esl.password", tmp_path / "core.db",
+        tmp_path / "pid", (), compare=False,
+    )  # fmt: skip
+    server.api |= {"sofia xmlstatus": "<profiles/>", "xml_locate": "", "sofia profile": "+OK"}
+    switch = LocalSwitch(section, {"east": "east"}, events, tmp_path / "sock")
+    await switch.start()
+    try:
+        for number in (1, 2):
+            async with asyncio.timeout(5):
+                while len(logins) < number or not switch.up:
+                    await asyncio.sleep(0.01)
+            await switch.profiles(["east"])
+            assert "api sofia profile east start" not in server.received
+            await asyncio.sleep(0.35)
+            if number == 1:
+                server.drop_all()
+        await switch.profiles(["east"])
+        assert "api sofia profile east start" in server.received
+    finally:
+        await switch.stop()
 
 
 def test_what_fs_cli_completes_is_understood_and_ends_by_itself() -> None:

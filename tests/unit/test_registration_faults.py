@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from haclusterd.freeswitch import registration_keeper
-from haclusterd.freeswitch.registration_db import RegistrationDbError, hand_over
+from haclusterd.freeswitch.registration_db import RegistrationDbError, hand_over, write
+from haclusterd.freeswitch.registrations import Row
 from tests.unit.sync_cluster import until
 from tests.unit.test_registration_keeper import Node, record, row
 
@@ -107,3 +108,48 @@ async def test_rows_that_cannot_be_written_are_kept_once(
     await asyncio.wait_for(ready.wait(), 5)
     assert set(writing.sizes) == {2}
     assert node.users("east") == ["1000", "2000"]
+
+
+async def test_eg8_who_left_goes_as_soon_as_the_table_can_be_written_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phone that unregistered in the takeover, told after its row was put in."""
+    monkeypatch.setattr(registration_keeper, "RETRY_S", 0.01)
+    held = record("1000")
+    for one in (held, record("1001")):
+        node.keeper.take(one)
+    await node.own("east")
+    assert node.users("east") == ["1000", "1001"]
+    refused: list[str] = []
+
+    def locked(path: Path, gone: Sequence[Row], added: Sequence[Row]) -> None:
+        if gone and len(refused) < 2:
+            refused.extend(row.sip_user for row in gone)
+            raise RegistrationDbError("database is locked")
+        write(path, gone, added)
+
+    monkeypatch.setattr(registration_keeper, "write", locked)
+    await node.fire("unregister", "1000", contact=held.contact, call_id=held.call_id)
+    await until(lambda: node.users("east") == ["1001"])
+    assert refused == ["1000", "1000"]
+    await until(lambda: node.keeper.problem == "")
+
+
+async def test_eg8_rows_that_could_not_be_taken_back_are_the_next_owners_matter(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, tried = record("1000"), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    node.keeper.take(held)
+    await node.own("east")
+
+    def locked(path: Path, gone: Sequence[Row], added: Sequence[Row]) -> None:
+        loop.call_soon_threadsafe(node.keeper.disown, "east")
+        loop.call_soon_threadsafe(tried.set)
+        raise RegistrationDbError("database is locked")
+
+    monkeypatch.setattr(registration_keeper, "write", locked)
+    await node.fire("unregister", "1000", contact=held.contact, call_id=held.call_id)
+    await asyncio.wait_for(tried.wait(), 5)
+    await asyncio.sleep(0.05)
+    assert node.keeper._withdrawn == {}

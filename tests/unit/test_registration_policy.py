@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from haclusterd.agent import registrations
 from haclusterd.agent.registrations import Registrations
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.config import FreeSwitch
@@ -133,6 +134,24 @@ async def test_eg8_registrations_run_out_by_the_clock_of_the_node_that_has_them(
     clocks._changed("a")
     await asyncio.sleep(0.1)
     assert ends() == {at_a - 45}, "they are ours now, by our clock"
+
+
+async def test_eg8_a_clock_that_changes_while_copies_are_read_loses_track_of_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the keeper was given and nobody knows of would stay when its phone is gone."""
+    bench = await make("recover")
+    one = bench.policy
+    assert one is not None
+    await until(lambda: len(bench.node.users("east")) == PHONES)
+    monkeypatch.setattr(registrations, "SLICE", 1)
+    given = set(one._taken[EAST])
+    one._taken[EAST].clear()
+    reading = asyncio.create_task(one._load(EAST, None))
+    await asyncio.sleep(0)
+    one.clocks._changed("a")
+    await reading
+    assert set(one._taken[EAST]) == given
 
 
 def copies(bench: Bench) -> list[StreamCopy]:

@@ -102,6 +102,46 @@ def test_e2_a_row_tells_a_provisional_answer_from_a_final_one() -> None:
     assert [one.uuid for one, _ in check.unanswered()] == ["a", "c"]
 
 
+async def test_e2_what_freeswitch_says_of_an_answer_counts_more_than_an_older_row(
+    switch: Switch,
+) -> None:
+    """The first of the two rows of an answer is there, the second is not; the phone sends no RTP.
+
+    The other phone has only rung, as both say.
+    """
+    rows = [written(f"call-{n}", mends.UNANSWERED, "123000") for n in range(2)]
+    switch.ringing = {"call-1"}
+    async with recovering(switch) as recovery:
+
+        def silent(line: str) -> str:
+            recovery.tracked(rows)
+            return '{"response": {"audio": {"in_packet_count": 0}}}'
+
+        switch.api["json"] = silent
+        found = await recovery.recover("east", ["pa"], calls(2), epoch=1)
+    assert [(v.verdict, v.reason) for v in found] == [
+        ("recovered", "re-INVITE answered, no RTP from the phone yet"),
+        ("lost", "no answer to the re-INVITE but a provisional one"),
+    ]
+
+
+async def test_e2_a_freeswitch_that_falls_silent_does_not_keep_the_verdicts_back(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All phones are mute, so that all are asked about."""
+    monkeypatch.setattr(proving, "CONFIRM_S", 0.05)
+    legs = calls(4 * proving.ASK_AT_ONCE)
+    switch.packets = dict.fromkeys((leg.uuid for leg in legs), 0)
+    switch.api["uuid_getvar"] = lambda line: (
+        None if line.endswith(mends.FLOW) else switch.getvar(line)
+    )
+    async with recovering(switch) as recovery:
+        found = await recovery.recover("east", ["pa"], legs, epoch=1)
+    asked = [line for line in switch.received if line.endswith(mends.FLOW)]
+    assert 0 < len(asked) <= proving.ASK_AT_ONCE
+    assert {v.verdict for v in found} == {"recovered"}
+
+
 def test_e2_who_was_told_of_just_before_the_deadline_has_not_answered() -> None:
     check = Verification([record("a"), record("b"), record("c")])
     check.silence_from = 10.0
