@@ -322,7 +322,7 @@ class Recoveries:
     def settled(self, service: str, verdict: CallVerdict) -> None:
         """A call that was neither back nor gone is one of both by now."""
         report = self._reports.revise(service, verdict)
-        if report is None and service in self._reports.under_way() and len(self._early) < EARLY_MAX:
+        if self._reports.open_epoch(service) >= 0 and len(self._early) < EARLY_MAX:
             self._early[service, verdict.uuid] = verdict
         if report is not None:
             self.crier.cry(service, report.epoch, [verdict], late=True)
