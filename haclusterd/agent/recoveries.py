@@ -151,15 +151,23 @@ class Recoveries:
         await asyncio.sleep(0)  # the question is on its way
         head = [] if again else self._replication.quietest(name, HEAD_LEGS)
         given = {record.uuid for record in again}
-        end = partial(self._end_resurrected, name)
-        guard = asyncio.create_task(watch(self._replication, name, dead, given, end))
+        end, whole = partial(self._end_resurrected, name), asyncio.Event()
+        guard = asyncio.create_task(watch(self._replication, name, dead, given, end, whole))
+
+        async def others() -> list[CallRecord]:
+            found = await self._collect(name, again, head, account, given, asked)
+            whole.set()
+            return found
+
         try:
-            others = partial(self._collect, name, again, head, account, given, asked)
             rest = Rest(others, partial(self._still_true, name, asked, given))
             told.judged(await self._inject(name, epoch, head, account, rest))
             inject = partial(self._inject_late, name, epoch, given)
             never = await hear_all(self._replication, told, name, dead, inject)
-            await guard
+            whole.set()
+            done = await guard
+            if missed := self._replication.ended(name, given) - done:
+                await end(sorted(missed))  # told between their being looked up and `given`
         finally:
             guard.cancel()
             asked.cancel()
