@@ -14,6 +14,7 @@ from functools import partial
 from haclusterd.agent.admission import Admission
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.latecomers import hear_all
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
@@ -319,8 +320,7 @@ class Recoveries:
         """One write at a time: of a thousand late verdicts a few are written, the last one last."""
         self._unsaved = True
         if self._saver is None or self._saver.done():
-            loop = asyncio.get_running_loop()
-            self._saver = loop.create_task(self._save_newest(), name="save reports")
+            self._saver = lasting(self._save_newest(), "save reports")
 
     async def _save_newest(self) -> None:
         while self._unsaved:

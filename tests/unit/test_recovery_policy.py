@@ -284,3 +284,14 @@ async def test_e1_none_lost_is_not_said_of_calls_that_nobody_knew(
     (said,) = bench.texts("A7")
     assert text in said
     assert ("more may be lost" in said) is (copy != "in-sync")
+
+
+async def test_reports_that_cannot_be_written_by_a_bug_are_a_line_of_the_log(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.reports, "encode", lambda: 1 // 0)
+        await bench.take_over(1)
+        await asyncio.sleep(0.05)
+    assert "save reports failed" in caplog.text
