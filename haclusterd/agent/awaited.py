@@ -19,8 +19,9 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError, Operators
-from haclusterd.agent.schema import PARTLY
+from haclusterd.agent.schema import PARTLY, USAGE
 from haclusterd.core.agreed import NAME_MAX, NODES_MAX, VERSION_MAX
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.view import View
@@ -79,6 +80,7 @@ class Awaited:
         self._nodes = {node.id for node in spec.nodes}
         self._mesh: Mesh | None = None
         self._lock, self._obeying = asyncio.Lock(), asyncio.Lock()
+        self._hearing: set[asyncio.Task[None]] = set()
         kept = self._read()
         self._mine = kept.mine
         self._words = {word.node: word for word in kept.words if self._is_sane(word)}
@@ -91,8 +93,11 @@ class Awaited:
 
     async def keep_maintenance(self, on: bool, left_us: int) -> None:
         """An order that this node carries out itself: the newest there is, as all shall know."""
+        if not on:  # first: an end that is cut short here has not been obeyed
+            await self._keep(on, left_us)
         await self._store([AwaitedWord(self._me, self._next_version())], own=True)
-        await self._keep(on, left_us)
+        if on:
+            await self._keep(on, left_us)
 
     def is_away(self, node: str) -> bool:
         """Heart sees it dead or left: nobody can ask it now."""
@@ -101,6 +106,8 @@ class Awaited:
     async def end(self, node: str, by: str) -> str:
         """Out of maintenance when it is back. Raises OperatorError."""
         word = AwaitedWord(node, self._next_version(), f"{by} on {self._me}"[:NAME_MAX])
+        if not word.by.isprintable():
+            raise OperatorError("who orders this must be named, in printable characters", USAGE)
         await self._store([word])
         self._history.add("A49", f"{word.by} has ended the maintenance of {node}, which is away")
         untold = await self._pass_on(node)
@@ -157,7 +164,12 @@ class Awaited:
         return True
 
     async def _asked(self, peer: str, payload: bytes) -> bytes:
-        await self.heard(msgspec.json.decode(payload, type=list[AwaitedWord]))
+        words = msgspec.json.decode(payload, type=list[AwaitedWord])
+        # To its end, also where the connection is lost, or moves to another link.
+        hearing = lasting(self.heard(words), f"orders from {peer}")
+        self._hearing.add(hearing)
+        hearing.add_done_callback(self._hearing.discard)
+        await asyncio.shield(hearing)
         return b"kept"
 
     # -- parts --

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from haclusterd.agent.encoding import packed
 from haclusterd.core.actions import ToAgent
 from haclusterd.core.inputs import FromAgent, LocalReport
 
@@ -25,7 +26,6 @@ PACKETS_PER_TURN = 64
 UNSENT_MAX = 256
 
 _decoder: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
-_encoder = msgspec.msgpack.Encoder()
 
 
 class HeartLink:
@@ -73,7 +73,7 @@ class HeartLink:
             return
         try:
             while self._unsent:
-                self._socket.send(_encoder.encode(self._unsent[0]))
+                self._socket.send(packed(self._unsent[0]))
                 self._unsent.popleft()
         except BlockingIOError:
             self._watch_writable(True)

@@ -110,8 +110,9 @@ def facts_of(status: Status) -> Facts:
         for number, link in enumerate(node.links, start=1):
             facts["link", *pair, str(number)] = link.up
     alike = Counter[tuple[str, str]]()
+    names = {node.id for node in status.nodes} | {service.name for service in status.services}
     for alarm in status.alarms:
-        kind = alarm.name, _FIGURE.sub("#", alarm.text)
+        kind = alarm.name, _FIGURE.sub(lambda m: m[0] if m[0] in names else "#", alarm.text)
         facts["alarm", *kind, str(alike[kind])] = alarm.text
         alike[kind] += 1
     return facts

@@ -14,6 +14,7 @@ from functools import partial
 from haclusterd.agent.admission import Admission
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
+from haclusterd.agent.lasting import lasting
 from haclusterd.agent.latecomers import hear_all
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
@@ -151,15 +152,23 @@ class Recoveries:
         await asyncio.sleep(0)  # the question is on its way
         head = [] if again else self._replication.quietest(name, HEAD_LEGS)
         given = {record.uuid for record in again}
-        end = partial(self._end_resurrected, name)
-        guard = asyncio.create_task(watch(self._replication, name, dead, given, end))
+        end, whole = partial(self._end_resurrected, name), asyncio.Event()
+        guard = asyncio.create_task(watch(self._replication, name, dead, given, end, whole))
+
+        async def others() -> list[CallRecord]:
+            found = await self._collect(name, again, head, account, given, asked)
+            whole.set()
+            return found
+
         try:
-            others = partial(self._collect, name, again, head, account, given, asked)
             rest = Rest(others, partial(self._still_true, name, asked, given))
             told.judged(await self._inject(name, epoch, head, account, rest))
             inject = partial(self._inject_late, name, epoch, given)
             never = await hear_all(self._replication, told, name, dead, inject)
-            await guard
+            whole.set()
+            done = await guard
+            if missed := self._replication.ended(name, given) - done:
+                await end(sorted(missed))  # told between their being looked up and `given`
         finally:
             guard.cancel()
             asked.cancel()
@@ -311,8 +320,7 @@ class Recoveries:
         """One write at a time: of a thousand late verdicts a few are written, the last one last."""
         self._unsaved = True
         if self._saver is None or self._saver.done():
-            loop = asyncio.get_running_loop()
-            self._saver = loop.create_task(self._save_newest(), name="save reports")
+            self._saver = lasting(self._save_newest(), "save reports")
 
     async def _save_newest(self) -> None:
         while self._unsaved:
@@ -322,7 +330,7 @@ class Recoveries:
     def settled(self, service: str, verdict: CallVerdict) -> None:
         """A call that was neither back nor gone is one of both by now."""
         report = self._reports.revise(service, verdict)
-        if report is None and service in self._reports.under_way() and len(self._early) < EARLY_MAX:
+        if self._reports.open_epoch(service) >= 0 and len(self._early) < EARLY_MAX:
             self._early[service, verdict.uuid] = verdict
         if report is not None:
             self.crier.cry(service, report.epoch, [verdict], late=True)

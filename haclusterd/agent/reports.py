@@ -221,10 +221,18 @@ class Reports:
         """How far recoveries are, by service."""
         return {account.service: account.progress() for account in self._open.values()}
 
+    def open_epoch(self, service: str) -> int:
+        """Of the newest recovery that is under way; -1 where none is."""
+        return max((a.epoch for a in self._open.values() if a.service == service), default=-1)
+
     def revise(self, service: str, verdict: CallVerdict) -> Report | None:
-        """A later verdict of a call in the newest report that has it; that report, if any."""
+        """A later verdict of a call in the newest report that has it; that report, if any. Not in
+        one from before a recovery that is under way: that has the call anew."""
+        since = self.open_epoch(service)
         for at in range(len(self._finished) - 1, -1, -1):
             report = self._finished[at]
+            if report.epoch < since:
+                continue
             calls = report.calls
             k = next((k for k, v in enumerate(calls.verdicts) if v.uuid == verdict.uuid), -1)
             if report.service != service or k < 0:

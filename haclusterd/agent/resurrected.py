@@ -23,23 +23,28 @@ async def watch(
     without: Collection[str],
     injected: Collection[str],
     end: Callable[[list[str]], Awaitable[bool]],
-) -> None:
-    """Until all living nodes but `without` have told; `injected` grows meanwhile.
+    whole: asyncio.Event,
+) -> set[str]:
+    """Until all living nodes but `without` have told; which were ended. `injected` grows
+    meanwhile; `whole` is set once all are in it that were known then.
 
     `end` says whether it is done; if not, it is tried again.
     """
     loop = asyncio.get_running_loop()
     until, pause_s, done, tries = loop.time() + latecomers.GIVE_UP_S, LOOK_S, set[str](), 0
     while True:
-        late = loop.time() >= until
-        last = late or not replication.unasked(service, without)
+        late, named = loop.time() >= until, whole.is_set()
+        told = late or not replication.unasked(service, without)
         ended = replication.ended(service, injected) - done
         if ended:
             tries += 1
             if await end(sorted(ended)) or tries >= TRIES:
                 done |= ended
                 ended, tries = set(), 0
-        if late or (last and not ended):
-            return
+        if late or (told and named and not ended):
+            return done
+        if told and not ended:
+            await whole.wait()
+            continue
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.2, LOOK_MAX_S)

@@ -177,16 +177,17 @@ class Voters:
             raise OperatorError(str(error)) from None
 
     async def _write_staged(self, wanted: Config) -> Kept | None:
-        """What was staged before it."""
+        """What was staged before it, if that was another one."""
         before: Kept | None = None
+        staged = revisions.keep(wanted)
 
         def change(kept: Content | None) -> Content:
             nonlocal before
             base = revisions.after_start(kept, self._begun)
             if base.active.revision != self._config.revision:
                 raise RevisionsError(f"revision {base.active.revision} has been taken up meanwhile")
-            before = base.staged
-            return msgspec.structs.replace(base, staged=revisions.keep(wanted))
+            before = None if base.staged == staged else base.staged
+            return msgspec.structs.replace(base, staged=staged)
 
         await self._update(change)
         if problem := self._problems.get(_PART):

@@ -73,9 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return DONE
     except KeyboardInterrupt:
-        if arguments.command in _ORDERS:
+        if _is_order(arguments):
             complain(_INTERRUPTED)
         return 130
+
+
+def _is_order(arguments: argparse.Namespace) -> bool:
+    return arguments.command in _ORDERS and getattr(arguments, "action", "") != "status"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -95,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return local.run(arguments)
     except NotReachable as error:
         complain(str(error))
-        if error.asked and arguments.command in _ORDERS:
+        if error.asked and _is_order(arguments):
             complain(_UNANSWERED)
         return UNREACHABLE
     except Misused as error:

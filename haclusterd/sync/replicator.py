@@ -33,7 +33,7 @@ from haclusterd.sync.outgoing import now_ms
 from haclusterd.sync.rpc import Answer, Requests
 from haclusterd.sync.session import Session
 from haclusterd.sync.status import SyncStatus
-from haclusterd.sync.transport import Mesh, MeshConfig
+from haclusterd.sync.transport import Mesh, MeshConfig, say_why
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ class Replicator:
             loop.create_task(self._judge_for_ever(), name="judging copies"),
             loop.create_task(self.auditor.run(), name="auditing copies"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(say_why)
 
     def reload_certificates(self) -> None:
         """Read the key material again; connections that are up stay. Raises SyncError."""

@@ -308,8 +308,15 @@ class Mesh:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(say_why)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+
+def say_why(task: asyncio.Task[None]) -> None:
+    """Nobody waits for it: by a bug it would end unheard, and with it the way to a peer."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a part of replication failed", exc_info=error)

@@ -167,11 +167,18 @@ async def test_ml10_what_heart_did_not_answer_is_told_as_staged_by_the_next_star
     async def silent(make: Callable[[int], FromAgent]) -> Answered:
         raise OperatorError("heart did not answer within 2 s")
 
-    monkeypatch.setattr(bench.voters, "_ask", silent)
     bench.file.write_text(toml(3, "abcd"))
-    with pytest.raises(OperatorError, match="the next start stages it") as caught:
-        await bench.voters.reload()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.voters, "_ask", silent)
+        with pytest.raises(OperatorError, match="the next start stages it") as caught:
+            await bench.voters.reload()
     assert caught.value.code == "partly"
+    bench.answer = Answered(0, False, "revision 3 is in force elsewhere")
+    with pytest.raises(OperatorError, match="in force elsewhere"):
+        await bench.voters.reload()
+    kept = read(bench.state)
+    assert kept is not None
+    assert kept.staged is None, "refused when it was ordered again"
 
 
 async def test_the_same_file_again_changes_nothing(bench: Bench) -> None:

@@ -228,3 +228,66 @@ async def test_b7_a_damaged_file_brings_no_old_order_back(cluster: Cluster, cont
     c.start()
     await c.hears(a)
     assert is_on(c), "nobody knows whether it was before or after"
+
+
+async def stopped_in(node: Host, work: Awaitable[object]) -> None:
+    """`work` is cancelled while `node` writes its own maintenance."""
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def keep(on: bool, left_us: int) -> None:
+        begun.set()
+        await never.wait()
+
+    node.awaited._keep, kept = keep, node.awaited._keep
+    task = asyncio.ensure_future(work)
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    node.awaited._keep = kept
+
+
+async def test_b7_an_end_that_was_cut_short_is_obeyed_all_the_same(cluster: Cluster) -> None:
+    """Its agent was stopped between the two files."""
+    a, _, c = await lost_in_maintenance(cluster)
+    await a.off("fs-c")
+    cluster.away = set()
+    c.start()
+    await stopped_in(c, c.hears(a))
+    c.start()
+    await c.hears(a)
+    assert not is_on(c)
+
+
+async def test_b7_an_end_is_obeyed_although_the_connection_of_who_told_it_is_lost(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, c = await lost_in_maintenance(cluster)
+    await a.off("fs-c")
+    cluster.away = set()
+    c.start()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    keep = c.awaited._keep
+
+    async def slowly(on: bool, left_us: int) -> None:
+        begun.set()
+        await go_on.wait()
+        await keep(on, left_us)
+
+    monkeypatch.setattr(c.awaited, "_keep", slowly)
+    asking = asyncio.ensure_future(
+        c.methods[module.METHOD]("fs-a", msgspec.json.encode(a.awaited.words()))
+    )
+    await begun.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()
+    async with asyncio.timeout(5):
+        while is_on(c):
+            await asyncio.sleep(0.01)
+
+
+async def test_b7_who_cannot_be_named_is_told_so(cluster: Cluster) -> None:
+    """It was called done, and kept nowhere."""
+    a, _, _ = await lost_in_maintenance(cluster)
+    with pytest.raises(OperatorError, match="printable"):
+        await a.maintaining.maintenance(False, "fs-c", FOR_GOOD_US, None, "an\nna")

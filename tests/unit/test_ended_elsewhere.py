@@ -7,16 +7,18 @@ ends the call again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from haclusterd.agent import latecomers
 from haclusterd.agent.history import History
 from haclusterd.agent.recoveries import COLLECT_MS, HEAD_LEGS, Recoveries
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.reports import Reports
+from haclusterd.agent.resurrected import LOOK_MAX_S
 from haclusterd.agent.services import Services
 from haclusterd.agent.switch import SwitchError
 from haclusterd.core.actions import Recover
@@ -25,7 +27,7 @@ from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch.rest import Rest
 from haclusterd.sync.codec import Message, Want
 from haclusterd.sync.replicator import Replicator
-from tests.fixtures.agent_parts import FakeSwitch
+from tests.fixtures.agent_parts import FakeReplication, FakeSwitch
 from tests.unit.sync_cluster import Cluster, call, held, until
 from tests.unit.test_newer_elsewhere import renamed, two_slaves
 
@@ -193,6 +195,62 @@ async def test_s8_a_freeswitch_that_ends_nothing_does_not_hold_the_recovery_up_f
     takeover.services.switch = Broken(0.0)
     await takeover.run()
     assert tried == ["uuid-0"] * 3
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["unpacked at first", "unpacked later"])
+async def test_s8_what_is_told_while_the_calls_are_unpacked_ends_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """It came when they had been looked up, and before they were on the list of what went in."""
+    monkeypatch.setattr(latecomers, "PAUSE_S", 0.01)
+    known = Slow(late)
+    switch, history = FakeSwitch(), History()
+    work = Recoveries(renamed(), known, history, Reports(tmp_path), lambda message: None)
+    services = Services(renamed(), known, history, work, lambda: None)
+    services.switch = switch
+    services.recover(Recover(0, Identity(2, 1, 99), 0, "a is silent", {"dead": 1}))
+    async with asyncio.timeout(10):
+        while services.busy("east"):
+            await asyncio.sleep(0.005)
+    await services.stop()
+    assert [uuids for what, *uuids in switch.done if what == "end_resurrected"] == [
+        ["east", ("uuid-9",)]
+    ]
+
+
+class Slow(FakeReplication):
+    """Unpacks call 9 for a while, at first or for who is late; in that time c tells of its end."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late_one = late
+        self.has_told = False
+
+    def quietest(self, service: str, count: int) -> list[CallRecord]:
+        return []
+
+    async def _unpack(self) -> list[CallRecord]:
+        await asyncio.sleep(0.05)
+        self.has_told = True
+        await asyncio.sleep(2 * LOOK_MAX_S)
+        return [call(9)]
+
+    async def unrecovered(self, service: str) -> list[CallRecord]:
+        if self.has_told or self.late_one:
+            return []
+        return await self._unpack()
+
+    async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]:
+        return [] if self.has_told else await self._unpack()
+
+    def unasked(self, service: str, without: Collection[str] = ()) -> list[str]:
+        return [] if self.has_told else ["c"]
+
+    async def ask(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None:
+        await asyncio.sleep(0)
+
+    def ended(self, service: str, uuids: Collection[str]) -> set[str]:
+        return {"uuid-9"} & set(uuids) if self.has_told else set()
 
 
 async def test_s8_what_this_node_buried_itself_is_no_such_news(cluster: Cluster) -> None:

@@ -120,6 +120,15 @@ def test_alarms_that_differ_in_names_only_are_two() -> None:
     assert [text for _, text in found] == ["1 is in maintenance", "2 is in maintenance"]
 
 
+def test_a_node_whose_name_is_a_number_is_not_taken_for_another_one() -> None:
+    nodes = with_node(with_node(view(BEFORE), 1, id="1"), 2, id="2")
+    both = tuple(AlarmView("maintenance", f"{n} is in maintenance") for n in ("1", "2"))
+    word = msgspec.structs.replace(nodes, alarms=both)
+    after = msgspec.structs.replace(nodes, alarms=both[1:])
+    found = told((0.0, nodes), (1.0, word), (2.0, word), (3.0, after), (4.0, after))
+    assert found[-1] == ("alarm_cleared", "over: 1 is in maintenance")
+
+
 def test_alarms_of_a_start_are_told_but_not_again_after_an_upgrade() -> None:
     alarm = AlarmView("unprotected", "the agent of fs-a is not running")
     starting = with_node(view(BEFORE, alarms=(alarm,)), 0, role="starting")

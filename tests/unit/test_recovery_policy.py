@@ -197,6 +197,21 @@ async def test_e2_an_answer_that_comes_before_the_report_is_done_is_in_it(make: 
     await asyncio.sleep(0.05)
 
 
+async def test_e2_a_service_won_again_leaves_the_report_of_its_first_takeover_alone(
+    make: Make,
+) -> None:
+    """The call was in both; what is told while the second is under way is of the second."""
+    bench = make()
+    lost, late = CallVerdict("u1", "lost", "no answer"), CallVerdict("u1", "recovered", "late", 900)
+    for epoch in (7, 9):
+        account = bench.work.begin("east", Recover(0, Identity(epoch, 0, 99), 1, "x", {"dead": 5}))
+        if epoch == 9:
+            bench.work.settled("east", late)
+        bench.work._finish(account, [lost])
+    assert [r.calls.verdicts[0].verdict for r in bench.reports.all()] == ["lost", "recovered"]
+    await asyncio.sleep(0.05)
+
+
 async def test_reports_are_written_one_after_the_other_and_the_newest_last(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,3 +284,14 @@ async def test_e1_none_lost_is_not_said_of_calls_that_nobody_knew(
     (said,) = bench.texts("A7")
     assert text in said
     assert ("more may be lost" in said) is (copy != "in-sync")
+
+
+async def test_reports_that_cannot_be_written_by_a_bug_are_a_line_of_the_log(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.reports, "encode", lambda: 1 // 0)
+        await bench.take_over(1)
+        await asyncio.sleep(0.05)
+    assert "save reports failed" in caplog.text
