@@ -18,7 +18,7 @@ from haclusterd.cli.show import Part, clean, show
 from haclusterd.core.text import printable
 
 DONE, FAILED = 0, 1
-UPGRADE_S = 20.0
+UPGRADE_S = 40.0  # the daemon's own patience is 35 s
 UPGRADE_POLL_S = 0.2
 
 

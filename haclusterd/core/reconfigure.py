@@ -345,7 +345,8 @@ def _renumbered(service: Service, by: Numbering) -> Service:
     service.promise = by.identity(service.promise)
     service.identity = by.identity(service.identity)
     service.recovering = by.identity(service.recovering)
-    service.passed_on = tuple(by.identity(i) for i in service.passed_on)
+    granted = (by.identity(i) for i in service.passed_on)
+    service.passed_on = tuple(i for i in granted if i.node >= 0)
     service.moving_to, service.from_node = by.node(service.moving_to), by.node(service.from_node)
     if service.release is not None:
         service.release = next(iter(by.releases((service.release,))), None)

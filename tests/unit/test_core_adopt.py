@@ -21,6 +21,7 @@ def in_full(bench: Bench) -> Node:
     service.deferred = Deferred(Identity(8, 2, 1), bench.now_us + 9)
     service.release = Release(0, Identity(7, 2, 1), 2)
     service.moving_to, service.from_node = 2, 1
+    service.passed_on = (Identity(6, 2, 1), Identity(5, 1, 1))
     return bench.node
 
 
@@ -43,6 +44,7 @@ def test_the_memory_of_a_node_is_put_into_the_new_numbers() -> None:
     assert service.deferred.identity == Identity(8, 1, 1)
     assert service.release == Release(0, Identity(7, 1, 1), 1)
     assert (service.moving_to, service.from_node) == (1, 2)
+    assert service.passed_on == (Identity(6, 1, 1), Identity(5, 2, 1))
     assert node.peers[2].releases == (Release(0, Identity(3, 1, 4), 2),)
     assert node.peers[2].alive
     assert not node.peers[0].alive
@@ -56,9 +58,11 @@ def test_what_a_removed_node_had_is_nobodys_and_still_not_free() -> None:
     gone = Identity(4, 2, 9)
     bench.hear(2, entry(gone, State.OWNED), **owner_of(2))
     bench.service.deferred = Deferred(Identity(5, 2, 1), bench.now_us)
+    bench.service.passed_on = (gone,)
     reconfigure.adopt(bench.node, TWO, bench.now_us)
     bench.spec = TWO
     assert bench.service.promise == Identity(4, -1, 9)
+    assert not bench.node.services[0].passed_on
     deferred: Deferred | None = bench.node.services[0].deferred
     assert deferred is None
     claim = Identity(5, 1, 3)
