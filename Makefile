@@ -45,10 +45,10 @@ prepare-web:
 demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
 	$(BIN)/haclusterctl lab demo
 
-test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the guide; lab tests where allowed
+test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the longest two; lab tests where allowed
 	$(PYTEST) -m 'not freeswitch and not long'
 
-test-guide: prepare-test $(READY) ## docs/by-hand.md, followed to the letter, with the emulator
+test-guide: prepare-test $(READY) ## the longest two: docs/by-hand.md to the letter, two versions side by side
 	$(PYTEST) -m 'long and not freeswitch'
 
 test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates

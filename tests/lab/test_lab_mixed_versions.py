@@ -54,6 +54,7 @@ def older_commit() -> tuple[str, str]:
 COMMIT, _NONE = older_commit()
 _REASON = netns.why_not() or _NONE
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.lab,
     pytest.mark.skipif(bool(_REASON), reason=_REASON),
     pytest.mark.timeout(300),
