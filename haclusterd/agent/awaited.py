@@ -19,13 +19,13 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.history import History
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.schema import PARTLY, USAGE
 from haclusterd.core.agreed import NAME_MAX, NODES_MAX, VERSION_MAX
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.view import View
 from haclusterd.files import write_atomically
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)

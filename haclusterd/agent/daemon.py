@@ -26,7 +26,6 @@ from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.health import NodeHealth
 from haclusterd.agent.heart_link import HeartLink
 from haclusterd.agent.history import History
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.movers import Movers
 from haclusterd.agent.notices import Notices
 from haclusterd.agent.operators import OperatorError, Operators
@@ -61,6 +60,7 @@ from haclusterd.core.actions import (
 )
 from haclusterd.core.inputs import LocalReport
 from haclusterd.core.view import View
+from haclusterd.lasting import lasting
 from haclusterd.sync.transport import SyncError
 from haclusterd.trace.folder import NAME as TRACES_NAME
 

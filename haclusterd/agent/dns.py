@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from haclusterd.agent import child
 from haclusterd.agent.hooks import COURIER
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Status
 from haclusterd.config.model import Dns
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

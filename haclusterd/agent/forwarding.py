@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.events import Book, Event, Position, Ring
-from haclusterd.agent.lasting import lasting
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 
 from haclusterd.agent.history import History
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.pid import ExitWatch, Process, read_process
 from haclusterd.agent.standing import profile_reasons
 from haclusterd.agent.starting import Starter
@@ -19,6 +18,7 @@ from haclusterd.config import FreeSwitch
 from haclusterd.core.inputs import FreeswitchHung, FromAgent
 from haclusterd.core.model import ServiceSpec
 from haclusterd.freeswitch.health import Health
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

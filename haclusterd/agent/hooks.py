@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from haclusterd.agent import child, courier
-from haclusterd.agent.lasting import lasting
 from haclusterd.config.model import Hook
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import msgspec
 
-from haclusterd.agent.lasting import lasting
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem
@@ -24,6 +23,7 @@ from haclusterd.freeswitch.limit_proof import LimitProof
 from haclusterd.freeswitch.limit_server import LimitServer
 from haclusterd.freeswitch.limits import Usage, added, answer, checked, count_again, keys_of
 from haclusterd.freeswitch.limits import parse_dump as parse
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from haclusterd.agent.history import History
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Alarm
 from haclusterd.config import Config
 from haclusterd.config.watching import Mover
@@ -22,6 +21,7 @@ from haclusterd.core.actions import Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import Identity
 from haclusterd.core.view import View
+from haclusterd.lasting import lasting
 from haclusterd.sensors.movers import environment_of
 from haclusterd.sensors.program import Program, Ran
 

@@ -17,10 +17,10 @@ from haclusterd.agent.awaited import AwaitedWord
 from haclusterd.agent.comparison import Comparison, Differences
 from haclusterd.agent.encoding import encoded
 from haclusterd.agent.hand_over import Move
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Report, SensorState, Sync
 from haclusterd.core.agreed import AgreedWord
 from haclusterd.freeswitch import capabilities
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)

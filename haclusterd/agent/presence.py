@@ -15,12 +15,12 @@ from typing import Protocol
 
 import msgspec
 
-from haclusterd.agent.lasting import lasting
 from haclusterd.core.view import View
 from haclusterd.freeswitch import presence
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.presence import Word
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)

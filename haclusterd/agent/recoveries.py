@@ -14,7 +14,6 @@ from functools import partial
 from haclusterd.agent.admission import Admission
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.latecomers import hear_all
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
@@ -30,6 +29,7 @@ from haclusterd.core.text import brief
 from haclusterd.core.view import View
 from haclusterd.freeswitch.mends import ATTEMPT_BITS
 from haclusterd.freeswitch.rest import Rest
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.wall_clocks import WallClocks
 from haclusterd.config import FreeSwitch
@@ -26,6 +25,7 @@ from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import EslFactory
 from haclusterd.freeswitch.registration_keeper import RegistrationKeeper
 from haclusterd.freeswitch.registration_source import Told
+from haclusterd.lasting import lasting
 from haclusterd.sync.codec import Malformed, registration_of
 from haclusterd.sync.lane import REGISTRATIONS
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.history import History
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.schema import Alarm, SensorState
 from haclusterd.config import Config
 from haclusterd.config.watching import Sensor
 from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem, EventsLost
+from haclusterd.lasting import lasting
 from haclusterd.sensors.probes import Probe, probe_of
 from haclusterd.sensors.reading import CRITICAL, UNKNOWN, WARN, Gauge, Reading, penalty
 from haclusterd.sensors.switch import Condition, concerns, read_gateway, subscription

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from haclusterd.agent.child import environment_for_others, powerless
-from haclusterd.agent.lasting import lasting
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.presence import Mesh
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.view import View
@@ -28,6 +27,7 @@ from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.registration_db import database_of
 from haclusterd.freeswitch.registrations import Refused
 from haclusterd.freeswitch.subscription_db import ROWS_MAX, Subscription
+from haclusterd.lasting import lasting
 from haclusterd.sync.codec import PAYLOAD_BYTES_MAX
 from haclusterd.sync.rpc import RequestFailed
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from haclusterd.agent.lasting import lasting
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import PARTLY
 from haclusterd.config import (
@@ -30,6 +29,7 @@ from haclusterd.core.actions import Answered
 from haclusterd.core.inputs import FromAgent, StageRequested
 from haclusterd.core.reconfigure import deaf, objections
 from haclusterd.core.view import RevisionView, View
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 

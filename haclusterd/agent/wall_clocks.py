@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from haclusterd.agent.lasting import lasting
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)

@@ -85,7 +85,7 @@ class Aftercare:
         """Begin with these; `unanswered` come with what an answer changes."""
         now = asyncio.get_running_loop().time()
         entries: list[tuple[CallRecord, Sign | None]] = list(unanswered)
-        entries += [(record, None) for record in halves if _can_be_asked(record.partner)]
+        entries += [(record, None) for record in halves if can_be_asked(record.partner)]
         for record, sign in entries[: max(0, WATCHED_MAX - len(self._watched))]:
             self._watched[record.uuid] = _Watched(
                 service, record, sign, now, outage_began, heard_at=now
@@ -169,10 +169,10 @@ class Aftercare:
         if not partner:
             self._settled(one.service, one.became("recovered", reason, now))
             return True
-        if _can_be_asked(partner) and await self._is_whole(one):
+        if can_be_asked(partner) and await self._is_whole(one):
             return True
         self._settled(one.service, one.became("partial", f"{reason}, not its other leg", now))
-        return not _can_be_asked(partner)
+        return not can_be_asked(partner)
 
     async def _look_at_half(self, one: _Watched) -> bool:
         uuid, partner = one.record.uuid, one.record.partner
@@ -228,7 +228,7 @@ class Aftercare:
         return "" if reply.startswith("-") else reply
 
 
-def _can_be_asked(uuid: str) -> bool:
+def can_be_asked(uuid: str) -> bool:
     """Nobody has checked the name of another leg: it stood in a variable."""
     try:
         metadata.check_uuid(uuid)
@@ -274,7 +274,7 @@ async def tell_verdicts(
     esl: Esl, service: str, epoch: int, verdicts: Sequence[CallVerdict]
 ) -> None:
     """One CUSTOM event per call, for programs on FreeSWITCH's event socket. Raises EslError."""
-    verdicts = [one for one in verdicts if _can_be_asked(one.uuid)]
+    verdicts = [one for one in verdicts if can_be_asked(one.uuid)]
     for start in range(0, len(verdicts), _TOLD_AT_ONCE):
         await asyncio.gather(
             *(

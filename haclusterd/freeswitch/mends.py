@@ -261,7 +261,7 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
         record = name_profile(record)
     if switches.cseq:
         record = raise_cseq(record, switches.attempt, switches.now_s)
-    record = mark_unanswered(forget_bridge(keep_uuid(record)))
+    record = forget_bridge(keep_uuid(record))
     if switches.transport:
         record = name_transport(record)
     if switches.limits:
@@ -272,7 +272,8 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
         record = resume_at(record)
     if switches.announcements:
         record = skip_announcements(record)
-    return start_session_timer(record, switches.session_timeout_s)
+    record = start_session_timer(record, switches.session_timeout_s)
+    return mark_unanswered(record)  # last: what is learnt of the document ends with it
 
 
 def mend_all(

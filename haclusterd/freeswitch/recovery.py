@@ -19,7 +19,7 @@ from pathlib import Path
 from haclusterd.core.records import CallRecord, CallVerdict
 
 from . import injection
-from .aftercare import Aftercare, Settled, apply_limits
+from .aftercare import Aftercare, Settled, apply_limits, can_be_asked
 from .changelog import CoreDbError
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .esl_errors import EslError
@@ -282,7 +282,7 @@ class Recovery:
         self.aftercare.drop(uuids)
         async with self._rows_lock:
             await asyncio.to_thread(injection.withdraw, self._core_db, uuids)
-        for uuid in uuids:
+        for uuid in filter(can_be_asked, uuids):  # no other was taken up
             await self._watch.api(f"uuid_kill {uuid} NORMAL_CLEARING")
             if not any(uuid in run.check for run in runs):
                 self._settled(service, CallVerdict(uuid, "lost", ENDED_BEFORE))

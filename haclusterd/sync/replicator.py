@@ -25,6 +25,7 @@ from haclusterd.core.replication import (
     SnapshotEnd,
 )
 from haclusterd.core.standby import Freshness
+from haclusterd.lasting import lasting
 from haclusterd.sync.audit import Auditor
 from haclusterd.sync.codec import Beat, Found, Head, Malformed, Message, Request, Response, Want
 from haclusterd.sync.collect import Collector, answer, known
@@ -33,7 +34,7 @@ from haclusterd.sync.outgoing import now_ms
 from haclusterd.sync.rpc import Answer, Requests
 from haclusterd.sync.session import Session
 from haclusterd.sync.status import SyncStatus
-from haclusterd.sync.transport import Mesh, MeshConfig, say_why
+from haclusterd.sync.transport import Mesh, MeshConfig
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,10 @@ class Replicator:
     async def start(self) -> None:
         """Listen and connect. Raises SyncError with the fix in its message."""
         await self.mesh.start()
-        loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(self._judge_for_ever(), name="judging copies"),
-            loop.create_task(self.auditor.run(), name="auditing copies"),
+            lasting(self._judge_for_ever(), "judging copies"),
+            lasting(self.auditor.run(), "auditing copies"),
         ]
-        for task in self._tasks:
-            task.add_done_callback(say_why)
 
     def reload_certificates(self) -> None:
         """Read the key material again; connections that are up stay. Raises SyncError."""

@@ -13,12 +13,14 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from haclusterd.lasting import lasting
 from haclusterd.sync.dialling import Dialler
 from haclusterd.sync.session import Session, SessionOwner, SyncTiming
 
@@ -115,11 +117,11 @@ class Mesh:
             self._close_listeners()
             raise
         for listener in self._listeners:
-            self._spawn(self._accept(listener))
+            self._spawn(self._accept(listener), "accepting replication")
         for peer in self.config.links:
             if own < peer:
                 self._diallers[peer] = self._dialler(peer)
-                self._spawn(self._diallers[peer].run())
+                self._spawn(self._diallers[peer].run(), f"replication with {peer}")
 
     async def stop(self) -> None:
         """Close everything and wait for it."""
@@ -202,7 +204,7 @@ class Mesh:
                 connection.close()
                 continue
             self._shaking[address] += 1
-            self._spawn(self._handshake(connection, address))
+            self._spawn(self._handshake(connection, address), f"handshake with {address}")
 
     async def _handshake(self, connection: socket.socket, address: str) -> None:
         loop = asyncio.get_running_loop()
@@ -304,19 +306,12 @@ class Mesh:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self.config.segment_bytes)
 
-    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = lasting(work, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(say_why)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-
-
-def say_why(task: asyncio.Task[None]) -> None:
-    """Nobody waits for it: by a bug it would end unheard, and with it the way to a peer."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a part of replication failed", exc_info=error)

@@ -11,12 +11,11 @@ import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
-from haclusterd.freeswitch import aftercare, proving
-from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import ENDED_BEFORE, Recovery
 from haclusterd.freeswitch.rest import Rest
-from tests.fixtures.freeswitch.fake_recovery import Switch, calls
+from tests.fixtures.freeswitch import fake_recovery
+from tests.fixtures.freeswitch.fake_recovery import Switch, calls, quick_switch
 
 pytestmark = pytest.mark.timeout(30)
 KILLED = "uuid_kill call-0 NORMAL_CLEARING"
@@ -24,31 +23,18 @@ KILLED = "uuid_kill call-0 NORMAL_CLEARING"
 
 @pytest.fixture
 async def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switch]:
-    monkeypatch.setattr(aftercare, "LOOK_S", 0.02)
-    monkeypatch.setattr(proving, "HEAR_S", 0.05)
-    monkeypatch.setattr(proving, "HEAR_PAUSE_S", 0.01)
-    fake = Switch(tmp_path / "core.db")
-    await fake.listen()
-    yield fake
-    await fake.close()
+    async with quick_switch(tmp_path, monkeypatch) as fake:
+        yield fake
 
 
-@contextlib.asynccontextmanager
-async def recovering(
+def recovering(
     switch: Switch, later: list[CallVerdict] | None = None
-) -> AsyncIterator[Recovery]:
-    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+) -> contextlib.AbstractAsyncContextManager[Recovery]:
     told = [] if later is None else later
-    recovery = Recovery(
-        lambda **given: EslConnection(settings, **given), switch.path,
-        options=RecoveryOptions(2, 150, orphan_timeout_ms=300),
-        settled=lambda service, verdict: told.append(verdict),
-    )  # fmt: skip
-    await recovery.start()
-    try:
-        yield recovery
-    finally:
-        await recovery.stop()
+    options = RecoveryOptions(2, 150, orphan_timeout_ms=300)
+    return fake_recovery.recovering(
+        switch, options, settled=lambda service, verdict: told.append(verdict)
+    )
 
 
 async def until_killed(switch: Switch) -> None:
@@ -153,3 +139,11 @@ async def test_s8_an_orphan_that_had_ended_is_no_orphan_any_more(switch: Switch)
         assert recovery.aftercare.orphans == 0
         await asyncio.sleep(0.5)
     assert (switch.killed, len(later)) == ([KILLED], 1)
+
+
+async def test_s8_a_uuid_that_is_more_than_a_word_ends_nobody_elses_call(switch: Switch) -> None:
+    """It was never taken up; in the command its first word would name another call."""
+    async with recovering(switch) as recovery:
+        await recovery.recover("east", ["pa"], calls(2), epoch=1)
+        await recovery.end_resurrected("east", ["call-1 x", "call-0"])
+    assert switch.killed == [KILLED]

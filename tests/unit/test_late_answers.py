@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from haclusterd.core.records import CallVerdict
-from haclusterd.freeswitch import aftercare, proving
-from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.options import RecoveryOptions
-from haclusterd.freeswitch.recovery import Recovery
-from tests.fixtures.freeswitch.fake_recovery import Switch, calls, record
+from tests.fixtures.freeswitch.fake_recovery import Switch, calls, quick_switch, record, recovery_of
 
 pytestmark = pytest.mark.timeout(30)
 ANSWER, ORPHAN_MS = "124000", 400
@@ -23,13 +20,8 @@ PAIR = [record("a", "b"), record("b", "a")]
 
 @pytest.fixture
 async def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switch]:
-    monkeypatch.setattr(aftercare, "LOOK_S", 0.02)
-    monkeypatch.setattr(proving, "HEAR_S", 0.05)
-    monkeypatch.setattr(proving, "HEAR_PAUSE_S", 0.01)
-    fake = Switch(tmp_path / "core.db")
-    await fake.listen()
-    yield fake
-    await fake.close()
+    async with quick_switch(tmp_path, monkeypatch) as fake:
+        yield fake
 
 
 class Bench:
@@ -37,14 +29,11 @@ class Bench:
 
     def __init__(self, switch: Switch, end_halves: bool) -> None:
         self.later: list[CallVerdict] = []
-        settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
-        self.recovery = Recovery(
-            lambda **given: EslConnection(settings, **given), switch.path,
-            options=RecoveryOptions(
-                4, 150, orphan_timeout_ms=ORPHAN_MS, end_halves=end_halves
-            ),
+        self.recovery = recovery_of(
+            switch,
+            RecoveryOptions(4, 150, orphan_timeout_ms=ORPHAN_MS, end_halves=end_halves),
             settled=lambda service, verdict: self.later.append(verdict),
-        )  # fmt: skip
+        )
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):

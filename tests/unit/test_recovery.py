@@ -19,6 +19,7 @@ from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
 from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.verify import Verification
+from tests.fixtures.freeswitch import fake_recovery
 from tests.fixtures.freeswitch.fake_recovery import TONE, Switch, calls, record
 from tests.unit.sync_cluster import until
 
@@ -33,18 +34,10 @@ async def switch(tmp_path: Path) -> AsyncIterator[Switch]:
     await fake.close()
 
 
-@contextlib.asynccontextmanager
-async def recovering(switch: Switch, deadline_ms: int = 250) -> AsyncIterator[Recovery]:
-    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
-    recovery = Recovery(
-        lambda **options: EslConnection(settings, **options), switch.path,
-        options=RecoveryOptions(4, deadline_ms, orphan_timeout_ms=400),
-    )  # fmt: skip
-    await recovery.start()
-    try:
-        yield recovery
-    finally:
-        await recovery.stop()
+def recovering(
+    switch: Switch, deadline_ms: int = 250
+) -> contextlib.AbstractAsyncContextManager[Recovery]:
+    return fake_recovery.recovering(switch, RecoveryOptions(4, deadline_ms, orphan_timeout_ms=400))
 
 
 def short(verdicts: list[CallVerdict]) -> dict[str, str]:

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
-from haclusterd.freeswitch import aftercare, mends, metadata, proving
-from haclusterd.freeswitch.esl import EslConnection, EslSettings
+from haclusterd.freeswitch import mends, metadata, proving
 from haclusterd.freeswitch.options import RecoveryOptions
 from haclusterd.freeswitch.recovery import Recovery
 from haclusterd.freeswitch.verify import Verification
-from tests.fixtures.freeswitch.fake_recovery import Switch, calls, record
+from tests.fixtures.freeswitch import fake_recovery
+from tests.fixtures.freeswitch.fake_recovery import Switch, calls, quick_switch, record
 
 pytestmark = pytest.mark.timeout(30)
 DEADLINE_MS = 300
@@ -24,32 +24,20 @@ DEADLINE_MS = 300
 
 @pytest.fixture
 async def switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switch]:
-    monkeypatch.setattr(aftercare, "LOOK_S", 0.02)
-    monkeypatch.setattr(proving, "HEAR_S", 0.05)
     monkeypatch.setattr(proving, "ANSWER_MS", 100)
     monkeypatch.setattr(proving, "TOLD_S", 0.2)
-    fake = Switch(tmp_path / "core.db")
-    await fake.listen()
-    yield fake
-    await fake.close()
+    async with quick_switch(tmp_path, monkeypatch) as fake:
+        yield fake
 
 
-@contextlib.asynccontextmanager
-async def recovering(
+def recovering(
     switch: Switch, later: list[CallVerdict] | None = None
-) -> AsyncIterator[Recovery]:
-    settings = EslSettings("127.0.0.1", switch.port, "ClueCon", backoff_first_ms=5)
+) -> contextlib.AbstractAsyncContextManager[Recovery]:
     told = [] if later is None else later
-    recovery = Recovery(
-        lambda **given: EslConnection(settings, **given), switch.path,
-        options=RecoveryOptions(4, DEADLINE_MS, orphan_timeout_ms=5000),
-        settled=lambda service, verdict: told.append(verdict),
-    )  # fmt: skip
-    await recovery.start()
-    try:
-        yield recovery
-    finally:
-        await recovery.stop()
+    options = RecoveryOptions(4, DEADLINE_MS, orphan_timeout_ms=5000)
+    return fake_recovery.recovering(
+        switch, options, settled=lambda service, verdict: told.append(verdict)
+    )
 
 
 async def test_e2_rows_prove_what_freeswitch_has_no_time_to_say(switch: Switch) -> None:

@@ -30,12 +30,19 @@ async def test_every_id_that_a_configuration_may_have_can_be_dialled(
         await cluster.kill(node)
 
 
-@pytest.mark.parametrize("part", ["transport.Dialler.run", "replicator.Replicator._judge_for_ever"])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("transport.Dialler.run", "replication with b failed"),
+        ("replicator.Replicator._judge_for_ever", "judging copies failed"),
+    ],
+)
 async def test_a_part_that_ends_by_a_bug_is_a_line_of_the_log(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     part: str,
+    said: str,
 ) -> None:
     async def fail(_self: object) -> None:
         raise RuntimeError("a bug")
@@ -44,6 +51,6 @@ async def test_a_part_that_ends_by_a_bug_is_a_line_of_the_log(
     cluster = Cluster(tmp_path)
     await cluster.start("a")
     try:
-        await until(lambda: "a part of replication failed" in caplog.text)
+        await until(lambda: said in caplog.text)
     finally:
         await cluster.kill("a")
