@@ -67,8 +67,8 @@ class Answers:
             *differing({agent.me: self.word(), **words}),
             *self._too_little(self.view()),
         ]
-        if agent.orders.problem:
-            found.append(schema.Alarm("orders_file", agent.orders.problem))
+        if problem := agent.orders.problem or agent.orders.lost:
+            found.append(schema.Alarm("orders_file", problem))
         if agent.shared is not None:
             found += agent.shared.alarms()
         if agent.replicator is not None:

@@ -25,6 +25,7 @@ from haclusterd.agent.orders_file import (
     Maintenance,
     OrdersFileError,
     read,
+    set_aside,
     write,
 )
 from haclusterd.agent.schema import PARTLY, USAGE
@@ -82,7 +83,7 @@ class Orders:
         self._work: asyncio.Task[None] | None = None
         self.standing_by: tuple[str, ...] = ()
         self.changed: Callable[[], None] = lambda: None  # called when a drain begins or ends
-        self.problem = ""
+        self.problem = self.lost = ""  # why nothing can be kept; what was kept and is lost
 
     # -- life --
 
@@ -92,8 +93,8 @@ class Orders:
         try:
             kept = read(self._path, self._spec.name, now)
         except OrdersFileError as error:
-            self.problem = str(error)
-            log.error("%s", error)
+            self.lost = f"{error}{set_aside(self._path)}"
+            log.error("%s", self.lost)
             return
         self._kept_us = now
         if kept is None:
@@ -159,9 +160,8 @@ class Orders:
         """No new calls to `target` (as `drained.target_of` has it) for `left_us`. What a drained
         node serves is moved away after `move_us`, or once it is empty. Raises OperatorError."""
         give = draining(target, left_us, self._signed(by), move_us)
-        name = target.partition(":")[2]
         length = "until `drain off`" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
-        text = f"{name} takes no new calls {length}"
+        text = f"{target.partition(':')[2]} takes no new calls {length}"
         return await self._carry_out(text, give, self._drains_changed)
 
     async def undrain(self, target: str, by: str) -> str:
@@ -242,8 +242,8 @@ class Orders:
                 raise OperatorError(f"not done: {self.problem}") from None
             if give is not None:
                 self._agreed.merge(agreed.word(now), now)
-            self._kept_us = now
-            self.problem = ""
+                self.lost = ""
+            self._kept_us, self.problem = now, ""
 
     async def _drains_changed(self) -> None:
         """Drains are the agents' own: heart has nothing to do."""

@@ -47,7 +47,7 @@ def read(path: Path, cluster: str, now_us: int) -> Kept | None:
 
     Raises OrdersFileError.
     """
-    fix = "make it readable or move it away, then order again what shall be in force"
+    fix = "order again what shall be in force"
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
@@ -55,7 +55,7 @@ def read(path: Path, cluster: str, now_us: int) -> Kept | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OrdersFileError(f"{path}: {error.strerror}: {fix}") from None
+        raise OrdersFileError(f"{path}: {error.strerror}: make it readable and {fix}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise OrdersFileError(f"{path}: is damaged ({error}): {fix}") from None
     if len(content) > FILE_BYTES_MAX or found.format != FORMAT or found.cluster != cluster:
@@ -75,6 +75,16 @@ def read(path: Path, cluster: str, now_us: int) -> Kept | None:
         agreed=msgspec.structs.replace(found.agreed, pause=pause, drains=drains),
         maintenance=Maintenance(maintenance.on and left_us > 0, left_us),
     )
+
+
+def set_aside(path: Path) -> str:
+    """Move away what cannot be used, so that nothing writes over it; a sentence that says where."""
+    aside = path.with_name(path.name + ".damaged")
+    try:
+        path.replace(aside)
+    except OSError:
+        return ""
+    return f"; what it held is in {aside} now"
 
 
 def _left(left_us: int, gone_us: int) -> int:

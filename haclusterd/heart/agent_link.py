@@ -203,9 +203,15 @@ class AgentLink:
                 self.counters.dropped += 1
                 if isinstance(message, Decided):
                     return
-                self._queue.popleft()
+                self._make_room()
             self._queue.append(packet)
         self.flush()
+
+    def _make_room(self) -> None:
+        """The oldest goes, but for what is told only once: whose calls to recover, or to end."""
+        kept = {_encode(message) for message in self._recovering.values()}
+        oldest = next((n for n, packet in enumerate(self._queue) if packet not in kept), 0)
+        del self._queue[oldest]
 
     @property
     def waiting(self) -> int:

@@ -38,18 +38,25 @@ FAKED = {
     "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     "FAKETIME_DONT_RESET": "1",
 }
+# libfaketime 0.9.10, told to leave CLOCK_MONOTONIC alone, refuses to sleep until a time of it
+# (EINVAL from clock_nanosleep), which is how Python sleeps.
+SLEEP = """import select, time
+time.sleep = lambda seconds: select.select([], [], [], seconds) and None
+"""
 
 
 @pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Laboratory]:
+def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Laboratory]:
     """fs-b, the slave, lives 45 s in the future."""
+    (tmp_path / "sitecustomize.py").write_text(SLEEP)
     real_environment = python_environment
     real_init, real_script = LabNode.__init__, switches.Switch._write_script
 
     def init(node: LabNode, *arguments: Any) -> None:
         real_init(node, *arguments)
         if node.id == "fs-b":
-            node._environment |= FAKED
+            path = f"{tmp_path}:{node._environment['PYTHONPATH']}"
+            node._environment |= FAKED | {"PYTHONPATH": path}
 
     def script(switch: switches.Switch, command: Any) -> None:
         more = FAKED if switch.directory.parent.name == "fs-b" else {}

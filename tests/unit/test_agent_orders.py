@@ -175,8 +175,16 @@ async def test_a_damaged_file_is_an_alarm_and_no_end(bench: Bench, content: byte
     bench.folder.mkdir()
     (bench.folder / FILE_NAME).write_bytes(content)
     bench.orders.load()
-    assert "move it away" in bench.orders.problem
+    assert "order again" in bench.orders.lost
     assert bench.sent == []
+    other = Agreed(spec())
+    other.order_pause(FOR_GOOD_US, "anna", 0, 1_000)
+    await bench.orders.heard(other.word(0))
+    aside = bench.folder / f"{FILE_NAME}.damaged"
+    assert aside.read_bytes() == content, "what a peer says is not written over it"
+    assert str(aside) in bench.orders.lost, "until somebody orders again"
+    await bench.orders.resume("anna")
+    assert not bench.orders.lost
 
 
 async def test_times_stand_still_over_a_restart_of_the_host(bench: Bench) -> None:

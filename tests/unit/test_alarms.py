@@ -95,7 +95,7 @@ def answers(calls: int, orders_problem: str = "") -> list[str]:
     agent = Bare(
         problems={}, me="fs-a", view=lambda: word, spec=spec(), config=Bare(),
         notices=Bare(alarms=[]), reports=Bare(under_way=dict),
-        orders=Bare(problem=orders_problem, drains=list),
+        orders=Bare(problem=orders_problem, lost="", drains=list),
         upkeep=Bare(alarms=list, drains=Bare(closed=lambda view: {}, problems={})),
         health=Bare(alarms=[], sensors=Bare(words=list)), movers=Bare(alarms=[]),
     )  # fmt: skip

@@ -13,7 +13,15 @@ import msgspec
 import pytest
 
 from haclusterd.config.presets import PRESETS, to_timing
-from haclusterd.core.actions import Decided, EndCalls, Persist, Published, Recover, ToAgent
+from haclusterd.core.actions import (
+    Answered,
+    Decided,
+    EndCalls,
+    Persist,
+    Published,
+    Recover,
+    ToAgent,
+)
 from haclusterd.core.inputs import LocalReport, RecoveryEnded, Restored
 from haclusterd.core.model import (
     NOBODY,
@@ -214,6 +222,18 @@ def test_an_agent_that_does_not_read_costs_bounded_memory() -> None:
     assert len(link._queue) <= 1000
     assert link.counters.dropped > 0
     link.stop(1.0)
+
+
+def test_a_full_queue_never_drops_whose_calls_to_recover() -> None:
+    link = AgentLink([sys.executable, "-c", "import time; time.sleep(60)"], lambda text: None)
+    recover = Recover(0, ME, 1, "node lost", {})
+    link.send(recover)
+    for number in range(3000):
+        link.send(Answered(number, True, ""))
+    assert len(link._queue) <= 1000
+    assert msgspec.msgpack.encode(recover) in link._queue
+    assert msgspec.msgpack.encode(Answered(2999, True, "")) in link._queue
+    assert msgspec.msgpack.encode(Answered(0, True, "")) not in link._queue
 
 
 def test_reports_are_mended_once_freeswitch_has_ended(tmp_path: Path) -> None:
