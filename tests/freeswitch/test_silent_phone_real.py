@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -24,10 +25,13 @@ def test_e2_a_leg_of_a_silent_phone_is_not_called_recovered_by_its_bridge(
     caller = rig.call(EAST, "4100")
     records = watched(rig.a, 2)
     (callee if silent == "callee" else caller).send_signal(signal.SIGSTOP)
+    began_s = time.monotonic()
     _, found = moved(rig, records, RecoveryOptions(deadline_ms=1000))
+    early = time.monotonic() - began_s < 2.2
     verdicts = {records[v.uuid].direction: v for v in found}
     mute, other = ("outbound", "inbound") if silent == "callee" else ("inbound", "outbound")
     assert verdicts[mute].verdict == "lost", verdicts[mute]
-    assert verdicts[other].verdict == ("partial" if silent == "caller" else "lost")
+    told = {"partial"} if silent == "caller" else {"lost"} if early else {"lost", "partial"}
+    assert verdicts[other].verdict in told, verdicts[other]
     rig.b.api("hupall")
     eventually(lambda: channels(rig.b) == 0, "the end of both legs")
