@@ -38,6 +38,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from haclusterd.core.model import (
+    EPOCH_MAX,
     Beat,
     ClusterSpec,
     Echo,
@@ -351,7 +352,7 @@ def wire_state_in(state: WireState, by: Numbering) -> WireState:
 def beat_bytes_bound(nodes: int, services: int) -> int:
     """The size in bytes that no beat of such a cluster exceeds: every number at its widest."""
     wide, long = 2**64 - 1, 2**32 - 1
-    identity = Identity(long, nodes, wide)
+    identity = Identity(EPOCH_MAX, nodes, wide)
     beat = Beat(
         sender=nodes,
         link=0,
@@ -366,7 +367,7 @@ def beat_bytes_bound(nodes: int, services: int) -> int:
         load=10,
         calls=long,
         echoes=(Echo(long, wide, long),) * nodes,
-        services=(ServiceEntry(identity, wide, 6, True, long, long),) * services,
+        services=(ServiceEntry(identity, wide, 6, True, long, EPOCH_MAX),) * services,
         releases=tuple(Release(service, identity, nodes) for service in range(services)),
         revision=long,
         staged=long,

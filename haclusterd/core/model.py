@@ -17,7 +17,7 @@ LinkIndex = int
 
 NOBODY_NODE = -1
 FOR_GOOD_US = 10**15  # of an order: until it is taken back
-EPOCH_MAX = 2**53  # nobody counts that far: whoever says so is broken, and is not followed
+EPOCH_MAX = 2**32 - 1  # nobody counts that far: whoever says so is broken, and is not followed
 
 
 class Timing(msgspec.Struct, frozen=True):

@@ -153,7 +153,9 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
 
 def _open_fence(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     service.fence_closed = False
-    service.fence_until_us = now_us + node.spec.timing.fence_us
+    fence_until_us = now_us + node.spec.timing.fence_us
+    # Heart opens nothing beyond the lease: after a late grant only the next echo's lease is enough.
+    service.fence_until_us = fence_until_us if fence_until_us <= service.lease_until_us else NEVER
     out.append(RenewFence(k, service.lease_until_us))
 
 

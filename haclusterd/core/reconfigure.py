@@ -88,6 +88,11 @@ def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> 
         out.append(Answered(event.request, False, "; ".join(reasons)))
         return
     roll, wanted = node.roll, event.spec
+    if roll.voted and not event.voted:
+        # Its word for one file must hold until a set is in force: only that lets it vote anew.
+        text = f"{_me(node)} has agreed to revision {roll.staged} and waits for what is in force"
+        out.append(Answered(event.request, False, text))
+        return
     text = f"{_me(node)} has staged revision {wanted.revision}"
     before = (roll.staged, roll.staged_hash, roll.voted)
     if before == (wanted.revision, wanted.config_hash, event.voted):

@@ -191,10 +191,6 @@ class Loop:
         self.executor.wire.set_incarnation(incarnation)
         self.feed(Froze(gap_us, incarnation), now)
 
-    def restart_incarnation(self) -> None:
-        """As after a freeze: another process may have spoken for this incarnation (upgrade)."""
-        self._thaw(self._lease_us + 1, self.now())
-
     @property
     def last_us(self) -> int:
         """When this loop last read the clock."""

@@ -180,7 +180,7 @@ class Successor:
         self._channel.close()
 
     def may_have_spoken(self) -> bool:
-        """After `abandon`: it said `taken` at the last moment and may have sent beats."""
+        """After `abandon`: it said `taken` at the last moment, and may have decided things."""
         return self._spoke
 
 

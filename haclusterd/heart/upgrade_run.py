@@ -19,7 +19,10 @@ READY_WITHIN_US = 30_000_000  # a Python that starts on a busy host; it hangs af
 
 
 class Upgrade:
-    """At most one at a time. `handed_over` is True once this process is finished for good."""
+    """At most one at a time. `handed_over` is True once this process is finished for good.
+
+    `advance` raises HeartError where this process cannot go on.
+    """
 
     def __init__(self, loop: Loop, parts: Parts, command: Sequence[str], lock: int) -> None:
         self._loop, self._parts = loop, parts
@@ -114,7 +117,8 @@ class Upgrade:
             return
         successor.abandon()
         if successor.may_have_spoken():
-            loop.restart_incarnation()
+            # What it granted or won since, nobody here knows: as after a crash (S1, S3).
+            raise HeartError("upgrade: the new heart took over too late: this one starts anew")
         self._failed("the new heart did not take over in time")
 
     def _failed(self, reason: str) -> None:

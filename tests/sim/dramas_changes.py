@@ -161,6 +161,42 @@ def marked_beside_a_change(seed: int) -> list[str]:
     return found
 
 
+def agreed_twice(seed: int) -> list[str]:
+    """n1 and n2 agree to a set without n3, and only n0 hears that it is decided. They start again
+    with a file of revision 3, and are asked to agree to another revision 2, without n0."""
+    world = _begin(seed, SETS[1:2], 4)
+    hosts = world.hosts
+    without_3, without_0 = (0, 1, 2), (1, 2, 3)
+
+    def reload(members: tuple[int, ...], *nodes: int) -> None:
+        for n in nodes:
+            hosts[n].reload(world.now, spec_of(world.swarm, members, 2, n))
+
+    for host in hosts:
+        host.swift = True
+    reload(without_3, 1, 2)
+    world.play_until(world.now + 300_000)
+    _cut(world, [0], [1, 2, 3])
+    reload(without_3, 0)
+    world.play_until(world.now + 600_000)
+    for n in (1, 2):
+        hosts[n].kill(world.now, power=False)
+        hosts[n].file = spec_of(world.swarm, without_0, 3, n)
+    world.play_until(world.now + 100_000)
+    for n in (1, 2):
+        world.boot(world.now, hosts[n])
+    world.play_until(world.now + 4_000_000)
+    reload(without_0, 1)
+    world.play_until(world.now + 120_000)
+    _cut(world, [1], [2, 3])
+    reload(without_0, 2, 3)
+    world.play_until(world.now + 1_500_000)
+    world.network.cut.pop((0, 1, 0), None)
+    world.network.cut.pop((1, 0, 0), None)
+    world.play_until(world.now + 2_500_000)
+    return list(world.checkers.violations)
+
+
 def _mark(world: World, *tellers: int) -> None:
     for n in tellers:
         for dead in ("n3", "n4"):
@@ -177,5 +213,6 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         without_a_majority,
         late_file,
         marked_beside_a_change,
+        agreed_twice,
     )
 }

@@ -129,6 +129,7 @@ DRILLS: dict[str, Drill] = {
     "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
     "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
+    "agreed to one file at a time": Drill(c.agrees_twice, drama="agreed_twice"),
     "no mark beside a change of the voters": Drill(
         c.marks_beside_a_change, drama="marked_beside_a_change"
     ),

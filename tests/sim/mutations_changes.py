@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from haclusterd.core import marks, reconfigure
+from haclusterd.core import node as core
+from haclusterd.core.actions import Action
 from haclusterd.core.inputs import StageRequested
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.state import Node
@@ -79,6 +81,17 @@ def file_is_enough() -> None:
         before(node, proven=True, kin=kin)
 
     reconfigure.begin = begin
+
+
+def agrees_twice() -> None:
+    """A file that lies on the host displaces the set that this node has agreed to."""
+    true = reconfigure.stage
+
+    def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> None:
+        node.roll.voted = node.roll.voted and event.voted
+        true(node, event, now_us, out)
+
+    core._TAKE[StageRequested] = stage
 
 
 def marks_beside_a_change() -> None:

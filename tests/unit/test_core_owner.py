@@ -33,6 +33,20 @@ def test_lease_starts_at_the_claims_own_send_time() -> None:
     assert bench.service.lease_until_us == claim.sent_us + 100_000
 
 
+def test_after_a_late_grant_the_next_echo_opens_the_fence() -> None:
+    """A grant to the third resend leaves a lease that is shorter than the fence's time."""
+    bench = Bench().after_hold_down()
+    bench.keep_hearing(100, (1, STANDBY))
+    claim = bench.service.claim
+    assert claim is not None
+    bench.pass_ms(claim.sent_us / 1000 + 45 - bench.now_us / 1000)
+    bench.hear(1, entry(claim.identity))
+    assert bench.stands_in(State.OWNED)
+    bench.forget()
+    bench.hear(1, entry(claim.identity, lease_seq=bench.node.seq))
+    assert kinds(bench.asked, RenewFence), "not a whole beat later"
+
+
 def test_lease_runs_from_the_send_time_of_the_newest_echoed_beat() -> None:
     bench = Bench()
     mine = bench.own()

@@ -289,6 +289,21 @@ def test_a_claim_of_who_was_left_behind_is_not_granted_not_even_later() -> None:
     assert bench.service.promise == claim
 
 
+def test_a_file_on_the_host_displaces_nothing_that_was_agreed_to() -> None:
+    """Else the node would agree to two sets of one revision, which two majorities may decide."""
+    bench = at_revision_2().after_hold_down()
+    assert stage(bench, FOUR).ok
+    later = msgspec.structs.replace(FOUR, revision=4, config_hash=44)
+    assert not stage(bench, later, voted=False).ok
+    roll = bench.node.roll
+    assert (roll.staged, roll.staged_hash, roll.voted) == (3, FOUR.config_hash, True)
+    other = msgspec.structs.replace(FOUR, config_hash=33)
+    assert "another file as revision 3" in stage(bench, other).text
+    bench.give(inp.Overheard(4, 44))
+    assert stage(bench, later).ok, "what is in force ends it"
+    assert reconfigure.is_decided(bench.node)
+
+
 def test_the_floor_never_falls() -> None:
     bench = at_revision_2()
     stage(bench, FOUR)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from haclusterd.core.actions import Answered
 from haclusterd.heart import upgrade_run
+from haclusterd.heart.errors import HeartError
 from haclusterd.heart.loop import Loop
 from haclusterd.heart.parts import Parts
+from haclusterd.heart.upgrade import Successor
 from haclusterd.heart.upgrade_run import Upgrade
 from tests.unit.test_heart_loop import SPEC
 
@@ -26,6 +29,7 @@ s = socket.socket(fileno=int(sys.argv[-1]))
 s.send(msgspec.msgpack.encode(Ready(FORMAT, __version__, 0)))
 time.sleep(600)
 """
+_TAKES = _SAYS_READY.replace("time.sleep(600)", "s.send(b'taken'); time.sleep(600)")
 _REFUSES = _SAYS_READY.replace("Ready(FORMAT, __version__, 0)", "Ready(FORMAT, '', 0, 'no key')")
 
 
@@ -94,6 +98,33 @@ def test_a_stop_ends_an_upgrade_that_is_under_way(program: str) -> None:
     assert not rest.answers[-1].ok
     upgrade.give_up("again")
     assert rest.answers[-1].text == "this node is being stopped", "said once"
+
+
+def test_s3_a_heart_that_cannot_know_what_the_new_one_promised_starts_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The old heart was stopped after its last look for the word, and the new one has lived since:
+    with the memory of before it would grant what the new one has won."""
+    upgrade, rest = upgrade_to(_TAKES)
+    upgrade.begin(7)
+    (descriptor,) = rest.watched
+    assert select.select([descriptor], [], [], 20)[0]
+    rest.watched[descriptor]()
+
+    def stopped(successor: Successor, state: object, descriptors: object) -> bool:
+        assert select.select([descriptor], [], [], 20)[0], "the word has come meanwhile"
+        return False
+
+    monkeypatch.setattr(Successor, "hand_over", stopped)
+    monkeypatch.setattr(upgrade_run, "HandOver", lambda **words: None)
+    monkeypatch.setattr(upgrade_run, "pack_wire", lambda state: None)
+    part = SimpleNamespace(export_state=tuple, held=(), identity=(), pid=0, recovering=tuple)
+    parts = SimpleNamespace(links=(), wire=part, addresses=part, freeswitch=part, agent=part)
+    upgrade._parts = cast(Parts, parts)
+    rest.next_beat_us = rest.last_us + SPEC.timing.heartbeat_us
+    with pytest.raises(HeartError, match="starts anew"):
+        upgrade.advance()
+    assert not upgrade.handed_over
 
 
 def test_heart_does_not_wait_for_the_end_of_a_new_heart_that_refuses(

@@ -6,10 +6,12 @@ import msgspec
 import pytest
 
 from haclusterd.core.model import (
+    EPOCH_MAX,
     NOBODY,
     Beat,
     ClusterSpec,
     Echo,
+    Flag,
     Identity,
     NodeSpec,
     Release,
@@ -353,15 +355,17 @@ def test_window_survives_any_leap() -> None:
 def test_the_bound_holds_for_the_widest_beat() -> None:
     nodes, services = 5, 6
     wide, long = 2**64 - 1, 2**32 - 1
-    owner = Identity(long, 4, wide)
+    owner = Identity(EPOCH_MAX, 4, wide)
     widest = Beat(
-        4, 1, wide, wide, wide, True, long, long, 63, 100, 10, long,
+        4, 1, wide, wide, wide, True, long, long, sum(Flag), 100, 10, long,
         (Echo(long, wide, long),) * nodes,
-        (ServiceEntry(owner, wide, 6, True, long),) * services,
+        (ServiceEntry(owner, wide, 6, True, long, EPOCH_MAX),) * services,
         (Release(5, owner, 4),) * services,
+        long, long, long,
     )  # fmt: skip
     sender = Wire(spec(4, nodes=nodes, services=services), KeyRing((KEY_1,)), wide)
-    assert len(sender.seal(widest)) <= beat_bytes_bound(nodes, services)
+    sender.version = 2
+    assert len(sender.seal(widest)) == beat_bytes_bound(nodes, services)
 
 
 def test_keys_that_are_none() -> None:
