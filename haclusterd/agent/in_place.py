@@ -102,7 +102,9 @@ class InPlace:
 
     async def repeat(self, name: str) -> None:
         """Once more, for what has not ended since; in the end only to have standby lifted."""
-        one = self.stranded[name]
+        one = self.stranded.get(name)
+        if one is None:
+            return
         self._keep_live(name, one)
         if one.records and asyncio.get_running_loop().time() - one.since >= GIVE_UP_S:
             await self._give_up(name, one)

@@ -339,7 +339,25 @@ class Recoveries:
         until = loop.time() + SETTLE_S
         while loop.time() < until and await self._replication.unrecovered(name):
             await asyncio.sleep(SETTLE_POLL_S)
+        await self._log_late(self._replication, name)
         self._replication.settle(name)
+
+    async def _log_late(self, replication: Replication, name: str) -> None:
+        """What FreeSWITCH's table has by now and nobody told; while it cannot be read, others keep
+        the only copies."""
+        said = ""
+        while (switch := self.switch) is not None and (late := await replication.unrecovered(name)):
+            uuids = {record.uuid for record in late}
+            try:
+                found = await switch.snapshot()
+            except SwitchError as error:
+                if str(error) != said:
+                    log.warning("calls of %s have no copy of their new owner: %s", name, error)
+                said = str(error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            replication.append([r for r in found if r.service == name and r.uuid in uuids])
+            return
 
     def _bury_own(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
         """FreeSWITCH tracks a call that nobody has answered for, too: its row here is no proof.

@@ -163,3 +163,20 @@ async def test_m13_in_place_is_given_up_and_what_is_not_up_is_buried(
     await until(lambda: bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, ""))
     assert recovered(bench) == [], "but standby was lifted"
     assert bench.switch.done[-1][3] == []
+
+
+async def test_s9_standbys_forget_nothing_while_the_table_of_calls_cannot_be_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.05)
+    bench.replication.known = [record("u1"), record("u2")]
+    bench.services.recover(recover())
+    await until(lambda: recovered(bench) == ["u1", "u2"])
+    bench.switch.fail = SwitchError(LOCKED)
+    await asyncio.sleep(0.3)
+    assert bench.replication.settled == []
+    bench.switch.calls_here = [record("u1", version=9), record("w1", "west")]
+    bench.switch.fail = None
+    await bench.settle()
+    assert bench.replication.settled == ["east"]
+    assert bench.replication.appended == [record("u1", version=9)]
