@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"core", "files", "wire"},
     "core": set(),
     "files": set(),
-    "freeswitch": {"core", "config"},
+    "freeswitch": {"core", "config", "lasting"},
     "heart": {"core", "wire", "replay", "config", "keys", "trace"},
     "keys": {"config", "core", "wire", "certificates"},
     "lasting": set(),

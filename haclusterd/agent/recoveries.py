@@ -14,6 +14,7 @@ from functools import partial
 from haclusterd.agent.admission import Admission
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
+from haclusterd.agent.in_place import InPlace
 from haclusterd.agent.latecomers import hear_all
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.reports import Account, Chronicle, Reports, last_heard, sentence
@@ -23,7 +24,7 @@ from haclusterd.agent.verdicts import Crier
 from haclusterd.config import RecoverySection
 from haclusterd.core.actions import Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
-from haclusterd.core.model import ClusterSpec, Identity
+from haclusterd.core.model import ClusterSpec
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.core.text import brief
 from haclusterd.core.view import View
@@ -46,7 +47,7 @@ EARLY_MAX = 10_000
 
 class Recoveries:
     """See the module. `pending` holds what could not be recovered while the service is still
-    owned, `recovering` what has not every verdict yet.
+    owned, with the calls of `again`; `recovering` what has not every verdict yet.
 
     `without_switch()` tells why there is no switch yet where there should be one.
     """
@@ -78,9 +79,15 @@ class Recoveries:
         self.switch: Switch | None = None
         self.view: View | None = None
         self.pending: dict[str, Recover] = {}
+        self.again: dict[str, Sequence[CallRecord]] = {}
         self.recovering: dict[str, Recover] = {}
         self.generation = 0  # of FreeSWITCH: another process is another one
         self.exited_us = 0  # when the FreeSWITCH before this one was seen gone
+        self._refused: dict[str, tuple[Recover, str]] = {}  # why the last attempt failed
+        self.in_place = InPlace(
+            spec, self, replication, history, reports, send, self._inject, self._finish,
+            self._policy.calls == "recover",
+        )  # fmt: skip
 
     @property
     def _me(self) -> str:
@@ -124,15 +131,22 @@ class Recoveries:
             log.exception("recovery of %s", name)
             reason = f"haclusterd failed ({error!r}); see its log (journalctl)"
         finally:
-            told.close()
-        reason = brief(reason)  # it has to fit into a packet to heart
+            reason = brief(reason)  # it has to fit into a packet to heart
+            said_of, said = self._refused.get(name, (None, ""))
+            if reason and said_of == action and not told.verdicts:
+                self._reports.discard(account)
+            else:
+                told.close()
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
         if reason:
-            self.pending[name] = action
+            self.pending[name], self.again[name] = action, again
+            self._refused[name] = action, reason
             self.recovering.pop(name, None)
-            text = f"{self._me} cannot recover {name}: {reason}"
-            self._history.add("A5", text, None, name, epoch)
+            if (said_of, said) != (action, reason):
+                text = f"{self._me} cannot recover {name}: {reason}"
+                self._history.add("A5", text, None, name, epoch)
             return
+        self._refused.pop(name, None)
         await self._settle(name, told.verdicts, again)
         self.recovering.pop(name, None)
 
@@ -146,7 +160,7 @@ class Recoveries:
             asked = asyncio.create_task(self._replication.fetch(name, COLLECT_MS, dead))
             records = await self._collect(name, again, [], account, set(), asked)
             await self._inject(name, epoch, [], account)
-            told.judged(self._by_policy(records))
+            told.judged(self.by_policy(records))
             return
         asked = asyncio.create_task(self._replication.fetch(name, COLLECT_MS, dead))
         await asyncio.sleep(0)  # the question is on its way
@@ -191,7 +205,7 @@ class Recoveries:
             return False
         return True
 
-    def _by_policy(self, records: Sequence[CallRecord]) -> list[CallVerdict]:
+    def by_policy(self, records: Sequence[CallRecord]) -> list[CallVerdict]:
         if self._policy.calls == "ignore":
             return []
         return [CallVerdict(r.uuid, "lost", "not recovered: recovery.calls") for r in records]
@@ -229,29 +243,6 @@ class Recoveries:
         account.replicated = len(records)
         given.update(record.uuid for record in records)
         return records
-
-    async def in_place(
-        self, name: str, identity: Identity | None, epoch: int, records: Sequence[CallRecord]
-    ) -> None:
-        """Into another FreeSWITCH process on this node: the service stayed."""
-        index = [s.name for s in self._spec.services].index(name)
-        identity = identity or Identity(epoch, self._spec.me, 0)
-        times = {"dead": self.exited_us} if self.exited_us else {}
-        action = Recover(index, identity, self._spec.me, "FreeSWITCH came back", times)
-        account = self._reports.begin(name, self._me, self._me, action, False)
-        account.moment("freeswitch_up")
-        verdicts: list[CallVerdict] = []
-        try:
-            if self._policy.calls == "recover":
-                verdicts = await self._inject(name, epoch, records, account)
-            else:
-                await self._inject(name, epoch, [], account)
-                verdicts = self._by_policy(records)
-        except SwitchError as error:
-            self._history.add("A5", f"{self._me} cannot recover {name}: {error}", None, name, epoch)
-        finally:
-            self._finish(account, verdicts)
-        self._bury(name, verdicts, {record.uuid: record.version for record in records})
 
     def _attempt_id(self, epoch: int) -> int:
         """Names a recovery to `Recovery`: another process is another one, in the same epoch."""
@@ -343,12 +334,30 @@ class Recoveries:
         if self._replication is None:
             return
         mine = [*again, *await self._replication.unrecovered(name)]
-        self._bury(name, verdicts, {record.uuid: record.version for record in mine})
+        self.bury(name, verdicts, {record.uuid: record.version for record in mine})
         loop = asyncio.get_running_loop()
         until = loop.time() + SETTLE_S
         while loop.time() < until and await self._replication.unrecovered(name):
             await asyncio.sleep(SETTLE_POLL_S)
+        await self._log_late(self._replication, name)
         self._replication.settle(name)
+
+    async def _log_late(self, replication: Replication, name: str) -> None:
+        """What FreeSWITCH's table has by now and nobody told; while it cannot be read, others keep
+        the only copies."""
+        said = ""
+        while (switch := self.switch) is not None and (late := await replication.unrecovered(name)):
+            uuids = {record.uuid for record in late}
+            try:
+                found = await switch.snapshot()
+            except SwitchError as error:
+                if str(error) != said:
+                    log.warning("calls of %s have no copy of their new owner: %s", name, error)
+                said = str(error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            replication.append([r for r in found if r.service == name and r.uuid in uuids])
+            return
 
     def _bury_own(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
         """FreeSWITCH tracks a call that nobody has answered for, too: its row here is no proof.
@@ -362,7 +371,7 @@ class Recoveries:
                 [Tombstone(name, uuid, v, lost[uuid][:200]) for uuid, v in versions.items()]
             )
 
-    def _bury(self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]) -> None:
+    def bury(self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]) -> None:
         """A call that did not come back, or has ended since, must not be recovered by the next
         owner either (S8)."""
         if self._replication is None:

@@ -217,6 +217,12 @@ class Reports:
         self._finished.append(report)
         return report
 
+    def discard(self, account: Account) -> None:
+        """An attempt that ended as the one before it did."""
+        account.done = True
+        if self._open.pop(account.number, None) is not None and account.number == self._number:
+            self._number -= 1
+
     def under_way(self) -> dict[str, Progress]:
         """How far recoveries are, by service."""
         return {account.service: account.progress() for account in self._open.values()}

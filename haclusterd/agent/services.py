@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from haclusterd.agent.again import Again
 from haclusterd.agent.clock import now_us
 from haclusterd.agent.history import History
 from haclusterd.agent.leaving import clear_old_rows, end_calls
@@ -50,6 +51,7 @@ class Services:
         self._busy: dict[str, str] = {}
         self._owned: dict[str, Identity] = {}
         self._unsure: set[str] = set()  # services whose profiles may serve here unseen
+        self._again = Again(self._repeat)
 
     @property
     def view(self) -> View | None:
@@ -75,7 +77,7 @@ class Services:
         name = self._spec.services[action.service].name
         self._owned[name] = action.identity
         self._unsure.discard(name)
-        self._work.pending.pop(name, None)
+        self._drop_waiting(name)
         account = self._work.begin(name, action)
         # Its turn comes after this, but before that of the news to all peers that `own` sends.
         self._work.recovering[name] = action
@@ -90,7 +92,8 @@ class Services:
         service = self._spec.services[action.service]
         self._owned.pop(service.name, None)
         self._unsure.discard(service.name)
-        self._work.pending.pop(service.name, None)
+        self._drop_waiting(service.name)
+        self._again.forget(service.name)
         self._work.recovering.pop(service.name, None)
         if self.switch is not None:
             self.switch.set_fenced(service.name, True)
@@ -121,11 +124,15 @@ class Services:
     def _drop_recovery(self, name: str, epoch: int) -> None:
         """Another node owns the service since. An owner whose FreeSWITCH died has no call to end,
         so heart gives no order; what could not be recovered here is that node's now."""
-        held = self._owned.get(name)
-        if held is None or held.epoch >= epoch:
+        held, stranded = self._owned.get(name), self._work.in_place.stranded.get(name)
+        newest = (
+            held.epoch if held is not None else stranded.epoch if stranded is not None else epoch
+        )
+        if newest >= epoch:
             return
-        del self._owned[name]
-        waiting = self._work.pending.pop(name, None)
+        self._owned.pop(name, None)
+        waiting = self._drop_waiting(name)
+        self._again.forget(name)
         if self._work.recovering.pop(name, None) or waiting:
             task = self._tasks.get(name)
             if task is not None:
@@ -171,6 +178,7 @@ class Services:
 
     async def stop(self) -> None:
         """End all tasks."""
+        self._again.stop()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -197,11 +205,9 @@ class Services:
                 continue
             text = f"FreeSWITCH on {self._me} came back: {len(records)} legs of {name} in place"
             self._history.add("A3", text, None, name, epoch)
-            self._start(
-                name,
-                "recovering in place",
-                self._work.in_place(name, self._owned.get(name), epoch, records),
-            )
+            self._again.forget(name)
+            work = self._work.in_place.recover(name, self._owned.get(name), epoch, records)
+            self._start(name, "recovering in place", work)
 
     def freeswitch_exited(self) -> None:
         """The process is gone: what it carried counts as out from now on."""
@@ -215,12 +221,40 @@ class Services:
         # have outlived the agent and the heart that knew.
         self._unsure = {s.name for s in self._spec.services if s.profiles}
         self._make_sure()
-        for action in list(self._work.pending.values()):
-            self.recover(action)  # nobody else could have them: try again
+        for name in {**self._work.pending, **self._work.in_place.stranded}:
+            self._once_more(name)  # nobody else could have them
 
     def busy(self, service: str) -> str:
         """What keeps this node from taking the service over now; empty if nothing."""
         return self._busy.get(service) or self._busy.get("", "")
+
+    # -- what failed --
+
+    def _drop_waiting(self, name: str) -> bool:
+        """True if there was something to try again."""
+        self._work.again.pop(name, None)
+        stranded = self._work.in_place.stranded.pop(name, None)
+        return self._work.pending.pop(name, None) is not None or stranded is not None
+
+    def _repeat(self, name: str) -> None:
+        """Its time has come. Calls of a service that is fenced just now have no way to phones."""
+        view, switch = self.view, self.switch
+        owned = view is None or any(
+            s.name == name and s.local_state == "owned" for s in view.services
+        )
+        if name in self._tasks:
+            return  # its end sees to it
+        if owned and switch is not None and switch.up:
+            self._once_more(name)
+        else:
+            self._again.failed(name)
+
+    def _once_more(self, name: str) -> None:
+        action = self._work.pending.get(name)
+        if action is not None:
+            self.recover(action, self._work.again.get(name, ()))
+        elif name in self._work.in_place.stranded:
+            self._start(name, "recovering in place", self._work.in_place.repeat(name))
 
     # -- work --
 
@@ -243,6 +277,11 @@ class Services:
             del self._tasks[name]
             self._busy.pop(name, None)
             self._changed()
+            if name in self._work.pending or name in self._work.in_place.stranded:
+                if not task.cancelled():
+                    self._again.failed(name)
+            else:
+                self._again.forget(name)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed", task.get_name(), exc_info=error)
 

@@ -12,10 +12,11 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from haclusterd.core.records import CallRecord, CallVerdict
+from haclusterd.lasting import lasting
 
 from . import metadata
 from .esl import Esl
@@ -46,6 +47,7 @@ class _Watched:
     heard_at: float = 0.0
     answered_at: float = 0.0  # after the verdict
     row_cseq: str = ""  # as FreeSWITCH has written it since
+    limits: list[Limit] = field(default_factory=list)  # to be counted once it answers
 
     def became(self, verdict: str, reason: str, at: float = 0.0) -> CallVerdict:
         """Its new verdict; `at` is when the call was back."""
@@ -81,17 +83,20 @@ class Aftercare:
         unanswered: Sequence[tuple[CallRecord, Sign]],
         halves: Sequence[CallRecord],
         outage_began: float | None,
+        limits: Mapping[str, list[Limit]] | None = None,
     ) -> None:
-        """Begin with these; `unanswered` come with what an answer changes."""
+        """Begin with these; `unanswered` come with what an answer changes. `limits`: by call, what
+        is to be counted then."""
         now = asyncio.get_running_loop().time()
         entries: list[tuple[CallRecord, Sign | None]] = list(unanswered)
         entries += [(record, None) for record in halves if can_be_asked(record.partner)]
         for record, sign in entries[: max(0, WATCHED_MAX - len(self._watched))]:
             self._watched[record.uuid] = _Watched(
-                service, record, sign, now, outage_began, heard_at=now
-            )
+                service, record, sign, now, outage_began, heard_at=now,
+                limits=list((limits or {}).get(record.uuid, ())),
+            )  # fmt: skip
         if self._watched and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run(), name="aftercare")
+            self._task = lasting(self._run(), "aftercare")
 
     def forget(self, service: str) -> None:
         """The service has another owner: its calls are ended elsewhere, or by others."""
@@ -127,6 +132,8 @@ class Aftercare:
                     break  # reconnecting, or another FreeSWITCH: the channels tell
                 except EslError as error:
                     log.info("call %s is looked at later: %s", uuid, error)
+                    if self._watched.pop(uuid, None) is one:
+                        self._watched[uuid] = one  # last, so that those behind it do not wait
                     break
                 if over:
                     self._watched.pop(uuid, None)
@@ -163,6 +170,7 @@ class Aftercare:
 
     async def _answered(self, one: _Watched, now: float) -> bool:
         """After the verdict, and its other leg may have been called half a call."""
+        await self._count(one)
         one.sign, one.answered_at = None, now
         partner = one.record.partner
         reason = f"re-INVITE answered {one.late(now)}"
@@ -173,6 +181,13 @@ class Aftercare:
             return True
         self._settled(one.service, one.became("partial", f"{reason}, not its other leg", now))
         return not can_be_asked(partner)
+
+    async def _count(self, one: _Watched) -> None:
+        """Each once: mod_hash knows a call that it has counted, mod_db does not."""
+        while one.limits:
+            for refused in await apply_limits(self._esl, [(one.record.uuid, one.limits[0])]):
+                log.warning("a limit is not counted: %s", refused)
+            del one.limits[0]
 
     async def _look_at_half(self, one: _Watched) -> bool:
         uuid, partner = one.record.uuid, one.record.partner

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from haclusterd.core.records import CallRecord, Tombstone
+from haclusterd.lasting import lasting
 
 from . import changelog, metadata, tags
 from .changelog import RecoveryRow
@@ -155,7 +156,7 @@ class CallSource:
         if self._core_uuid:
             self._reader.follow(self._core_uuid)
         self._reader.start()
-        self._ticker = asyncio.create_task(self._tick(), name="calls-tombstones")
+        self._ticker = lasting(self._tick(), "calls-tombstones")
         if self._positions is not None:
             await self._positions.start()
         if self._esl is not None:
@@ -271,6 +272,8 @@ class CallSource:
             try:
                 return taken.result(0.2)
             except concurrent.futures.TimeoutError:
+                if taken.done():
+                    return taken.result()  # or what it raised
                 if self._reader is None or self._reader.halted:
                     taken.cancel()
                     return False

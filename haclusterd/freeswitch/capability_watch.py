@@ -10,6 +10,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
+from haclusterd.lasting import lasting
+
 from .capabilities import Capabilities, read
 from .esl import Esl, EslFactory, EventItem
 from .esl_errors import EslError
@@ -45,7 +47,7 @@ class CapabilityWatch:
 
     async def start(self) -> None:
         await self._esl.start()
-        self._task = asyncio.get_running_loop().create_task(self._watch(), name="capabilities")
+        self._task = lasting(self._watch(), "capabilities")
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from haclusterd.core.text import brief
+
 from . import changelog
 from .changelog import CoreDbError, LogEntry, RecoveryRow
 from .file_watch import FileWatch
@@ -75,6 +77,7 @@ class CoreReader(threading.Thread):
         self._data_version = -1
         self._schema_version = -1
         self._seq = 0
+        self._fault = ""  # of ours, the last one
 
     def follow(self, runtime_uuid: str) -> None:
         """Watch the rows of this FreeSWITCH process from now on, starting with a full read."""
@@ -106,7 +109,7 @@ class CoreReader(threading.Thread):
             try:
                 # One more look follows an announced one: the event may come before the commit.
                 calm = self._look(announced or not calm) and not announced
-            except (CoreDbError, sqlite3.Error) as error:
+            except Exception as error:  # noqa: BLE001
                 calm = False
                 now = time.monotonic()
                 failing_since = failing_since if failing_since is not None else now
@@ -132,11 +135,19 @@ class CoreReader(threading.Thread):
         time.sleep(self._poll_s)  # a third of the CPU of Event.wait, and as good at these times
         return self._watch.wait(0)
 
-    def _fail(self, error: CoreDbError | sqlite3.Error) -> None:
+    def _fail(self, error: Exception) -> None:
+        """A fault of ours is said with its traceback once, and else as a problem, like any other:
+        without this thread no call has a copy anywhere."""
         self._close()
         if isinstance(error, sqlite3.Error):
             error = changelog.explain(self._path, error)
-        self._report(str(error))
+        problem = str(error)
+        if not isinstance(error, CoreDbError):
+            problem = brief(f"calls are not followed: haclusterd failed ({error!r}); see its log")
+            if problem != self._fault:
+                self._fault = problem
+                log.error("%s", self.name, exc_info=error)
+        self._report(problem)
 
     def _close(self) -> None:
         if self._connection is not None:

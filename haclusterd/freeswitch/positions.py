@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.core.records import CallRecord
+from haclusterd.lasting import lasting
 
 from . import changelog, metadata
 from .esl import Esl, EslFactory, EventItem, EventsLost
@@ -164,7 +165,7 @@ class Positions:
             heard.variables = variables(item)
             self._changed.add(uuid)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._settle(), name="positions of calls")
+            self._task = lasting(self._settle(), "positions of calls")
 
     async def _settle(self) -> None:
         while self._changed:

@@ -26,7 +26,7 @@ from .esl_errors import EslError
 from .injection import StreamRow
 from .launching import Launcher
 from .media_ahead import MediaAhead
-from .mends import limits_to_apply, mend_all
+from .mends import Limit, limits_to_apply, mend_all
 from .options import RecoveryOptions
 from .proving import CONNECT_MS, Progress, Prover, Run
 from .rest import Rest
@@ -242,20 +242,26 @@ class Recovery:
     ) -> None:
         """What is left to do once every leg is decided or the deadline is over."""
         run.tell("recovered", run.check.answered)
-        up = set(run.check.to_hear())
-        limits = [
-            (record.uuid, limit)
+        wanted = {
+            record.uuid: limits
             for record in records
-            if record.uuid in up
-            for limit in limits_to_apply(record, self._mends)
-        ]
-        for refused in await apply_limits(self._watch, limits):
-            log.warning("a limit is not counted: %s", refused)
+            if record.uuid in run.check and (limits := limits_to_apply(record, self._mends))
+        }
+        await self._count_limits(run, wanted)
         await self._prover.hear(run)
         await self._prover.confirm(run)
+        await self._count_limits(run, wanted)  # who answered meanwhile
         run.check.drop_suspects()
         self._remember(run, records)
-        self.aftercare.watch(run.service, run.check.unanswered(), run.check.halves(), outage_began)
+        unanswered = run.check.unanswered()
+        self.aftercare.watch(run.service, unanswered, run.check.halves(), outage_began, wanted)
+
+    async def _count_limits(self, run: Run, wanted: dict[str, list[Limit]]) -> None:
+        """Of legs that are up, until all are; what is left of `wanted` is of legs that are not."""
+        while up := [uuid for uuid in run.check.up() if uuid in wanted]:
+            limits = [(uuid, limit) for uuid in up for limit in wanted.pop(uuid)]
+            for refused in await apply_limits(self._watch, limits):
+                log.warning("a limit is not counted: %s", refused)
 
     def tracked(self, changes: Sequence[object]) -> None:
         """Rows that FreeSWITCH wrote of its own calls prove an answer, as its replies do.

@@ -237,6 +237,10 @@ class Verification:
 
     # after the deadline: what flows, and what is left over
 
+    def up(self) -> list[str]:
+        """Legs whose phone has answered and that have not ended since."""
+        return [uuid for uuid, leg in self._legs.items() if leg.up]
+
     def to_hear(self) -> list[str]:
         """Legs that are up and of which no RTP was seen yet."""
         return [uuid for uuid, leg in self._legs.items() if leg.up and leg.packets <= 0]

@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -111,3 +111,26 @@ async def test_a_consumer_that_cannot_reset_does_not_end_the_capture(
         with contextlib.suppress(RuntimeError):
             await source.follow("core-2")
         await until(lambda: [r.uuid for r in told.records] == ["a"])
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), TimeoutError()])
+async def test_a_fault_of_ours_is_a_problem_and_does_not_end_the_capture(
+    switch: Switch, told: Told, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, error: Exception,
+) -> None:  # fmt: skip
+    """The thread ended, `problem` stayed empty, and no call had a copy anywhere from then on."""
+    faults = [error] * 3
+
+    def records(rows: Any) -> list[Change]:
+        if faults:
+            raise faults.pop()
+        return whole(rows)
+
+    async with following(switch, told) as source:
+        whole = source._records
+        monkeypatch.setattr(source, "_records", records)
+        switch.answer("a")
+        await until(lambda: repr(error) in source.problem)
+        await until(lambda: [r.uuid for r in told.records] == ["a"])
+        await until(lambda: source.problem == "")
+    assert caplog.text.count("Traceback") == 1, "said once"

@@ -7,9 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from haclusterd.core.records import CallVerdict
+from haclusterd.core.records import CallRecord, CallVerdict
+from haclusterd.freeswitch import aftercare
+from haclusterd.freeswitch.esl import Esl
+from haclusterd.freeswitch.esl_errors import EslTimeout
 from haclusterd.freeswitch.options import RecoveryOptions
 from tests.fixtures.freeswitch.fake_recovery import Switch, calls, quick_switch, record, recovery_of
 
@@ -179,3 +183,88 @@ async def test_e2_who_rings_late_has_not_answered_late(switch: Switch) -> None:
         await bench.until(lambda: bool(bench.later))
     assert bench.last == {"call-0": "lost"}
     assert switch.killed == ["uuid_kill call-0 RECOVERY_ON_TIMER_EXPIRE"]
+
+
+LIMIT = '<app_log>\n    <application app_name="limit" app_data="{} out trunk 5"></application>'
+
+
+def limited(backend: str = "hash") -> list[CallRecord]:
+    text = PAIR[0].metadata.replace("<app_log>", LIMIT.format(backend), 1)
+    return [msgspec.structs.replace(PAIR[0], metadata=text), PAIR[1]]
+
+
+@pytest.mark.parametrize("late", ["a", "b"])
+async def test_b12_a_call_that_answers_late_is_counted_once(switch: Switch, late: str) -> None:
+    switch.silent = {late}
+    bridge(switch)
+    async with bench_of(switch) as bench:
+        await bench.recovery.recover("east", ["pa"], limited())
+        assert switch.limited == ([] if late == "a" else ["uuid_limit a hash out trunk"])
+        switch.channels[late] = ANSWER
+        await bench.until(lambda: len(bench.later) == 2)
+        await asyncio.sleep(0.1)
+    assert switch.limited == ["uuid_limit a hash out trunk"]
+
+
+async def test_b12_a_call_that_answers_while_others_are_heard_is_counted(switch: Switch) -> None:
+    switch.silent = {"a"}
+    switch.packets["b"] = 0  # so that it is listened to for a while
+    bridge(switch)
+
+    def answers(line: str) -> str:
+        if not bench.recovery.aftercare.orphans and "b" in line:
+            row = msgspec.structs.replace(PAIR[0], sip_cseq=ANSWER)
+            switch.channels["a"] = ANSWER
+            bench.recovery.tracked([row])
+        return switch.media_stats(line)
+
+    async with bench_of(switch) as bench:
+        switch.api["json"] = answers
+        found = await bench.recovery.recover("east", ["pa"], limited())
+        assert "lost" not in {v.verdict for v in found}
+    assert switch.limited == ["uuid_limit a hash out trunk"]
+
+
+async def test_b12_mod_db_is_told_once(switch: Switch) -> None:
+    """It counts a call as often as it is told to."""
+    switch.silent = {"a"}
+    switch.api["module_exists"] = lambda _: "true"
+    bridge(switch)
+    async with bench_of(switch) as bench:
+        await bench.recovery.recover("east", ["pa"], limited("db"))
+        switch.channels["a"] = ANSWER
+        await bench.until(lambda: len(bench.later) == 2)
+        await asyncio.sleep(0.1)
+    assert switch.limited == ["uuid_limit a db out trunk"]
+
+
+async def test_a_leg_that_cannot_be_asked_for_does_not_hold_up_those_behind_it(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch.silent = {"call-0", "call-1", "call-2"}
+    switch.packets = dict.fromkeys(switch.silent, 0)
+    asked = aftercare.packets_from_phone
+
+    async def packets(esl: Esl, uuid: str, timeout_ms: int = 5000) -> int:
+        if uuid == "call-0":
+            raise EslTimeout("FreeSWITCH did not answer")
+        return await asked(esl, uuid, timeout_ms)
+
+    monkeypatch.setattr(aftercare, "packets_from_phone", packets)
+    async with bench_of(switch) as bench:
+        await bench.recovery.recover("east", ["pa"], calls(3))
+        await bench.until(lambda: len(bench.later) == 2)
+    assert sorted(line.split()[1] for line in switch.killed) == ["call-1", "call-2"]
+
+
+async def test_aftercare_that_fails_is_said_at_once(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(esl: Esl, uuid: str) -> int:
+        raise KeyError(uuid)
+
+    switch.silent = {"call-0"}
+    async with bench_of(switch) as bench:
+        await bench.recovery.recover("east", ["pa"], calls(1))
+        monkeypatch.setattr(aftercare, "packets_from_phone", broken)
+        await bench.until(lambda: "aftercare failed" in caplog.text)

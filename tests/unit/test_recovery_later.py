@@ -1,0 +1,182 @@
+"""What could not be recovered here is tried again while FreeSWITCH is there, and ends (E1, E2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from haclusterd.agent.switch import SwitchError
+from haclusterd.core.inputs import RecoveryEnded
+from haclusterd.core.model import Identity
+from haclusterd.core.records import Tombstone
+from tests.fixtures.agent_parts import record, view
+from tests.unit.test_agent_services import Bench, recover, recovered
+
+pytestmark = pytest.mark.timeout(20)
+LOCKED, FULL = "core.db: database is locked", "core.db: database or disk is full"
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr("haclusterd.agent.recoveries.RETRY_S", 0.01)
+    monkeypatch.setattr("haclusterd.agent.again.AGAIN_S", 0.05)
+    made = Bench(tmp_path)
+    yield made
+    await made.services.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def replaced(bench: Bench, reason: str = LOCKED) -> None:
+    """Another FreeSWITCH process, which cannot be given the two calls of `east`."""
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.replication.append([record("u1", version=3), record("u2", version=4)])
+    bench.sent.clear()
+    bench.switch.fail = SwitchError(reason)
+    await bench.services.freeswitch_replaced()
+    await bench.settle()
+
+
+def tombstones(bench: Bench) -> list[tuple[str, int]]:
+    return [(r.uuid, r.version) for r in bench.replication.appended if isinstance(r, Tombstone)]
+
+
+async def test_e1_a_takeover_that_failed_is_tried_again_while_esl_stays_up(bench: Bench) -> None:
+    bench.replication.known = [record("u1")]
+    bench.switch.fail = SwitchError(FULL)
+    bench.services.recover(recover())
+    await bench.settle()
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 99), False, FULL)]
+    await until(lambda: len(bench.sent) >= 3)
+    bench.switch.fail = None
+    await until(lambda: recovered(bench) == ["u1"])
+    assert bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, "")
+    said = [d.text for d in bench.history.last() if d.row == "A5"]
+    assert said == [f"fs-a cannot recover east: {FULL}"], "the same failure is said once"
+    assert [r.number for r in bench.reports.all()] == [1, 2], "nor has it a report of its own"
+    bench.replication.append([record("u1", version=9)])
+    await bench.settle()
+    await asyncio.sleep(0.15)
+    assert recovered(bench) == ["u1"]
+
+
+async def test_e1_calls_of_a_process_that_died_are_in_every_later_attempt(bench: Bench) -> None:
+    """They are logged here as live, so that they are nobody's `unrecovered` calls."""
+    bench.switch.hold.clear()
+    bench.services.recover(recover())
+    await asyncio.sleep(0.02)
+    await bench.services.call_changes([record("u1", version=9)])
+    bench.switch.fail = SwitchError(FULL)
+    bench.switch.hold.set()
+    await bench.services.freeswitch_replaced()
+    await bench.settle()
+    bench.switch.fail = None
+    await until(lambda: recovered(bench) == ["u1"])
+
+
+async def test_a_service_that_is_fenced_just_now_waits(bench: Bench) -> None:
+    bench.replication.known = [record("u1")]
+    bench.switch.fail = SwitchError(FULL)
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.services.observe(view({}))
+    bench.switch.fail = None
+    await asyncio.sleep(0.15)
+    assert recovered(bench) == []
+    bench.services.observe(view({"east": ("fs-a", 7)}))
+    await until(lambda: recovered(bench) == ["u1"])
+
+
+async def test_what_another_node_owns_by_now_is_not_tried_again(bench: Bench) -> None:
+    await replaced(bench)
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    bench.switch.fail = None
+    await asyncio.sleep(0.15)
+    assert recovered(bench) == []
+    assert tombstones(bench) == []
+
+
+async def test_ms13_a_recovery_in_place_that_failed_has_verdicts_and_heart_is_told(
+    bench: Bench,
+) -> None:
+    await replaced(bench)
+    report = bench.reports.find("last")
+    assert [(v.uuid, v.verdict) for v in report.calls.verdicts] == [("u1", "lost"), ("u2", "lost")]
+    assert LOCKED in report.calls.verdicts[0].reason
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 99), False, LOCKED)]
+    assert tombstones(bench) == [], "another node may still have them"
+
+
+async def test_e2_a_later_attempt_in_place_mends_the_verdicts(bench: Bench) -> None:
+    await replaced(bench)
+    bench.replication.append([Tombstone("east", "u2", 5)])
+    bench.switch.fail = None
+    await until(lambda: recovered(bench) == ["u1"])
+    await until(lambda: len(bench.sent) == 2)
+    assert bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, "")
+    report = bench.reports.find("last")
+    assert (report.cause, report.calls.recovered) == ("FreeSWITCH came back", 1)
+    await asyncio.sleep(0.15)
+    assert recovered(bench) == ["u1"]
+
+
+async def test_e2_a_login_is_a_sign_to_try_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.again.AGAIN_S", 60.0)
+    await replaced(bench)
+    bench.switch.fail = None
+    bench.services.freeswitch_connected()
+    await until(lambda: recovered(bench) == ["u1", "u2"])
+
+
+async def test_m13_in_place_is_given_up_and_what_is_not_up_is_buried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next owner would call phones that hung up long ago (S8)."""
+    monkeypatch.setattr("haclusterd.agent.in_place.GIVE_UP_S", 0.12)
+    await replaced(bench)
+    bench.switch.calls_here = [record("u2", version=4)]
+
+    async def fails(*given: object, **named: object) -> None:
+        raise SwitchError(LOCKED)
+
+    whole = bench.switch.recover
+    monkeypatch.setattr(bench.switch, "recover", fails)
+    await asyncio.sleep(0.25)
+    assert tombstones(bench) == [], "whether they are up cannot be read yet"
+    bench.switch.fail = None
+    await until(lambda: tombstones(bench) == [("u1", 3)])
+    report = [r for r in bench.reports.all() if r.done][-1]
+    assert [(v.uuid, v.verdict) for v in report.calls.verdicts] == [("u1", "lost")]
+    assert LOCKED in report.calls.verdicts[0].reason
+    assert bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), False, LOCKED)
+    monkeypatch.setattr(bench.switch, "recover", whole)
+    await until(lambda: bench.sent[-1] == RecoveryEnded(0, Identity(7, 0, 99), True, ""))
+    assert recovered(bench) == [], "but standby was lifted"
+    assert bench.switch.done[-1][3] == []
+
+
+async def test_s9_standbys_forget_nothing_while_the_table_of_calls_cannot_be_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.05)
+    bench.replication.known = [record("u1"), record("u2")]
+    bench.services.recover(recover())
+    await until(lambda: recovered(bench) == ["u1", "u2"])
+    bench.switch.fail = SwitchError(LOCKED)
+    await asyncio.sleep(0.3)
+    assert bench.replication.settled == []
+    bench.switch.calls_here = [record("u1", version=9), record("w1", "west")]
+    bench.switch.fail = None
+    await bench.settle()
+    assert bench.replication.settled == ["east"]
+    assert bench.replication.appended == [record("u1", version=9)]
