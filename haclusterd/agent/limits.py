@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from haclusterd.freeswitch.limit_server import LimitServer
 from haclusterd.freeswitch.limits import Usage, added, answer, checked, count_again, keys_of
 from haclusterd.freeswitch.limits import parse_dump as parse
 from haclusterd.lasting import lasting
+from haclusterd.sync.codec import PAYLOAD_BYTES_MAX
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)
@@ -37,9 +39,14 @@ TELL_S = 1.0
 ANSWER_MS = 500
 HOLD_S = 10.0  # how long a lost FreeSWITCH's counts stay if nobody says that they are counted
 RECOVERED_S = 10.0
+SILENT_S = (
+    5.0  # a node that lives and tells nothing: its counts go where they are counted elsewhere
+)
 TRY_AGAIN_S = 5.0
 ENTRIES_MAX = 64
 SERVICES_MAX = 256
+UNPACKED_BYTES_MAX = 1024 * 1024
+_PACKED = b"x"  # first byte of zlib, and of no msgpack of a Word
 
 
 class Word(msgspec.Struct, frozen=True, array_like=True):
@@ -51,10 +58,15 @@ class Word(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Entry(msgspec.Struct):
-    """The newest word of a FreeSWITCH. `lost_at`: loop time since when it is gone, 0 if not."""
+    """The newest word of a FreeSWITCH. `lost_at`: loop time since when it is gone, 0 if not.
+
+    `services`: all whose calls may be in its counts, also those it lost or has not counted yet.
+    """
 
     node: str
     word: Word
+    heard_at: float
+    services: set[str]
     lost_at: float = 0.0
 
 
@@ -82,12 +94,15 @@ class Limits:
         self.left_out = 0
         self.refused = 0
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._others_sum: dict[str, int] = {}
         self._answer: bytes | None = None  # until some entry changes
         self._own = Usage({}, 0)
         self._proof = LimitProof()
         self._core_uuid = ""
         self._counted: set[str] = set()  # own services whose calls are in the own counts
         self._owned: set[str] = set()
+        self._owners: dict[str, str] = {}  # the last known one of each service
+        self._cut = 0
         self._told = asyncio.Event()
         self._news = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -126,9 +141,12 @@ class Limits:
         for name in owned - self._owned - self._tasks.keys():
             self._begin(name, again=False)  # no order to recover came before
         alive = {n.id for n in view.nodes if n.role not in ("dead", "left")}
+        self._owners |= {s.name: s.owner for s in view.services if s.owner}
         for entry in self._entries.values():
             if entry.node not in alive:
                 self._lose(entry)
+            elif not entry.lost_at:
+                entry.services |= self._services_of(entry.node)
         for name in self._owned - owned:
             self._counted.discard(name)
             task = self._tasks.pop(name, None)
@@ -208,10 +226,7 @@ class Limits:
 
     def _keep_own(self) -> None:
         """The local FreeSWITCH is another one: what the old one counted may go on elsewhere."""
-        word = self._word()
-        entry = self._entries[self._me, word.core_uuid] = Entry(self._me, word)
-        self._answer = None
-        self._lose(entry)
+        self._lose(self._enter(self._me, self._word()))
         self._counted.clear()
         for service in self._owned:
             self.recover(service)
@@ -232,9 +247,19 @@ class Limits:
                     await self._told.wait()
             self._told.clear()
             self._forget_counted()
-            if self._core_uuid:
-                payload = msgspec.msgpack.encode(self._word())
+            if self._can_tell():
+                payload, cut = packed(self._word())
+                self.left_out += max(0, cut - self._cut)
+                self._cut = cut
                 await asyncio.gather(*(self._tell_one(node, payload) for node in self._others))
+
+    def _can_tell(self) -> bool:
+        """A new agent takes back what the one before it said of a FreeSWITCH that is gone, too, but
+        not before heart has told it whose the services are."""
+        if self._core_uuid:
+            return True
+        up = self.esl is not None and self.esl.up
+        return bool(self._owners) and not self._owned and not up
 
     async def _tell_one(self, node: str, payload: bytes) -> None:
         try:
@@ -243,10 +268,7 @@ class Limits:
             log.debug("limits: %s was not told: %s", node, error)
 
     async def _heard(self, peer: str, payload: bytes) -> bytes:
-        try:
-            word = _decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise ValueError("no counts") from None
+        word = unpacked(payload)
         if len(word.core_uuid) > 64 or len(word.services) > SERVICES_MAX:
             raise ValueError("counts of an unlikely size")
         counts = checked(word.counts)
@@ -254,24 +276,46 @@ class Limits:
         for entry in self._entries.values():
             if entry.node == peer and entry.word.core_uuid != word.core_uuid:
                 self._lose(entry)
-        word = msgspec.structs.replace(word, counts=counts)
-        self._entries[peer, word.core_uuid] = Entry(peer, word)
-        self._answer = None
+        self._enter(peer, msgspec.structs.replace(word, counts=counts))
         self._forget_counted()
         return b""
+
+    def _enter(self, node: str, word: Word) -> Entry:
+        services = self._services_of(node)
+        if (old := self._entries.get((node, word.core_uuid))) is not None:
+            services |= old.services
+        now = asyncio.get_running_loop().time()
+        entry = self._entries[node, word.core_uuid] = Entry(node, word, now, services)
+        self._answer = None
+        return entry
+
+    def _services_of(self, node: str) -> set[str]:
+        return {name for name, owner in self._owners.items() if owner == node}
 
     def _lose(self, entry: Entry) -> None:
         if not entry.lost_at:
             entry.lost_at = asyncio.get_running_loop().time()
 
     def _forget_counted(self) -> None:
-        """A lost FreeSWITCH's counts go when all its services are counted elsewhere, or in time."""
-        living = [e.word.services for e in self._entries.values() if not e.lost_at]
-        counted = (self._counted & self._owned).union(*living)
+        """A lost FreeSWITCH's counts go when all its services are counted elsewhere, or in time.
+
+        Those of one that only says nothing any more go when they are counted elsewhere.
+        """
         now = asyncio.get_running_loop().time()
+        telling = [
+            entry.word.services
+            for entry in self._entries.values()
+            if not entry.lost_at and now - entry.heard_at <= SILENT_S
+        ]
+        counted = (self._counted & self._owned).union(*telling)
         for key, entry in list(self._entries.items()):
-            over = now - entry.lost_at > HOLD_S or counted.issuperset(entry.word.services)
-            if entry.lost_at and over:
+            services = entry.services.union(entry.word.services)
+            gone = counted.issuperset(services)
+            if entry.lost_at:
+                gone = gone or now - entry.lost_at > HOLD_S
+            else:
+                gone = gone and bool(services) and now - entry.heard_at > SILENT_S
+            if gone:
                 del self._entries[key]
                 self._answer = None
         while len(self._entries) > ENTRIES_MAX:
@@ -282,8 +326,9 @@ class Limits:
         if any(entry.lost_at for entry in self._entries.values()):
             self._forget_counted()
         if self._answer is None:
-            others = added(entry.word.counts for entry in self._entries.values())
-            self._answer = answer(others).encode()
+            self._others_sum = added(entry.word.counts for entry in self._entries.values())
+            self._answer = answer(self._others_sum).encode()
+        self._proof.told(self._others_sum)
         return self._answer
 
     @property
@@ -294,3 +339,32 @@ class Limits:
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
         return {"limits_left_out": self.left_out, "limits_refused": self.refused}
+
+
+def packed(word: Word) -> tuple[bytes, int]:
+    """As it travels, and how many counts were too many for it; those of the most calls go first.
+
+    Packed only if it has to be: former versions do not unpack it.
+    """
+    most = sorted(word.counts, key=lambda key: word.counts[key], reverse=True)
+    payload, kept = msgspec.msgpack.encode(word), len(most)
+    while len(payload) > PAYLOAD_BYTES_MAX and kept:
+        payload = zlib.compress(payload, 1)
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            kept = kept * 3 // 4
+            counts = {key: word.counts[key] for key in most[:kept]}
+            payload = msgspec.msgpack.encode(msgspec.structs.replace(word, counts=counts))
+    return payload, len(most) - kept
+
+
+def unpacked(payload: bytes) -> Word:
+    """What a peer said. Raises ValueError."""
+    try:
+        if payload[:1] == _PACKED:
+            inflate = zlib.decompressobj()
+            payload = inflate.decompress(payload, UNPACKED_BYTES_MAX)
+            if not inflate.eof:
+                raise ValueError("too many counts")
+        return _decoder.decode(payload)
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError):
+        raise ValueError("no counts") from None

@@ -78,6 +78,7 @@ class Registrations:
         self._view: View | None = None
         self._owned: dict[str, int] = {}  # epoch by service
         self._unread: dict[str, set[str]] = {}  # profiles of owned services not yet told whole
+        self._waiting: set[str] = set()  # of these, those whose tables are not ready yet
         self._taken: dict[str, dict[str, Rank]] = {}  # by service, by key: what the keeper has
         self._pending: dict[str, set[str] | None] = {}
         self._news = asyncio.Event()
@@ -171,15 +172,21 @@ class Registrations:
         else:
             self._forget(lane_name)
         self._lane.own(lane_name, epoch, settled=False)
-        for ready in [keeper.own(profile) for profile in service.profiles]:
-            await ready.wait()
-        self._taken.pop(lane_name, None)
-        until = asyncio.get_running_loop().time() + CALLS_FIRST_S
-        while self._busy(service.name) and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(POLL_S)
         self._unread[service.name] = set(service.profiles)
-        for profile in service.profiles:
-            keeper.follow(profile)  # tells all, also where it was followed at a lower epoch
+        self._waiting.update(service.profiles)
+        async with asyncio.TaskGroup() as group:
+            for profile in service.profiles:
+                group.create_task(self._follow(keeper, service.name, profile))
+        self._taken.pop(lane_name, None)
+
+    async def _follow(self, keeper: RegistrationKeeper, service: str, profile: str) -> None:
+        """As soon as its table has all that is known: one that does not run holds up no other."""
+        await keeper.own(profile).wait()
+        until = asyncio.get_running_loop().time() + CALLS_FIRST_S
+        while self._busy(service) and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(POLL_S)
+        self._waiting.discard(profile)
+        keeper.follow(profile)  # tells all, also where it was followed at a lower epoch
 
     async def _recycle(self, keeper: RegistrationKeeper, service: ServiceSpec) -> None:
         """What the former owner had goes from this FreeSWITCH before the phones' own rows count.
@@ -205,6 +212,9 @@ class Registrations:
         if task is not None:
             task.cancel()
         self._lane.disown(REGISTRATIONS + service.name)
+        self._waiting.difference_update(service.profiles)
+        taken = self._taken.get(REGISTRATIONS + service.name, {})
+        taken.update(dict.fromkeys(taken, NO_RANK))  # the keeper has handed them over meanwhile
         if self.keeper is not None:
             for profile in service.profiles:
                 self.keeper.disown(profile)
@@ -229,7 +239,7 @@ class Registrations:
             return
         self._lane.change_log.append(told.changes)
         unread = self._unread.get(name)
-        if told.users is None and unread is not None:
+        if told.users is None and unread is not None and profile not in self._waiting:
             unread.discard(profile)
             if not unread:
                 del self._unread[name]

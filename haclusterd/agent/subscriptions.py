@@ -38,8 +38,9 @@ LOOK_S = 1.0
 TELL_S = 10.0
 ANSWER_MS = 1000
 UNPACKED_BYTES_MAX = 2 * 1024 * 1024
-TRIES = 20
+HAND_OVER_S = 60.0  # for FreeSWITCH and its table to be there; then the rows are lost
 TRY_AGAIN_S = 0.25
+TRY_AGAIN_MAX_S = 4.0
 _SWITCHNAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
 
@@ -70,7 +71,8 @@ class Subscriptions:
         self._held: dict[str, tuple[int, list[Subscription]]] = {}  # by profile: of others
         self._last: dict[str, tuple[int, bytes, float]] = {}  # by profile: what was told, when
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._counters = dict.fromkeys(("handed_over", "refused"), 0)
+        self._changing: set[str] = set()  # profiles whose rows are not yet as they have to be
+        self._counters = dict.fromkeys(("handed_over", "refused", "lost"), 0)
 
     async def start(self, core_db: Path, esl_factory: EslFactory) -> None:
         """Begin to follow the local FreeSWITCH, and to hear the others."""
@@ -107,12 +109,14 @@ class Subscriptions:
     def recover(self, service: str, epoch: int) -> None:
         """This node took the service over: what the lost owner's phones subscribed is here."""
         self._owned[service] = epoch
+        self._changing.update(self._services[service])
         self._start(service, self._hand_over(service))
 
     def _clear(self, service: str) -> None:
         new = set(self._services[service]) - self._foreign
         if new and self._esl is not None:
             self._foreign |= new
+            self._changing |= new
             self._start(service, self._clear_rows(sorted(new)))
 
     def _start(self, service: str, work: Coroutine[Any, Any, None]) -> None:
@@ -127,20 +131,33 @@ class Subscriptions:
                 await asyncio.to_thread(subscription_db.clear, self._path(profile), profile)
             except sqlite3.Error as error:
                 log.debug("subscriptions of %s: %s", profile, error)
+            self._changing.discard(profile)
 
     async def _hand_over(self, service: str) -> None:
-        for profile in self._services[service]:
-            _, rows = self._held.pop(profile, (0, []))
-            for _ in range(TRIES if rows else 0):
-                try:
-                    added = await self._insert(profile, rows)
-                except (EslError, sqlite3.Error, ValueError) as error:
+        await asyncio.gather(*(self._hand_one(service, p) for p in self._services[service]))
+
+    async def _hand_one(self, service: str, profile: str) -> None:
+        """What is held of it stays until it is in, or another node has the service."""
+        _, rows = self._held.get(profile, (0, []))
+        loop = asyncio.get_running_loop()
+        until, pause_s = loop.time() + HAND_OVER_S, TRY_AGAIN_S
+        while service in self._owned:
+            try:
+                added = await self._insert(profile, rows) if rows else 0
+            except (EslError, sqlite3.Error, ValueError) as error:
+                if loop.time() < until:
                     log.info("subscriptions of %s are not handed over yet: %s", profile, error)
-                    await asyncio.sleep(TRY_AGAIN_S)
-                else:
-                    self._counters["handed_over"] += added
-                    log.info("%d subscriptions of %s handed over", added, profile)
-                    break
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, TRY_AGAIN_MAX_S)
+                    continue
+                self._counters["lost"] += len(rows)
+                log.warning("%d subscriptions of %s are lost: %s", len(rows), profile, error)
+            else:
+                self._counters["handed_over"] += added
+                log.info("%d subscriptions of %s handed over", added, profile)
+            self._held.pop(profile, None)
+            self._changing.discard(profile)
+            return
 
     async def _insert(self, profile: str, rows: list[Subscription]) -> int:
         if self._esl is None:
@@ -159,9 +176,8 @@ class Subscriptions:
     async def _look_for_ever(self) -> None:
         while True:
             for service, epoch in list(self._owned.items()):
-                running = self._tasks.get(service)
-                if running is None or running.done():
-                    for profile in self._services.get(service, ()):
+                for profile in self._services.get(service, ()):
+                    if profile not in self._changing:
                         await self._look(profile, epoch)
             await asyncio.sleep(LOOK_S)
 

@@ -50,8 +50,8 @@ def parse_dump(dump: str) -> Usage:
         good = len(parts) == 6 and _KEY.fullmatch(parts[1]) and _NUMBER.fullmatch(parts[2])
         if not good or len(counts) >= KEYS_MAX:
             left_out += 1
-        elif parts[2] != "0":
-            counts[parts[1]] = int(parts[2])
+        elif parts[2] != "0":  # the most of several: a forged line must not lower a count either
+            counts[parts[1]] = max(int(parts[2]), counts.get(parts[1], 0))
     return Usage(counts, left_out)
 
 

@@ -137,7 +137,9 @@ class Positions:
         at = position(metadata.extension(text), heard.names(metadata.profile_index(text)))
         for name, value in heard.variables.items() if at > 0 else ():
             if metadata.variable(text, name) != value:
-                text = metadata.set_variable(text, name, value)
+                longer = metadata.set_variable(text, name, value)
+                # A call that is too large is refused when it is recovered, without its alarm here.
+                text = longer if len(longer) <= metadata.METADATA_BYTES_MAX else text
         return msgspec.structs.replace(record, position=at, metadata=text)
 
     async def _on_event(self, item: EventItem) -> None:

@@ -34,6 +34,7 @@ VERIFY_S = 30.0
 RETRY_S = 0.5
 RETRY_MAX_S = 30.0
 EXPIRE_S = 5.0  # how often rows of ours are looked at for having run out
+PROFILE_S = 5.0  # a SIP profile that is just being started is no problem yet
 CONF_MS = 5000
 SLICE = 256  # records between two turns of the event loop
 _SWITCHNAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
@@ -74,9 +75,11 @@ class RegistrationKeeper:
         self._verify: set[str] = set()  # profiles
         self._taking: dict[str, list[Registration]] = {}
         self._ready: dict[str, asyncio.Event] = {}
+        self._missing: dict[str, float] = {}  # by profile to take over: since when it does not run
         self._news = asyncio.Event()
+        self._retry: asyncio.TimerHandle | None = None
         self._working = False
-        self._introduced = self._introduced_now = False
+        self._introduced = self._introduced_now = self._all_run = False
         self._core_uuid = ""
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -153,7 +156,9 @@ class RegistrationKeeper:
 
     def disown(self, profile: str) -> None:
         """Another node owns the profile's service."""
-        for waiting in (self._taking, self._ready, self._handed, self._withdrawn):
+        for waiting in (
+            self._taking, self._ready, self._missing, self._handed, self._withdrawn, self._problems,
+        ):  # fmt: skip
             waiting.pop(profile, None)
         self._departures.forget(profile)
         self.source.forget(profile)
@@ -202,7 +207,7 @@ class RegistrationKeeper:
         self.plan.switchname = switchname
         found = {p: a for p, a in addresses.items() if p in self._profiles}
         self.plan.addresses = found
-        self._introduced = set(found) == self._profiles
+        self._introduced, self._all_run = True, set(found) == self._profiles
         if self._core_uuid not in ("", core_uuid):
             for profile in self.source.followed & self.plan.owned:
                 self._taking[profile] = self.source.known(profile)
@@ -234,7 +239,8 @@ class RegistrationKeeper:
             if passed_s >= VERIFY_S:
                 passed_s = 0.0
                 self._verify |= self.plan.addresses.keys() - self.plan.owned
-            if not self._introduced:
+            if not self._introduced or not self._all_run:
+                self._introduced = False  # not at each change: all tables are read again
                 self._news.set()
 
     async def _work_for_ever(self) -> None:
@@ -245,9 +251,11 @@ class RegistrationKeeper:
             self._working = True
             await self._guarded("", self._work())
             self._working = False
+            if self._retry is not None:
+                self._retry.cancel()  # one at a time: a problem may last, and news go on coming
             if self._problems:
                 loop = asyncio.get_running_loop()
-                loop.call_later(self._pause_s, self._news.set)
+                self._retry = loop.call_later(self._pause_s, self._news.set)
                 self._pause_s = min(2 * self._pause_s, RETRY_MAX_S)
             else:
                 self._pause_s = RETRY_S
@@ -300,9 +308,15 @@ class RegistrationKeeper:
             await self._guarded(profile, self._check(profile))
 
     async def _take_over(self, profile: str) -> None:
-        if profile not in self.plan.addresses:
-            return  # not running yet: `_introduce` comes again
         loop = asyncio.get_running_loop()
+        if profile not in self.plan.addresses:  # `_introduce` comes again
+            if loop.time() - self._missing.setdefault(profile, loop.time()) < PROFILE_S:
+                return
+            raise RegistrationDbError(
+                f"SIP profile {profile} does not run, so its phones are not replicated: "
+                f"`fs_cli -x 'sofia profile {profile} start'`, or see FreeSWITCH's log"
+            )
+        self._missing.pop(profile, None)
         handed = self._handed.setdefault(profile, Change([], []))  # kept until they are written
         taking = self._taking[profile]
         more = self.plan.hand_over(profile, wall_s(), taking)

@@ -17,6 +17,7 @@ CHANNELS_BYTES_MAX = 32 * 1024 * 1024
 UNTAGGED = "the phone has not acknowledged the answer, as far as FreeSWITCH has written"
 _STREAMS = ("tcp", "tls", "ws", "wss")
 _RINGING = ("RINGING", "EARLY")
+_ADDRESSES = ("local_media_ip", "remote_media_ip", "sip_network_ip")
 
 
 class Ringing(NamedTuple):
@@ -43,6 +44,10 @@ def _of_document(xml: str) -> list[str]:
     sdp = metadata.variable(xml, "switch_r_sdp")
     if "RTP/SAVP" in sdp or metadata.variable(xml, "rtp_has_crypto"):
         found.append(_of_secure_media(sdp))
+    if any(":" in metadata.variable(xml, name) for name in _ADDRESSES):
+        found.append("over IPv6: not tried, and said to get a re-INVITE without SDP")
+    if metadata.variable(xml, "rtp_use_video_codec_name"):
+        found.append("video: not tried with this FreeSWITCH")
     if metadata.variable(xml, "remote_audio_media_flow") in ("sendonly", "inactive"):
         found.append("held: it comes back as a call that is not")
     for name in proxied(xml):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from haclusterd.agent.limits import HOLD_S, Limits, Word
+from haclusterd.agent.limits import HOLD_S, Limits, Word, unpacked
 from haclusterd.core.records import CallRecord
 from haclusterd.freeswitch.limit_server import LimitServer
 from haclusterd.freeswitch.limits import (
@@ -23,6 +23,8 @@ from haclusterd.freeswitch.limits import (
     parse_dump,
 )
 from haclusterd.freeswitch.mends import Mends, mend
+from haclusterd.sync.codec import PAYLOAD_BYTES_MAX
+from haclusterd.sync.rpc import RequestFailed
 from tests.fixtures.agent_parts import view
 from tests.unit.sync_cluster import until
 
@@ -156,7 +158,9 @@ class StubMesh:
     answer: Any = None
 
     async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
-        self.told.append((node, msgspec.msgpack.decode(payload, type=Word)))
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise RequestFailed("request too large")
+        self.told.append((node, unpacked(payload)))
         return b""
 
     def register(self, method: str, answer: Any) -> None:
@@ -178,6 +182,8 @@ class StubEsl:
     up: bool = True
     problem: str = ""
     forged: str = ""  # a key that is in the dump and nowhere else
+    remote: dict[str, int] = field(default_factory=dict)  # what it was told of the others
+    own: dict[str, int] | None = None  # what it counts, where the dump says something else
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -192,7 +198,9 @@ class StubEsl:
         self.commands.append(line)
         if line.startswith("limit_usage hash "):
             key = "_".join(line.split()[2:])
-            return "0" if key == self.forged else str(parse_dump(self.dump).counts.get(key, 0))
+            own = parse_dump(self.dump).counts if self.own is None else self.own
+            counted = 0 if key == self.forged else own.get(key, 0)
+            return str(counted + self.remote.get(key, 0))
         return {"hash_dump limit": self.dump, "global_getvar core_uuid": self.core}.get(line, "+OK")
 
 
@@ -203,10 +211,12 @@ class Node:
     limits: Limits
 
     def heard(self) -> dict[str, int]:
+        """mod_hash asks."""
         lines = [
             line.split("/") for line in self.limits.dump().decode().splitlines() if line[0] == "L"
         ]
-        return {parts[1]: int(parts[2]) for parts in lines}
+        self.esl.remote = {parts[1]: int(parts[2]) for parts in lines}
+        return self.esl.remote
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import pytest
 
 from haclusterd.core.records import CallRecord
 from haclusterd.freeswitch import metadata, positions
-from haclusterd.freeswitch.calls import CallSource, Change
+from haclusterd.freeswitch.calls import CallSource, Change, build_record
+from haclusterd.freeswitch.changelog import RecoveryRow
 from haclusterd.freeswitch.esl import EslConnection, EslSettings
 from haclusterd.freeswitch.esl_protocol import Event
+from haclusterd.freeswitch.mends import Mends, mend_all
 from haclusterd.freeswitch.metadata import Application
 from haclusterd.freeswitch.positions import position
 from tests.fixtures.freeswitch.fake_esl import json_event
@@ -51,6 +53,26 @@ def test_only_plain_variables_of_the_dialplan_are_taken() -> None:
     assert found == {header.removeprefix("variable_"): value for header, value in taken.items()}
     many = Event({f"variable_v{n}": "1" for n in range(1000)})
     assert len(positions.variables(many)) == positions.VARIABLES_MAX
+
+
+def test_e1_variables_of_the_dialplan_make_no_call_too_large_to_recover() -> None:
+    """The row was within its bound, what came with the events was not counted."""
+    text = TONE
+    for n in range(29):
+        text = metadata.set_variable(text, f"sip_h_X{n}", "a" * 7000)
+    record = build_record("east", 1, RecoveryRow("u1", "core-a", "pa", text))
+    heard = positions._Heard([(metadata.profile_index(text), "answer"),
+                              (metadata.profile_index(text), "playback")])  # fmt: skip
+    heard.variables = {f"v{n}": "%" * 1000 for n in range(positions.VARIABLES_MAX)}
+    heard.variables["last"] = "short"
+    told = positions.Positions(Path("/x"), lambda **_: None, lambda: "")  # type: ignore[arg-type]
+    told._heard["u1"] = heard
+    placed = told.placed(record)
+    assert placed.position > 0
+    assert len(text) < len(placed.metadata) <= metadata.METADATA_BYTES_MAX
+    assert metadata.variable(placed.metadata, "v0") == "%" * 1000
+    assert metadata.variable(placed.metadata, "last") == "short"
+    assert mend_all([placed], Mends(addresses=False))[1] == {}
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -316,3 +316,54 @@ async def test_the_owner_tells_and_the_successor_hands_over(
         await until(lambda: len(wire.sent) == 2)
     finally:
         await part.stop()
+
+
+async def test_eg8_subscriptions_wait_for_a_table_that_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows were dropped after 5 s, and the others told that there are none."""
+    monkeypatch.setattr(agent_subscriptions, "LOOK_S", 0.01)
+    monkeypatch.setattr(agent_subscriptions, "TRY_AGAIN_S", 0.001)
+    monkeypatch.setattr(agent_subscriptions, "TRY_AGAIN_MAX_S", 0.01)
+    path = database(tmp_path)
+    wire = Wire()
+    part = site(wire, tmp_path)
+    await part.start(tmp_path / "core.db", wire.factory)
+    try:
+        part.observe(view("b"))
+        await wire.answers["subscriptions"]("b", packed(Said("east", 1, [tuple(ROW)])))
+        await until(lambda: not part._changing)
+        away = path.rename(path.with_suffix(".away"))
+        part.recover("east", 2)
+        await asyncio.sleep(0.3)  # 30 tries
+        part.recover("east", 3)  # heart's word comes twice
+        await asyncio.sleep(0.05)
+        assert wire.sent == [], "nobody is told of a table that is not as it has to be"
+        away.rename(path)
+        await until(lambda: stored(path) == [(ROW.call_id, ROW.expires, "fs-a")])
+        await until(lambda: len(wire.sent) == 1)
+        assert part.counters()["subscriptions_lost"] == 0
+    finally:
+        await part.stop()
+
+
+async def test_eg8_subscriptions_that_cannot_be_handed_over_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(agent_subscriptions, "HAND_OVER_S", 0.05)
+    monkeypatch.setattr(agent_subscriptions, "TRY_AGAIN_S", 0.01)
+    wire = Wire()
+    part = site(wire, tmp_path)
+    await part.start(tmp_path / "core.db", wire.factory)
+    try:
+        await wire.answers["subscriptions"]("b", packed(Said("east", 1, [tuple(ROW)])))
+        part.recover("east", 2)
+        await until(lambda: part.counters()["subscriptions_lost"] == 1)
+        assert "1 subscriptions of east are lost" in caplog.text
+        part.recover("east", 3)
+        part.observe(view("b", epoch=4))
+        await wire.answers["subscriptions"]("b", packed(Said("east", 4, [tuple(ROW)])))
+        await asyncio.sleep(0.05)
+        assert part._held["east"][0] == 4, "kept for the next takeover"
+    finally:
+        await part.stop()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from haclusterd.freeswitch import registration_keeper
+from haclusterd.freeswitch.esl import EventsLost
 from haclusterd.freeswitch.registration_db import RegistrationDbError, hand_over, write
 from haclusterd.freeswitch.registrations import Row
 from tests.unit.sync_cluster import until
@@ -153,3 +154,74 @@ async def test_eg8_rows_that_could_not_be_taken_back_are_the_next_owners_matter(
     await asyncio.wait_for(tried.wait(), 5)
     await asyncio.sleep(0.05)
     assert node.keeper._withdrawn == {}
+
+
+async def test_eg8_a_profile_that_does_not_run_is_a_problem_until_it_does(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration_keeper, "PROFILE_S", 0.02)
+    del node.esl.running["west"]
+    await node.send(EventsLost("connected"))
+    await until(lambda: "west" not in node.keeper.plan.addresses)
+    node.keeper.own("west")
+
+    def problem() -> str:
+        node.keeper._news.set()  # it looks for profiles every EXPIRE_S
+        return node.keeper.problem
+
+    await until(lambda: "SIP profile west does not run" in problem())
+    assert "sofia profile west start" in node.keeper.problem
+    node.keeper.disown("west")
+    assert node.keeper.problem == "", "it is another node's"
+    ready = node.keeper.own("west")
+    await until(lambda: problem() != "")
+    node.esl.running["west"] = 2
+    await node.send(EventsLost("its profile_start"))
+    await asyncio.wait_for(ready.wait(), 5)
+    await until(lambda: node.keeper.problem == "")
+
+
+async def test_eg8_a_profile_that_is_just_starting_is_no_problem(node: Node) -> None:
+    del node.esl.running["west"]
+    await node.send(EventsLost("connected"))
+    await until(lambda: "west" not in node.keeper.plan.addresses)
+    node.keeper.own("west")
+    await until(lambda: "west" in node.keeper._missing)
+    assert node.keeper.problem == ""
+
+
+async def test_a_profile_that_does_not_run_has_nothing_read_at_each_change(node: Node) -> None:
+    """All tables were read at every REGISTER as long as one profile was down."""
+    del node.esl.running["west"]
+    await node.own("east")
+    await node.send(EventsLost("connected"))
+    await until(lambda: node.keeper._introduced)
+    asked = node.esl.introductions
+    for n in range(5):
+        node.insert(row(str(1000 + n)))
+        await node.fire("register", str(1000 + n))
+        await until(lambda n=n: len(node.told) == n + 1)  # type: ignore[misc]
+    assert node.esl.introductions == asked
+
+
+async def test_a_lasting_problem_does_not_multiply_the_passes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration_keeper, "RETRY_S", 0.2)
+    node.keeper._pause_s = 0.2
+    node.keeper._problems["west"] = "it lasts"
+    passes = []
+    work = node.keeper._work
+
+    async def counted() -> None:
+        passes.append(1)
+        await work()
+
+    monkeypatch.setattr(node.keeper, "_work", counted)
+    for n in range(20):
+        node.keeper._news.set()
+        await until(lambda n=n: len(passes) > n)  # type: ignore[misc]
+        node.keeper._pause_s = 0.2
+        node.keeper._problems["west"] = "it lasts"
+    await asyncio.sleep(0.3)
+    assert len(passes) <= 22

@@ -34,6 +34,8 @@ class StubEsl:
         self.up, self.problem = True, ""
         self.core_uuid = "core-1"
         self.conf = "<configuration/>"
+        self.running = {"east": 1, "west": 2}
+        self.introductions = 0
         self.sink = on_event
 
     async def start(self) -> None:
@@ -49,7 +51,8 @@ class StubEsl:
             "<profile><name>{}</name><type>profile</type>"
             "<data>sip:mod_sofia@10.77.0.10{}:5060</data><state>RUNNING (0)</state></profile>"
         )
-        profiles = one.format("east", 1) + one.format("west", 2)
+        profiles = "".join(one.format(name, n) for name, n in self.running.items())
+        self.introductions += line == "switchname"
         return {
             "sofia xmlstatus": f"<profiles>{profiles}</profiles>",
             "switchname": "fs-a",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent import registrations
@@ -13,17 +14,20 @@ from haclusterd.agent.registrations import Registrations
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.config import FreeSwitch
 from haclusterd.core.standby import StreamCopy
+from haclusterd.freeswitch.esl import EventsLost
+from haclusterd.freeswitch.registration_keeper import RegistrationKeeper
 from haclusterd.sync.codec import registration_of
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import spec, view
 from tests.unit.sync_cluster import Cluster, until
 from tests.unit.test_registration_keeper import Node
 from tests.unit.test_registrations import LANE, record
+from tests.unit.test_registrations import row as raw_row
 from tests.unit.test_sync_lanes import EAST
 
 PHONES = 5
 assert LANE == EAST
-Make = Callable[[str], Awaitable["Bench"]]
+Make = Callable[..., Awaitable["Bench"]]
 pytestmark = pytest.mark.timeout(30)
 
 
@@ -33,10 +37,11 @@ class Bench:
     def __init__(self, folder: Path, a: Replicator, b: AgentReplicator, c: Replicator) -> None:
         self.a, self.b, self.c = a, b, c
         self.node = Node(folder)
+        self.spec = spec(1)
         self.policy: Registrations | None = None
 
     async def begin(self, policy: str) -> Registrations:
-        one = self.policy = Registrations(spec(1), self.b, lambda service: "", policy)
+        one = self.policy = Registrations(self.spec, self.b, lambda service: "", policy)
         there = self.node.core_db
         section = FreeSwitch("127.0.0.1", 8021, there, there, there, ())
         self.a.registrations.own(EAST, 1, settled=True)
@@ -56,13 +61,16 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     cluster = Cluster(tmp_path)
     made: list[Bench] = []
 
-    async def bench(policy: str) -> Bench:
+    async def bench(policy: str, profiles: tuple[str, ...] = ("east",)) -> Bench:
         a, c = await cluster.start("a"), await cluster.start("c")
         b = AgentReplicator(cluster.config("b"), 50)
         await b.start()
         cluster.running["b"] = b
         one = Bench(tmp_path, a, b, c)
         made.append(one)
+        if len(profiles) > 1:
+            whole = msgspec.structs.replace(one.spec.services[0], profiles=profiles)
+            one.spec = msgspec.structs.replace(one.spec, services=(whole,))
         await one.begin(policy)
         return one
 
@@ -152,6 +160,52 @@ async def test_eg8_a_clock_that_changes_while_copies_are_read_loses_track_of_non
     one.clocks._changed("a")
     await reading
     assert set(one._taken[EAST]) == given
+
+
+@pytest.mark.parametrize("down", ["east", "west"])
+async def test_eg8_a_profile_that_does_not_run_keeps_no_other_from_being_replicated(
+    make: Make, down: str
+) -> None:
+    """Nothing of the whole service was told, for as long as one profile of it was down."""
+    bench = await make("recover", ("east", "west"))
+    up = "west" if down == "east" else "east"
+    await taken_over_without(bench, down)
+    bench.node.insert(raw_row("7000", profile_name=up))
+    await bench.node.fire("register", "7000", up)
+    logs = bench.b.registrations.change_log.logs
+    await until(
+        lambda: "7000" in {registration_of(i).user for i in logs[EAST].items.items.values()}
+    )
+    assert not logs[EAST].settled, "what the lost owner had of the other stays at the others"
+    bench.node.esl.running[down] = 1
+    await bench.node.send(EventsLost("connected"))
+    await until(lambda: logs[EAST].settled)
+
+
+async def test_eg8_what_such_a_service_had_is_kept_when_it_is_another_nodes_again(
+    make: Make,
+) -> None:
+    bench = await make("recover", ("east", "west"))
+    one, keeper = await taken_over_without(bench, "west")
+    assert len(bench.node.users("east")) == PHONES
+    one.observe(view({"east": ("fs-a", 3)}, "fs-b"))
+    assert "east" not in keeper.plan.owned
+    await until(lambda: len(keeper.plan.placed) == PHONES)
+
+
+async def taken_over_without(bench: Bench, down: str) -> tuple[Registrations, RegistrationKeeper]:
+    """b owns the service of two profiles, of which one does not run."""
+    one = bench.policy
+    assert one is not None
+    assert one.keeper is not None
+    plan = one.keeper.plan
+    await until(lambda: set(plan.addresses) == {"east", "west"})
+    del bench.node.esl.running[down]
+    await bench.node.send(EventsLost("connected"))
+    await until(lambda: down not in plan.addresses)
+    one.recover("east", 2)
+    await until(lambda: len(plan.owned) == 1)
+    return one, one.keeper
 
 
 def copies(bench: Bench) -> list[StreamCopy]:
