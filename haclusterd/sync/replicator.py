@@ -28,7 +28,8 @@ from haclusterd.core.standby import Freshness
 from haclusterd.lasting import lasting
 from haclusterd.sync.audit import Auditor
 from haclusterd.sync.codec import Beat, Found, Head, Malformed, Message, Request, Response, Want
-from haclusterd.sync.collect import Collector, answer, known
+from haclusterd.sync.collect import METHOD as COLLECT
+from haclusterd.sync.collect import Collector, answer, asked, outlived
 from haclusterd.sync.lane import REGISTRATIONS, Changed, Lane
 from haclusterd.sync.outgoing import now_ms
 from haclusterd.sync.rpc import Answer, Requests
@@ -62,8 +63,11 @@ class Replicator:
         self.store = self.calls.store
         self.change_log = self.calls.change_log
         self._outgoing = self.calls.outgoing
-        self._collector = Collector(lambda name, items: self.lane(name).store.fetched(name, items))
         self._requests = Requests()
+        self._requests.register(COLLECT, self._asked)
+        self._collector = Collector(
+            lambda name, items: self.lane(name).fetched(name, items), self._requests
+        )
         self._alive: frozenset[str] | None = None
         self.auditor = Auditor(self, self._lanes, self.mesh.sessions)
         self._tasks: list[asyncio.Task[None]] = []
@@ -180,9 +184,8 @@ class Replicator:
         Before an injection: `unrecovered` gives what is known then.
         """
         copies = self.lane(service).store.services.get(service)
-        marks, _ = known(None, copies)
         sessions = [s for node, s in self.mesh.sessions.items() if node not in without]
-        if not await self._collector.ask(service, marks, sessions, timeout_ms):
+        if not await self._collector.ask(service, copies, sessions, timeout_ms):
             log.info("collect %s: not every peer answered in %d ms", service, timeout_ms)
 
     async def unrecovered(self, service: str) -> list[CallRecord]:
@@ -224,6 +227,17 @@ class Replicator:
         """Ask another agent. Raises RequestFailed."""
         session = self.mesh.sessions.get(node)
         return await self._requests.ask(session, method, payload, timeout_ms)
+
+    async def _asked(self, peer: str, payload: bytes) -> bytes:
+        """What is known here better goes out by itself, as Found; see collect."""
+        question = asked(payload)
+        lane, session = self.lane(question.service), self.mesh.sessions.get(peer)
+        if session is not None:
+            copies = lane.store.services.get(question.service)
+            marks, items = lane.view(question.service)
+            old = outlived(copies, question.holds, now_ms())
+            answer(session, question, marks, items.values(), old)
+        return b""
 
     # -- SessionOwner --
 

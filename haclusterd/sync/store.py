@@ -133,12 +133,27 @@ class StandbyStore:
             copies.drop_below((log.epoch, log.stream.incarnation, log.stream.origin))
 
     def fetched(self, service: str, items: Iterable[Item]) -> int:
-        """Merge what another standby knew; the number of items that were news."""
+        """Merge what another standby knew; the number of items that were news.
+
+        A call that the owner of a settled stream did not take over is none any more, although its
+        end was in a stream that is forgotten here.
+        """
         copies = self._copies(service)
         sets = [copy.items.items for copy in copies.copies.values()]
+        settled = max(
+            (
+                (c.stream.begun, c.stream.incarnation)
+                for c in copies.copies.values()
+                if c.settled and c.complete
+            ),
+            default=(0, 0),
+        )
         now_ms = self._now_ms()
         news = 0
         for item in items:
+            if not item.dead and (item.epoch, item.incarnation) < settled:
+                self.counters["superseded"] += 1
+                continue
             known = (s[item.uuid] for s in sets if item.uuid in s)
             if all(rank(item) > rank(other) for other in known):
                 news += copies.fetched.merge(item, now_ms)
