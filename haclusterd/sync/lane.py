@@ -204,6 +204,8 @@ class Lane:
             self._unacked[session][message.stream] = copy.position
         if isinstance(message, SnapshotBegin | SnapshotEnd):
             self.notify()
+            if self.store.lacks_snapshot(message.stream):
+                session.send(Resume(message.stream, -1))
         if self.on_items is not None:
             self.on_items(message.stream.service, _uuids(message))
 

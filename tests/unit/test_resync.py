@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from haclusterd.core.replication import (
     Chunk,
     Delta,
     Item,
+    ItemSet,
     Limits,
     SnapshotBegin,
     StreamId,
 )
 from haclusterd.core.standby import StreamCopy
 from haclusterd.sync.audit import Repair
-from haclusterd.sync.codec import Message
+from haclusterd.sync.codec import Head, Message
+from haclusterd.sync.lane import Lane
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.session import SyncTiming
 from tests.fixtures.agent_source import FakeSource
@@ -180,3 +183,36 @@ def test_a_dead_link_is_replaced_before_its_copies_count_as_too_old() -> None:
     timing = SyncTiming()
     noticed_ms = timing.dead_ms + timing.beat_ms  # silence is counted in beats
     assert noticed_ms + timing.connect_ms <= timing.lag_ms_max
+
+
+async def test_ms17_a_snapshot_that_does_not_fit_is_asked_for_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its origin is quiet: nothing else would ever tell it that its snapshot was not taken."""
+    monkeypatch.setattr("haclusterd.sync.store.RESYNC_MS", 200)
+    a = await cluster.start("a", limits=Limits(buffer_entries=10))
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(40)])
+    digest, asked = ItemSet.digest, 0
+
+    def damaged(items: ItemSet) -> int:
+        nonlocal asked
+        if items is not a.change_log.items("east"):
+            return digest(items)
+        asked += 1
+        return digest(items) + (asked <= 2)
+
+    def heads(lane: Lane) -> list[Head]:
+        return [Head(o.stream, o.head, digest(o.items)) for o in lane.change_log.logs.values()]
+
+    monkeypatch.setattr(ItemSet, "digest", damaged)
+    monkeypatch.setattr(Lane, "heads", heads)
+    b = await cluster.start("b")
+    await until(lambda: b.store.counters["mismatch"] == 2)
+    at = time.monotonic()
+    assert held(b) == {}
+    await until(lambda: len(held(b)) == 40)
+    assert b.store.counters["mismatch"] == 2
+    assert time.monotonic() - at > 0.1, "the third was not asked for at once"
+    await until(lambda: b.in_sync_services() == ["east"])
+    assert "malformed" not in b.mesh.counters
