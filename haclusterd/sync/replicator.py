@@ -12,6 +12,8 @@ import contextlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
+import msgspec
+
 from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import (
     Ack,
@@ -34,7 +36,7 @@ from haclusterd.sync.lane import REGISTRATIONS, Changed, Lane
 from haclusterd.sync.outgoing import now_ms
 from haclusterd.sync.rpc import Answer, Requests
 from haclusterd.sync.session import Session
-from haclusterd.sync.status import SyncStatus
+from haclusterd.sync.status import PeerStatus, SyncStatus, worst
 from haclusterd.sync.transport import Mesh, MeshConfig
 
 log = logging.getLogger(__name__)
@@ -307,6 +309,16 @@ class Replicator:
         """(peer, stream's service) of peers that missed more changes than are kept."""
         return [pair for lane in self._lanes for pair in lane.outgoing.overflowed]
 
+    def _peer_status(self, node: str) -> PeerStatus:
+        session = self.mesh.sessions.get(node)
+        calls, more = (lane.outgoing.peer_status(node, session) for lane in self._lanes)
+        return msgspec.structs.replace(
+            calls,
+            state=worst((calls.state, more.state)),
+            lag_ms=max(calls.lag_ms, more.lag_ms),
+            outgoing=calls.outgoing + more.outgoing,
+        )
+
     def status(self) -> SyncStatus:
         """For `haclusterctl sync`, status and metrics."""
         peers = [n for n in self.config.links if n != self.config.node]
@@ -314,14 +326,9 @@ class Replicator:
         counters = self.mesh.counters + self.store.counters + self.change_log.counters
         other = self.registrations.store.counters + self.registrations.change_log.counters
         counters.update({f"registrations_{name}": count for name, count in other.items()})
-        found = [self._outgoing.peer_status(n, self.mesh.sessions.get(n)) for n in peers]
-        for peer in found:
-            session = self.mesh.sessions.get(peer.node)
-            more = self.registrations.outgoing.peer_status(peer.node, session)
-            peer.outgoing.extend(more.outgoing)
         return SyncStatus(
             self.config.node,
-            found,
+            [self._peer_status(node) for node in peers],
             [row for lane in lanes for row in lane.incoming()],
             [row for lane in lanes for row in lane.store.counts()],
             sum(log.waiting(s) for log in (lane.change_log for lane in lanes) for s in log.logs),
