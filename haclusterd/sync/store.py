@@ -85,7 +85,7 @@ class StandbyStore:
             copy.chunk(message, now_ms)
         elif not copy.end(message, now_ms):
             self.counters["mismatch"] += 1
-            self._unfit.add(message.stream)
+            self._unfit = {s for s in self._unfit if self.copy(s) is not None} | {message.stream}
             return None
         if copy.staging is not None:
             return None
