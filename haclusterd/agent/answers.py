@@ -83,10 +83,12 @@ class Answers:
         )  # fmt: skip
 
     def stale(self) -> bool:
-        """Whether this node is being filled: what it says of others' calls may be old (MS20)."""
+        """Whether this node is being filled: what it says of others' calls and registrations may
+        be old (MS20)."""
         config = self._agent.config
         replicates = self._agent.replicator is not None and config.freeswitch is not None
-        return is_stale(self._own_sync(), replicates and not config.node.witness)
+        replicates = replicates and not config.node.witness
+        return any(is_stale(sync, replicates) for sync in (self._own_sync(), self._phones_sync()))
 
     def closed(self) -> dict[str, str]:
         """By service: why it takes no new calls. Raises OperatorError."""
@@ -161,6 +163,15 @@ class Answers:
         fresh = {s.name: agent.replicator.freshness(s.name) for s in agent.spec.services}
         running = "replication" not in agent.problems
         return status.own_sync(agent.owners(), agent.me, fresh, running)
+
+    def _phones_sync(self) -> schema.Sync:
+        """Of the registrations: no part of `_own_sync`, which says what it takes to take over."""
+        agent = self._agent
+        if agent.shared is None:
+            return schema.Sync("in-sync", 0)
+        kept = agent.shared.registrations.freshness()
+        owners = {name: owned for name, owned in agent.owners().items() if name in kept}
+        return status.own_sync(owners, agent.me, kept, replicating=True)
 
     def health_reasons(self) -> list[str]:
         """What takes from whose health, and what this node does about it."""

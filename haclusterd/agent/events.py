@@ -9,6 +9,7 @@ told as a gap, never left out in silence. Events are published after what they t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ from haclusterd.core.records import CallVerdict
 KEPT = 5000  # events of one run
 RUNS_KEPT = 3  # of one origin
 READERS_MAX = 32
+CLOCKS_APART_MS = 2000  # of two nodes, as far as they are tolerated
 BATCH = 200
-BATCH_CHARS = 96 * 1024
+BATCH_BYTES = 96 * 1024  # half of what an answer between agents may have
 TEXT_CHARS_MAX = 2000
 HELD_MAX = 1000  # decisions that wait for the view that shows them
 KEEPALIVE_S = 5.0
@@ -132,12 +134,12 @@ class Ring:
     def after(self, sequence: int, count: int = BATCH) -> list[Event]:
         """The next few events after `sequence`."""
         found: list[Event] = []
-        chars = 0
+        size = 0
         for number in range(max(sequence + 1, self.first), self.last + 1):
             event = self._events[number]
             found.append(event)
-            chars += len(event.text) + 400
-            if len(found) >= count or chars >= BATCH_CHARS:
+            size += len(event.text.encode(errors="replace")) + 400
+            if len(found) >= count or size >= BATCH_BYTES:
                 break
         return found
 
@@ -263,6 +265,7 @@ class Reader:
         self._book = book
         self._whole = after is not None  # an origin that was not named is read from its beginning
         self._own_only = own_only
+        self._began_ms = time.time_ns() // 1_000_000
         if after is None:
             for origin, rings in book.rings.items():
                 self.at[origin] = Position(rings[-1].run, rings[-1].last)
@@ -304,8 +307,7 @@ class Reader:
         found: list[Event] = []
         at = self.at.get(origin)
         if at is None:
-            ring = rings[0] if self._whole else rings[-1]
-            at = Position(ring.run, 0 if self._whole else ring.joined)
+            at = self._first_of(rings)
         index = next((k for k, ring in enumerate(rings) if ring.run == at.run), -1)
         if index < 0:
             contact = origin in self._book.current
@@ -331,6 +333,20 @@ class Reader:
             at = Position(rings[index].run, 0)
         self.at[origin] = at
         return found
+
+    def _first_of(self, rings: list[Ring]) -> Position:
+        """Where to begin with an origin that was not known here when this reader began.
+
+        What a run told before this node met it is the past, unless it has begun since: runs are
+        named by the wall clock.
+        """
+        if self._whole:
+            return Position(rings[0].run, 0)
+        since_ms = self._began_ms - CLOCKS_APART_MS
+        later = next((ring for ring in rings if ring.run >= since_ms), None)
+        if later is not None:
+            return Position(later.run, 0)
+        return Position(rings[-1].run, rings[-1].joined)
 
     def _gap(self, origin: str, run: int, first: int, last: int) -> Event:
         number = last or first - 1

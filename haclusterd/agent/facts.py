@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def facts_of(agent: Agent, orphaned_us: Mapping[str, int]) -> Facts:
-    """`orphaned_us`: since when each service has had no owner."""
+    """`orphaned_us`: since when each service has had no owner.
+
+    Freshness is that of the calls: copies of registrations are unfinished at all nodes at once, as
+    long as an owner has not read its own, and a service without any candidate is worse off.
+    """
     life, replicator = agent.life, agent.replicator
     switch = life.switch if life is not None else None
     section = agent.config.freeswitch

@@ -139,7 +139,7 @@ class LocalSwitch:
             self.connection,
             section.core_db,
             options=chosen,
-            settled=events.settled,
+            settled=self._settled,
             ended=lambda service, uuid, version: self._source.ended(service, uuid, version),
         )
         self._source = self._make_source(section, services, chosen)
@@ -170,6 +170,17 @@ class LocalSwitch:
     async def _changed(self, changes: list[Change]) -> None:
         self._recovery.tracked(changes)
         await self._events.changed(changes)
+
+    def _settled(self, service: str, verdict: CallVerdict) -> None:
+        self._events.settled(service, verdict)
+        if isinstance(self._source, EslCallSource) and verdict.verdict != "lost":
+            self._source.look_again(verdict.uuid)
+
+    def _inherited(self, records: Sequence[CallRecord]) -> Sequence[CallRecord]:
+        """About to be injected; versions made of core.db are raised with the rows themselves."""
+        if isinstance(self._source, EslCallSource):
+            self._source.begin_above(max((record.version for record in records), default=0))
+        return records
 
     def connection(self, **wanted: object) -> Esl:
         """One more connection to this FreeSWITCH, not started: an `EslFactory`."""
@@ -285,9 +296,16 @@ class LocalSwitch:
         outage_began: float | None,
         rest: Rest | None = None,
     ) -> list[CallVerdict]:
+        if rest is not None:
+            others = rest.others
+
+            async def inherited() -> Sequence[CallRecord]:
+                return self._inherited(await others())
+
+            rest = replace(rest, others=inherited)
         try:
             return await self._recovery.recover(
-                service, profiles, records, progress,
+                service, profiles, self._inherited(records), progress,
                 epoch=epoch, outage_began=outage_began, rest=rest,
             )  # fmt: skip
         except (RecoveryInterrupted, CoreDbError, EslError, ValueError) as error:

@@ -52,8 +52,8 @@ CATALOG = (
     Metric("node_calls", "gauge", "call legs", ("node",)),
     Metric("node_capacity", "gauge", "call legs the node can carry", ("node",)),
     Metric("node_health", "gauge", "0 unusable to 100", ("node",)),
-    Metric("node_sync_state", "gauge", "1 for the state of the node's worst copy: `in-sync`, "
-           "`syncing`, `suspended`, `none`", ("node", "state")),
+    Metric("node_sync_state", "gauge", "1 for the state of the node's worst copy of calls: "
+           "`in-sync`, `syncing`, `suspended`, `none`", ("node", "state")),
     Metric("sensor_state", "gauge", "0 ok, 1 warn, 2 critical, -1 unknown or not applicable",
            ("node", "sensor")),
     Metric("node_sync_lag_seconds", "gauge", "lag of the node's worst copy", ("node",)),

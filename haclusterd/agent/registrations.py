@@ -21,6 +21,7 @@ from haclusterd.config import FreeSwitch
 from haclusterd.core.model import ClusterSpec, ServiceSpec
 from haclusterd.core.records import Registration
 from haclusterd.core.replication import Item, Rank, rank
+from haclusterd.core.standby import Freshness
 from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import EslFactory
 from haclusterd.freeswitch.registration_keeper import RegistrationKeeper
@@ -334,6 +335,14 @@ class Registrations:
         """Why registrations are not kept now; empty while they are."""
         keeper = self.keeper
         return "" if keeper is None else keeper.problem or keeper.source.problem
+
+    def freshness(self) -> dict[str, Freshness]:
+        """By service: how good this node's copy of its registrations is; empty where none are
+        kept."""
+        if self.keeper is None:
+            return {}
+        names = dict.fromkeys(self._by_profile.values())
+        return {name: self._lane.freshness(REGISTRATIONS + name) for name in names}
 
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""

@@ -16,7 +16,6 @@ from haclusterd.core.replication import Ack, Item, Limits
 from haclusterd.core.view import View
 from haclusterd.keys import paths
 from haclusterd.sync.codec import Message
-from haclusterd.sync.collect import known
 from haclusterd.sync.replicator import UNPACK_SLICE, Replicator
 from haclusterd.sync.session import Session
 from haclusterd.sync.status import SyncStatus
@@ -114,8 +113,8 @@ class AgentReplicator(Replicator):
         """
         wanted = set(self.unasked(service, without)) - self._collector.asked(service)
         sessions = [s for node, s in self.mesh.sessions.items() if node in wanted]
-        marks, _ = known(None, self.store.services.get(service))
-        await self._collector.ask(service, marks, sessions, timeout_ms)
+        copies = self.store.services.get(service)
+        await self._collector.ask(service, copies, sessions, timeout_ms)
 
     async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]:
         """`unrecovered`, and inherited calls logged here as live since; without those in `but`."""

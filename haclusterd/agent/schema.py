@@ -335,7 +335,8 @@ class Call(msgspec.Struct, frozen=True):
 class CallList(msgspec.Struct, frozen=True, omit_defaults=True):
     """`total` counts all that match; `calls` holds at most `limit` of them.
 
-    `stale`: this node is being filled, so that calls of others may be missing or old.
+    `stale`: this node is being filled, so that calls or registrations of others may be missing
+    or old.
     """
 
     total: int

@@ -18,7 +18,7 @@ _NONE = schema.Sync("none", 0)
 
 def own_sync(owners: Mapping[str, tuple[str, int]], me: str, fresh: Mapping[str, Freshness],
              replicating: bool) -> schema.Sync:  # fmt: skip
-    """How good this node's copies of the services of living owners are: the worst of them."""
+    """How good this node's copies of the calls of others' services are: the worst of them."""
     if not replicating:
         return _NONE
     words = [

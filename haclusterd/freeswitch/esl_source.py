@@ -29,6 +29,7 @@ AGAIN_MAX_S = 2.0  # for the ACK; FreeSWITCH ends a call that gets none after 32
 TURN_S = 0.02  # changes that come together are told together
 DUMPS_AT_ONCE = 20
 LEGS_MAX = 100_000
+INHERITED_VERSION_MAX = 1 << 62
 _CHANGES = (
     "CHANNEL_ANSWER", "CHANNEL_BRIDGE", "CHANNEL_UNBRIDGE", "CALL_UPDATE", "CHANNEL_HOLD",
     "CHANNEL_UNHOLD", "CHANNEL_EXECUTE",
@@ -130,6 +131,21 @@ class EslCallSource:
         """An inherited call hung up, maybe before it was dumped here."""
         self._known.setdefault(uuid, _Known(service, 0))
         self._hung_up(uuid)
+
+    def begin_above(self, version: int) -> None:
+        """What is told from now on counts higher than a record that was injected.
+
+        It was made by another node's clock, which may have run for longer than this one's; so is
+        the tombstone of an inherited call that has not answered yet.
+        """
+        self._version = max(self._version, min(version, INHERITED_VERSION_MAX))
+
+    def look_again(self, uuid: str) -> None:
+        """A leg has answered that was given up and buried: of one alone no event comes."""
+        known = self._known.get(uuid)
+        if known is not None:
+            self._known[uuid] = known._replace(digest=0)
+        self._plan(uuid)
 
     def expect_shutdown(self) -> None:
         """FreeSWITCH is going to be stopped: from now on hang-ups mean nothing."""

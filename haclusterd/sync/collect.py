@@ -2,22 +2,85 @@
 
 One round trip: the asker sends a digest per bucket of calls, each peer answers with the items of
 the buckets that differ. Late answers still go into the store.
+
+The asker also says how far its copies are. A peer that has been cut off from the origin for longer
+than tombstones are kept has calls as live of which the asker has forgotten that they ended; it does
+not tell these of a stream of which the asker has more (S8). That goes as a request, so that the
+wire format stays as it is: a peer of an older version refuses it, and is asked without.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from haclusterd.core.replication import BUCKETS, CHUNK_BYTES, CHUNK_ITEMS, Item, ItemSet
-from haclusterd.core.standby import ServiceCopies, differing, in_buckets
+import msgspec
+
+from haclusterd.core.replication import (
+    BUCKETS,
+    CHUNK_BYTES,
+    CHUNK_ITEMS,
+    GRAVE_MS,
+    GRAVES_MAX,
+    Item,
+    ItemSet,
+    StreamId,
+)
+from haclusterd.core.standby import ServiceCopies, StreamCopy, differing, in_buckets
 from haclusterd.sync.codec import Found, Malformed, Message, Want
+from haclusterd.sync.rpc import Refused, RequestFailed, Requests
 from haclusterd.sync.session import Session, Source
 
+METHOD = "collect"
 ROUNDS_MAX = 32  # open collects of this node
 ANSWERS_MAX = ROUNDS_MAX  # open answers to one peer; beyond it the answer is empty
+ASK_MS = 30_000  # how long a peer may take to say that it does not know METHOD
+HOLDS_MAX = 64  # streams of one service that are looked at in a question
 
 Merge = Callable[[str, list[Item]], object]
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """`Want`, and up to which sequence number the asker holds streams of the service."""
+
+    number: int
+    service: str
+    marks: list[int]
+    holds: list[tuple[StreamId, int]]
+
+
+def holds(copies: ServiceCopies | None) -> list[tuple[StreamId, int]]:
+    """How far this node's copies of a service are."""
+    found = [] if copies is None else copies.copies.values()
+    return [(copy.stream, copy.position) for copy in found]
+
+
+def outlived(
+    copies: ServiceCopies | None, held: Iterable[tuple[StreamId, int]], now_ms: int
+) -> list[StreamCopy]:
+    """Copies here that are so far behind what the asker holds that it may have forgotten ends.
+
+    With half of what tombstones are kept for, as its clock and its burials are not those here.
+    Within it the asker's tombstones speak, and what it lost of a copy can be had here.
+    """
+    if copies is None:
+        return []
+    positions = dict(held)
+    return [c for c in copies.copies.values() if _outlived(c, positions.get(c.stream), now_ms)]
+
+
+def _outlived(copy: StreamCopy, position: int | None, now_ms: int) -> bool:
+    at = max(copy.head, copy.position)  # nothing here is newer, not even of half a snapshot
+    if position is None or at >= position:
+        return False
+    if copy.caught_up_ms is None or now_ms - copy.caught_up_ms > GRAVE_MS // 2:
+        return True
+    return position - at > GRAVES_MAX // 2
+
+
+def tellable(items: Iterable[Item], old: Sequence[StreamCopy]) -> list[Item]:
+    """Without the live ones that only copies which are outlived know."""
+    return [i for i in items if i.dead or all(c.items.items.get(i.uuid) is not i for c in old)]
 
 
 def known(
@@ -37,10 +100,12 @@ def known(
 
 
 class Collector:
-    """Both ends of the exchange. `merge(service, items)` takes what was found."""
+    """The asker's end of the exchange. `merge(service, items)` takes what was found."""
 
-    def __init__(self, merge: Merge) -> None:
+    def __init__(self, merge: Merge, requests: Requests) -> None:
         self._merge = merge
+        self._requests = requests
+        self._asking: set[asyncio.Task[None]] = set()
         self._rounds: dict[int, tuple[str, set[Session], asyncio.Future[None]]] = {}
         self._number = 0
         self._told: dict[str, set[str]] = {}  # by service: peers whose whole answer came
@@ -67,9 +132,15 @@ class Collector:
         return frozenset(session.peer for sessions in rounds for session in sessions)
 
     async def ask(
-        self, service: str, marks: list[int], sessions: Iterable[Session], timeout_ms: int
+        self,
+        service: str,
+        copies: ServiceCopies | None,
+        sessions: Iterable[Session],
+        timeout_ms: int,
     ) -> bool:
-        """Ask all living peers; True if every one answered within the time."""
+        """Ask all living peers what they know better than `copies`; True if every one answered
+        within the time."""
+        marks, _ = known(None, copies)
         alive = self._alive
         open_sessions = {s for s in sessions if alive is None or s.peer in alive}
         if not open_sessions:
@@ -79,10 +150,22 @@ class Collector:
         self._rounds[self._number] = (service, open_sessions, done)
         while len(self._rounds) > ROUNDS_MAX:
             del self._rounds[next(iter(self._rounds))]
+        question = Asked(self._number, service, marks, holds(copies))
         for session in list(open_sessions):
-            session.send(Want(self._number, service, marks))
+            task = asyncio.create_task(self._ask(session, question), name=f"collect {service}")
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         await asyncio.wait([done], timeout=timeout_ms / 1000)
         return done.done()
+
+    async def _ask(self, session: Session, question: Asked) -> None:
+        packed = msgspec.msgpack.encode(question)
+        try:
+            await self._requests.ask(session, METHOD, packed, ASK_MS)
+        except Refused:
+            session.send(Want(question.number, question.service, question.marks))
+        except RequestFailed:
+            pass  # the connection ended, or it does when it stays silent
 
     def found(self, session: Session, message: Found) -> None:
         """A part of an answer came."""
@@ -109,12 +192,30 @@ class Collector:
                 done.set_result(None)
 
 
-def answer(session: Session, want: Want, marks: list[int], items: Iterable[Item]) -> None:
+def asked(payload: bytes) -> Asked:
+    """The question in a request. Raises ValueError."""
+    try:
+        question = msgspec.msgpack.decode(payload, type=Asked)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None
+    if len(question.marks) != BUCKETS or len(question.holds) > HOLDS_MAX:
+        raise ValueError(f"{len(question.marks)} buckets, {len(question.holds)} streams")
+    return question
+
+
+def answer(
+    session: Session,
+    want: Want | Asked,
+    marks: list[int],
+    items: Iterable[Item],
+    old: Sequence[StreamCopy] = (),
+) -> None:
     """Answer a peer at its pace. Raises Malformed on a digest that is none."""
     if len(want.marks) != BUCKETS:
         raise Malformed(f"digest of {len(want.marks)} buckets")
     buckets = differing(marks, want.marks)
     better = in_buckets(items, buckets) if buckets else []
+    better = tellable(better, old) if old else better
     if not better:
         session.send(Found(want.number, [], True))
         return

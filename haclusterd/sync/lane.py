@@ -143,6 +143,12 @@ class Lane:
         """All that this node knows of a service: its digest, its items."""
         return known(self.change_log.items(service), self.store.services.get(service))
 
+    def fetched(self, service: str, items: list[Item]) -> None:
+        """What another standby knew. Once this node has settled the service that is the past."""
+        own = self.change_log.logs.get(service)
+        if own is None or not own.settled:
+            self.store.fetched(service, items)
+
     # -- judging --
 
     def freshness(self, service: str) -> Freshness:
@@ -198,6 +204,8 @@ class Lane:
             self._unacked[session][message.stream] = copy.position
         if isinstance(message, SnapshotBegin | SnapshotEnd):
             self.notify()
+            if self.store.lacks_snapshot(message.stream):
+                session.send(Resume(message.stream, -1))
         if self.on_items is not None:
             self.on_items(message.stream.service, _uuids(message))
 

@@ -27,6 +27,7 @@ from haclusterd.sync.codec import Malformed, item_of
 
 SLICE_MS = 3.0
 REFUSED_MAX = 10_000  # names kept of calls that cannot be replicated
+FULL_MAX = 1000  # records kept of these, to log them when there is room
 AT_ONCE = 64  # records that are packed within the call that logs them
 _SETTLE = ""  # inbox key of the settled mark: no call has an empty uuid
 
@@ -64,6 +65,7 @@ class ChangeLog:
         self._inbox: OrderedDict[tuple[str, str], Waiting] = OrderedDict()
         self._waiting: Counter[str] = Counter()
         self._refused: dict[tuple[str, str], None] = {}
+        self._full: dict[tuple[str, str], Live] = {}  # of a log that was full, oldest first
         self._scheduled = False
 
     def own(self, service: str, epoch: int, settled: bool) -> SequencedLog | None:
@@ -184,11 +186,17 @@ class ChangeLog:
         if isinstance(waiting, Settled):
             log.append(waiting, now_ms)
             return
-        self._refused.pop((waiting.service, waiting.uuid), None)
+        self._full.pop((waiting.service, waiting.uuid), None)
+        if self._full and isinstance(waiting, Live):
+            self._refill(log, waiting, now_ms)
+        self._put(log, waiting, now_ms)
+
+    def _put(self, log: SequencedLog, record: Record, now_ms: int) -> None:
+        self._refused.pop((record.service, record.uuid), None)
         try:
-            item = item_of(waiting, log.epoch, log.stream.incarnation)
+            item = item_of(record, log.epoch, log.stream.incarnation)
         except Malformed:
-            self._refuse("oversize", waiting)
+            self._refuse("oversize", record)
             return
         known = log.items.items.get(item.uuid)
         was_live = known is not None and not known.dead
@@ -199,7 +207,21 @@ class ChangeLog:
             if item.uuid in log.items.items:
                 self.counters["stale"] += 1
             else:
-                self._refuse("full", waiting)
+                self._refuse("full", record)
+                if isinstance(record, Live) and len(self._full) < FULL_MAX:
+                    self._full[record.service, record.uuid] = record
+
+    def _refill(self, log: SequencedLog, told: Live, now_ms: int) -> None:
+        """Before `told`, the oldest that found no room and may have it now: nobody tells it again.
+
+        Not of a FreeSWITCH process that is gone, because such calls end without a tombstone.
+        """
+        key = next((key for key in self._full if key[0] == told.service), None)
+        if key is None or log.items.live >= self.limits.records:
+            return
+        record = self._full.pop(key)
+        if _process(record) == _process(told):
+            self._put(log, record, now_ms)
 
     def _refuse(self, counter: str, record: Record) -> None:
         self.counters[counter] += 1
@@ -211,7 +233,14 @@ class ChangeLog:
             del self._inbox[key]
         for key in [k for k in self._refused if k[0] == service]:
             del self._refused[key]
+        for full in [k for k in self._full if k[0] == service]:
+            del self._full[full]
         self._waiting.pop(service, None)
+
+
+def _process(record: Live) -> str:
+    """Which FreeSWITCH process has it; registrations outlive theirs."""
+    return record.runtime_uuid if isinstance(record, CallRecord) else ""
 
 
 def _newer(record: Record, waiting: Record) -> bool:

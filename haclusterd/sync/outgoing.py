@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from haclusterd.core.cursor import Cursor
 from haclusterd.core.replication import Ack, Offer, Resume, SequencedLog, StreamId
 from haclusterd.sync.session import Session
-from haclusterd.sync.status import OutgoingStatus, PeerStatus, data_of, percent
+from haclusterd.sync.status import OutgoingStatus, PeerStatus, data_of, percent, worst
 
 ACK_SAMPLES = 1024
-_WORST_LAST = ["in-sync", "syncing", "suspended", "none"]
 
 
 class Outgoing:
@@ -101,9 +100,9 @@ class Outgoing:
             return PeerStatus(node, False, "", -1.0, state, 0, [])
         cursors = self._cursors.get(session, {}).values()
         rows = [self._row(node, cursor, now_ms()) for cursor in cursors]
-        worst = max((r.state for r in rows), key=_WORST_LAST.index, default="in-sync")
+        state = worst(row.state for row in rows)
         lag_ms = max((r.lag_ms for r in rows), default=0)
-        return PeerStatus(node, True, session.address, session.rtt_ms, worst, lag_ms, rows)
+        return PeerStatus(node, True, session.address, session.rtt_ms, state, lag_ms, rows)
 
     def _offer(self, session: Session, own: SequencedLog) -> None:
         cursor = Cursor(own)

@@ -12,6 +12,8 @@ import contextlib
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
+import msgspec
+
 from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import (
     Ack,
@@ -28,12 +30,13 @@ from haclusterd.core.standby import Freshness
 from haclusterd.lasting import lasting
 from haclusterd.sync.audit import Auditor
 from haclusterd.sync.codec import Beat, Found, Head, Malformed, Message, Request, Response, Want
-from haclusterd.sync.collect import Collector, answer, known
+from haclusterd.sync.collect import METHOD as COLLECT
+from haclusterd.sync.collect import Collector, answer, asked, outlived
 from haclusterd.sync.lane import REGISTRATIONS, Changed, Lane
 from haclusterd.sync.outgoing import now_ms
 from haclusterd.sync.rpc import Answer, Requests
 from haclusterd.sync.session import Session
-from haclusterd.sync.status import SyncStatus
+from haclusterd.sync.status import PeerStatus, SyncStatus, worst
 from haclusterd.sync.transport import Mesh, MeshConfig
 
 log = logging.getLogger(__name__)
@@ -62,8 +65,11 @@ class Replicator:
         self.store = self.calls.store
         self.change_log = self.calls.change_log
         self._outgoing = self.calls.outgoing
-        self._collector = Collector(lambda name, items: self.lane(name).store.fetched(name, items))
         self._requests = Requests()
+        self._requests.register(COLLECT, self._asked)
+        self._collector = Collector(
+            lambda name, items: self.lane(name).fetched(name, items), self._requests
+        )
         self._alive: frozenset[str] | None = None
         self.auditor = Auditor(self, self._lanes, self.mesh.sessions)
         self._tasks: list[asyncio.Task[None]] = []
@@ -180,9 +186,8 @@ class Replicator:
         Before an injection: `unrecovered` gives what is known then.
         """
         copies = self.lane(service).store.services.get(service)
-        marks, _ = known(None, copies)
         sessions = [s for node, s in self.mesh.sessions.items() if node not in without]
-        if not await self._collector.ask(service, marks, sessions, timeout_ms):
+        if not await self._collector.ask(service, copies, sessions, timeout_ms):
             log.info("collect %s: not every peer answered in %d ms", service, timeout_ms)
 
     async def unrecovered(self, service: str) -> list[CallRecord]:
@@ -224,6 +229,17 @@ class Replicator:
         """Ask another agent. Raises RequestFailed."""
         session = self.mesh.sessions.get(node)
         return await self._requests.ask(session, method, payload, timeout_ms)
+
+    async def _asked(self, peer: str, payload: bytes) -> bytes:
+        """What is known here better goes out by itself, as Found; see collect."""
+        question = asked(payload)
+        lane, session = self.lane(question.service), self.mesh.sessions.get(peer)
+        if session is not None:
+            copies = lane.store.services.get(question.service)
+            marks, items = lane.view(question.service)
+            old = outlived(copies, question.holds, now_ms())
+            answer(session, question, marks, items.values(), old)
+        return b""
 
     # -- SessionOwner --
 
@@ -293,6 +309,16 @@ class Replicator:
         """(peer, stream's service) of peers that missed more changes than are kept."""
         return [pair for lane in self._lanes for pair in lane.outgoing.overflowed]
 
+    def _peer_status(self, node: str) -> PeerStatus:
+        session = self.mesh.sessions.get(node)
+        calls, more = (lane.outgoing.peer_status(node, session) for lane in self._lanes)
+        return msgspec.structs.replace(
+            calls,
+            state=worst((calls.state, more.state)),
+            lag_ms=max(calls.lag_ms, more.lag_ms),
+            outgoing=calls.outgoing + more.outgoing,
+        )
+
     def status(self) -> SyncStatus:
         """For `haclusterctl sync`, status and metrics."""
         peers = [n for n in self.config.links if n != self.config.node]
@@ -300,14 +326,9 @@ class Replicator:
         counters = self.mesh.counters + self.store.counters + self.change_log.counters
         other = self.registrations.store.counters + self.registrations.change_log.counters
         counters.update({f"registrations_{name}": count for name, count in other.items()})
-        found = [self._outgoing.peer_status(n, self.mesh.sessions.get(n)) for n in peers]
-        for peer in found:
-            session = self.mesh.sessions.get(peer.node)
-            more = self.registrations.outgoing.peer_status(peer.node, session)
-            peer.outgoing.extend(more.outgoing)
         return SyncStatus(
             self.config.node,
-            found,
+            [self._peer_status(node) for node in peers],
             [row for lane in lanes for row in lane.incoming()],
             [row for lane in lanes for row in lane.store.counts()],
             sum(log.waiting(s) for log in (lane.change_log for lane in lanes) for s in log.logs),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from haclusterd.core.standby import Freshness, StreamCopy
@@ -51,6 +53,14 @@ class IncomingStatus(msgspec.Struct, frozen=True):
     eta_ms: int | None = None
 
 
+_WORST_LAST = ("in-sync", "syncing", "suspended", "none")
+
+
+def worst(states: Iterable[str]) -> str:
+    """Of none: in-sync."""
+    return max(states, key=_WORST_LAST.index, default="in-sync")
+
+
 def percent(have: int, want: int) -> int:
     """Rounded down, so that 100 is all."""
     return 100 if have >= want else have * 100 // want
@@ -86,7 +96,8 @@ def incoming(
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """One other node. `rtt_ms` -1 while unknown; `state` is the worst of the outgoing streams."""
+    """One other node. `rtt_ms` -1 while unknown; `state` is the worst of the outgoing streams, of
+    calls and of registrations, `lag_ms` the longest."""
 
     node: str
     connected: bool

@@ -51,12 +51,14 @@ class StandbyStore:
         self.counters: Counter[str] = Counter()
         self._now_ms = now_ms
         self._resynced_ms: dict[tuple[str, str], int] = {}  # by service and origin
+        self._unfit: set[StreamId] = set()  # whose snapshot was another than its origin said
 
     def offer(self, message: Offer) -> StreamCopy | None:
         """Take up an offered stream; None if a newer one of that service is known."""
         service = message.stream.service
         if service not in self.services and len(self.services) >= SERVICES_MAX:
             return None
+        self._unfit.discard(message.stream)  # it is said anew what is held, and sent what is not
         return self._copies(service).offer(message, self._now_ms())
 
     def copy(self, stream: StreamId) -> StreamCopy | None:
@@ -77,11 +79,14 @@ class StandbyStore:
         if isinstance(message, Delta):
             copy.delta(message, now_ms)
         elif isinstance(message, SnapshotBegin):
+            self._unfit.discard(message.stream)
             copy.begin(message, now_ms)
         elif isinstance(message, Chunk):
             copy.chunk(message, now_ms)
         elif not copy.end(message, now_ms):
             self.counters["mismatch"] += 1
+            self._unfit = {s for s in self._unfit if self.copy(s) is not None} | {message.stream}
+            return None
         if copy.staging is not None:
             return None
         if copy.settled:
@@ -99,16 +104,29 @@ class StandbyStore:
         now_ms = self._now_ms()
         copy.saw_head(head.head, now_ms)
         if copy.staging is not None or copy.position != head.head:
-            return True
+            return not self.lacks_snapshot(head.stream)
         if copy.items.digest() == head.digest:
             return True
         copy.caught_up_ms = None
-        key = (head.stream.service, head.stream.origin)
-        if now_ms - self._resynced_ms.get(key, -RESYNC_MS) < RESYNC_MS:
+        if not self._may_resync(head.stream):
             return True
-        self._resynced_ms[key] = now_ms
         self.counters["mismatch"] += 1
         return False
+
+    def lacks_snapshot(self, stream: StreamId) -> bool:
+        """The last one did not fit, its origin believes that it did, and it is time to say so."""
+        copy = self.copy(stream)
+        if stream not in self._unfit or copy is None or copy.frozen or copy.staging is not None:
+            return False
+        return self._may_resync(stream)
+
+    def _may_resync(self, stream: StreamId) -> bool:
+        now_ms = self._now_ms()
+        key = (stream.service, stream.origin)
+        if now_ms - self._resynced_ms.get(key, -RESYNC_MS) < RESYNC_MS:
+            return False
+        self._resynced_ms[key] = now_ms
+        return True
 
     def disconnected(self, origin: str) -> None:
         """The connection to a peer ended: its snapshots under way end half way."""
@@ -133,12 +151,27 @@ class StandbyStore:
             copies.drop_below((log.epoch, log.stream.incarnation, log.stream.origin))
 
     def fetched(self, service: str, items: Iterable[Item]) -> int:
-        """Merge what another standby knew; the number of items that were news."""
+        """Merge what another standby knew; the number of items that were news.
+
+        A call that the owner of a settled stream did not take over is none any more, although its
+        end was in a stream that is forgotten here.
+        """
         copies = self._copies(service)
         sets = [copy.items.items for copy in copies.copies.values()]
+        settled = max(
+            (
+                (c.stream.begun, c.stream.incarnation)
+                for c in copies.copies.values()
+                if c.settled and c.complete
+            ),
+            default=(0, 0),
+        )
         now_ms = self._now_ms()
         news = 0
         for item in items:
+            if not item.dead and (item.epoch, item.incarnation) < settled:
+                self.counters["superseded"] += 1
+                continue
             known = (s[item.uuid] for s in sets if item.uuid in s)
             if all(rank(item) > rank(other) for other in known):
                 news += copies.fetched.merge(item, now_ms)

@@ -17,6 +17,8 @@ from cryptography.x509.oid import NameOID
 
 from haclusterd.core.records import CallRecord
 from haclusterd.core.replication import Limits
+from haclusterd.sync import collect
+from haclusterd.sync.codec import Message, Request, Want
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.session import SyncTiming
 from haclusterd.sync.transport import Identity, MeshConfig
@@ -135,6 +137,12 @@ async def until(true: Callable[[], object], within_s: float = 5) -> None:
 
 def held(one: Replicator, service: str = "east") -> dict[str, int]:
     return {r.uuid: r.version for r in one.store.records(service)}
+
+
+def asks(message: Message) -> bool:
+    """Whether it asks a node what it knows of a service, in the new words or the old."""
+    new = isinstance(message, Request) and message.method == collect.METHOD
+    return new or isinstance(message, Want)
 
 
 async def collected(

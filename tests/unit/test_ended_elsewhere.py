@@ -25,10 +25,10 @@ from haclusterd.core.actions import Recover
 from haclusterd.core.model import Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch.rest import Rest
-from haclusterd.sync.codec import Message, Want
+from haclusterd.sync.codec import Message
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import FakeReplication, FakeSwitch
-from tests.unit.sync_cluster import Cluster, call, held, until
+from tests.unit.sync_cluster import Cluster, asks, call, held, until
 from tests.unit.test_newer_elsewhere import renamed, two_slaves
 
 pytestmark = pytest.mark.timeout(60)
@@ -138,7 +138,7 @@ def slow(node: Replicator, by_s: float) -> None:
     send = session.send
 
     def later(message: Message) -> None:
-        if isinstance(message, Want):
+        if asks(message):
             loop.call_later(by_s, send, message)
         else:
             send(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,34 @@ async def test_ms23_nothing_of_a_node_met_later_is_missed_and_its_past_is_not_ne
     c.say("c1")
     await until(lambda: knows(b, "a", 3) and knows(b, "c", 1))
     assert [e.text for e in follower.take()] == ["a3", "c1"]
+
+
+async def test_ms24_the_first_events_of_a_node_that_starts_later_are_not_missed(
+    hosts: Hosts,
+) -> None:
+    """Its run is younger than the reader: none of it is the past."""
+    b = await hosts.start("b", 200)
+    follower, own_only = b.book.read(), b.book.read(own_only=True)
+    now_ms = time.time_ns() // 1_000_000
+    a = await hosts.start("a", now_ms)
+    a.say("a1", "a2")
+    c = await hosts.start("c", now_ms - 60_000)
+    c.say("past")
+    await until(lambda: knows(b, "a", 2) and knows(b, "c", 1))
+    assert [e.text for e in follower.take()] == ["a1", "a2"]
+    c.say("c2")
+    await until(lambda: knows(b, "c", 2))
+    assert [e.text for e in follower.take()] == ["c2"]
+    assert own_only.take() == []
+
+
+async def test_ms24_long_texts_of_any_script_are_forwarded(hosts: Hosts) -> None:
+    """An answer between agents is bounded in bytes: a piece that is larger stops its origin."""
+    a = await hosts.start("a", 100)
+    a.say(*("\U0001f4de" * events.TEXT_CHARS_MAX for _ in range(3 * events.BATCH // 2)))
+    b = await hosts.start("b", 200)
+    await until(lambda: knows(b, "a", 300), 10)
+    assert b.texts("a:100:0")[0] == "\U0001f4de" * events.TEXT_CHARS_MAX
 
 
 async def test_ms24_the_node_that_was_followed_is_killed_in_mid_stream(hosts: Hosts) -> None:
@@ -287,7 +316,7 @@ async def test_ms24_keepalives_and_bounds() -> None:
     for _ in range(events.BATCH + 5):
         big.publish("decision", row="A1", text="x" * 5000)
     batch = big.read({}).take()
-    assert sum(len(e.text) for e in batch) <= events.BATCH_CHARS
+    assert sum(len(e.text) for e in batch) <= events.BATCH_BYTES
     assert len(big.read({}).take()[0].text) == events.TEXT_CHARS_MAX
 
 

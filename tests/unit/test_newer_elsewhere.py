@@ -25,10 +25,9 @@ from haclusterd.core.actions import Recover
 from haclusterd.core.model import ClusterSpec, Identity
 from haclusterd.core.records import CallRecord, CallVerdict, Tombstone
 from haclusterd.freeswitch.rest import Rest
-from haclusterd.sync.codec import Want
 from haclusterd.sync.replicator import Replicator
 from tests.fixtures.agent_parts import FakeSwitch, spec
-from tests.unit.sync_cluster import Cluster, call, collected, held, until
+from tests.unit.sync_cluster import Cluster, asks, call, collected, held, until
 
 pytestmark = pytest.mark.timeout(60)
 CALLS = 40
@@ -130,7 +129,7 @@ async def test_a_peer_that_does_not_answer_costs_the_deadline_and_no_more(cluste
     session = b.mesh.sessions["c"]
     send = session.send
     session.send = (  # type: ignore[method-assign]
-        lambda message: None if isinstance(message, Want) else send(message)
+        lambda message: None if asks(message) else send(message)
     )
     began = time.perf_counter()
     assert len(await collected(b, COLLECT_MS)) == 10

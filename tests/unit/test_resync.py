@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from haclusterd.agent.answers import Answers
 from haclusterd.agent.commands import Commands
 from haclusterd.agent.history import History
+from haclusterd.agent.registrations import Registrations
+from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.routes import Routes
 from haclusterd.agent.schema import Sync
 from haclusterd.agent.syncing import alarms, is_stale, tell_repairs
@@ -20,15 +26,19 @@ from haclusterd.core.replication import (
     Chunk,
     Delta,
     Item,
+    ItemSet,
     Limits,
     SnapshotBegin,
     StreamId,
 )
 from haclusterd.core.standby import StreamCopy
 from haclusterd.sync.audit import Repair
-from haclusterd.sync.codec import Message
+from haclusterd.sync.codec import Head, Message
+from haclusterd.sync.lane import REGISTRATIONS, Lane
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.session import SyncTiming
+from haclusterd.sync.status import PeerStatus
+from tests.fixtures.agent_parts import spec
 from tests.fixtures.agent_source import FakeSource
 from tests.unit.sync_cluster import TIMING, Cluster, call, held, until
 
@@ -161,6 +171,72 @@ async def test_ms20_answers_of_a_node_that_is_being_filled_say_so() -> None:
     assert "STALE" in str(shown[0])
 
 
+async def test_ms20_answers_are_stale_while_registrations_are_on_their_way(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not keep a node with all calls from taking over: all nodes may lack them at once."""
+    a = await cluster.start("a")
+    b = AgentReplicator(cluster.config("b"), 7)
+    await b.start()
+    cluster.running["b"] = b
+    lane, east = a.registrations, REGISTRATIONS + "east"
+    a.own("east", 5, settled=True)
+    a.append([call(1)])
+    lane.own(east, 5, settled=False)  # as an owner's agent that has not read its FreeSWITCH's yet
+    owners = {"east": ("a", 5)}
+    for one in (a, b):
+        one.observe(owners, ["a", "b"])
+    registrations = Registrations(spec(1), b, lambda name: "")
+    agent = SimpleNamespace(
+        replicator=b, shared=SimpleNamespace(registrations=registrations), problems={}, me="b",
+        owners=lambda: owners, spec=spec(1), history=None, reports=None, operators=None,
+        orders=None, upkeep=SimpleNamespace(maintaining=None, failover=None, rotation=None),
+        traces=None,
+        config=SimpleNamespace(freeswitch=object(), node=SimpleNamespace(witness=False)),
+    )  # fmt: skip
+    answers = Answers(cast(Any, agent))
+    await until(lambda: b.in_sync_services() == ["east"])
+    await until(lambda: east in b.registrations.store.services)
+    assert not answers.stale(), "none are kept here"
+    registrations.keeper = cast(Any, object())
+    assert set(registrations.freshness()) == {"east", "west"}
+    assert answers.stale()
+    assert answers._own_sync().state == "in-sync"
+    lane.change_log.settle(east)
+    await until(lambda: not answers.stale())
+    owners["west"] = ("b", 1)
+    assert not answers.stale(), "its own are no copies"
+    owners["west"] = ("a", 1)
+    b.store.services["west"] = b.store.services["east"]
+    b.observe(owners, ["a", "b"])
+    assert answers.stale(), "none of west have come"
+
+
+async def test_ms21_a_peer_is_in_sync_when_it_has_the_registrations_as_well(
+    cluster: Cluster,
+) -> None:
+    a, b = await cluster.start("a"), await cluster.start("b")
+    a.own("east", 5, settled=True)
+    a.registrations.own(REGISTRATIONS + "east", 5, settled=True)
+    a.append([call(1)])
+
+    def peer() -> PeerStatus:
+        return a.status().peers[0]
+
+    await until(lambda: [r.state for r in peer().outgoing] == ["in-sync"] * 2)
+    assert (peer().state, peer().lag_ms) == ("in-sync", 0)
+    ((cursors),) = a.registrations.outgoing._cursors.values()
+    for cursor in cursors.values():
+        cursor.acked = -1
+    assert [(r.data, r.state) for r in peer().outgoing] == [
+        ("calls", "in-sync"), ("registrations", "syncing"),
+    ]  # fmt: skip
+    assert (peer().state, peer().lag_ms > 0) == ("syncing", True)
+    await cluster.kill("b")
+    await until(lambda: peer().state == "suspended")
+    assert b.store.services
+
+
 async def test_ms17_what_was_mended_is_in_the_history(cluster: Cluster) -> None:
     one = Replicator(cluster.config("a"), 1)
     history = History()
@@ -180,3 +256,36 @@ def test_a_dead_link_is_replaced_before_its_copies_count_as_too_old() -> None:
     timing = SyncTiming()
     noticed_ms = timing.dead_ms + timing.beat_ms  # silence is counted in beats
     assert noticed_ms + timing.connect_ms <= timing.lag_ms_max
+
+
+async def test_ms17_a_snapshot_that_does_not_fit_is_asked_for_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its origin is quiet: nothing else would ever tell it that its snapshot was not taken."""
+    monkeypatch.setattr("haclusterd.sync.store.RESYNC_MS", 200)
+    a = await cluster.start("a", limits=Limits(buffer_entries=10))
+    a.own("east", 1, settled=True)
+    a.append([call(n) for n in range(40)])
+    digest, asked = ItemSet.digest, 0
+
+    def damaged(items: ItemSet) -> int:
+        nonlocal asked
+        if items is not a.change_log.items("east"):
+            return digest(items)
+        asked += 1
+        return digest(items) + (asked <= 2)
+
+    def heads(lane: Lane) -> list[Head]:
+        return [Head(o.stream, o.head, digest(o.items)) for o in lane.change_log.logs.values()]
+
+    monkeypatch.setattr(ItemSet, "digest", damaged)
+    monkeypatch.setattr(Lane, "heads", heads)
+    b = await cluster.start("b")
+    await until(lambda: b.store.counters["mismatch"] == 2)
+    at = time.monotonic()
+    assert held(b) == {}
+    await until(lambda: len(held(b)) == 40)
+    assert b.store.counters["mismatch"] == 2
+    assert time.monotonic() - at > 0.1, "the third was not asked for at once"
+    await until(lambda: b.in_sync_services() == ["east"])
+    assert "malformed" not in b.mesh.counters

@@ -135,6 +135,40 @@ async def test_what_is_not_logged_is_counted() -> None:
     assert log.waiting_uuids() == ["u4"], "still full"
 
 
+async def test_a_call_that_found_no_room_is_logged_when_there_is_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its source takes it for told, and says it again only when it changes."""
+    monkeypatch.setattr("haclusterd.sync.log.FULL_MAX", 3)
+    log = _log(Limits(records=2))
+    log.own("east", 1, settled=True)
+    log.own("west", 1, settled=True)
+    log.append([_call(n) for n in range(1, 7)])
+    own = log.logs["east"].items
+
+    def live() -> list[str]:
+        return [uuid for uuid, item in own.items.items() if not item.dead]
+
+    assert live() == ["u1", "u2"]
+    log.append([_call(4, 7), Tombstone("east", "u3", 2)])  # u3 ends, u4 changes, without room
+    log.append([Tombstone("east", "u1", 2), _call(2, 2)])
+    assert live() == ["u2", "u5"], "the oldest that waits, when something is told"
+    assert log.waiting_uuids() == ["u6", "u4"], "u6 was one too many to be kept"
+    log.append([Tombstone("east", "u5", 2), _call(8)])
+    assert live() == ["u2", "u4"], "before what is told"
+    assert own.items["u4"].version == 7
+    log.append([Tombstone("east", "u4", 8)])
+    another = msgspec.structs.replace(_call(2, 3), runtime_uuid="another")
+    log.append([another])
+    assert live() == ["u2"], "u8 was of a process that is gone"
+    log.append([_call(n) for n in (9, 10)])
+    assert live() == ["u2", "u9"]
+    log.disown("east")
+    log.own("east", 2, settled=True)
+    assert not log._full
+    assert log.waiting("east") == 0
+
+
 async def test_ownership_of_the_log() -> None:
     log = _log()
     assert log.own("east", 1, settled=True) is None
