@@ -126,8 +126,8 @@ async def test_m1_calls_go_on_over_the_other_link_without_a_gap_or_a_snapshot(
     old.send = lambda message: None  # type: ignore[method-assign]
     old.wake = lambda: None  # type: ignore[method-assign]
     await asyncio.sleep(0.5)
-    a.append([call(n, 2) for n in range(25)])
     began = time.perf_counter()
+    a.append([call(n, 2) for n in range(25)])
     await asyncio.sleep(0.1)
     a.mesh.hear("b", [link != first for link in range(2)])
     lags_ms: list[int] = []
