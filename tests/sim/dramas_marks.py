@@ -2,7 +2,8 @@
 
 Whoever counts by the mark needs two of the other three, whoever does not needs three of all four:
 two such sets share a node. So none of this may break anything, although operators are told to let
-the network rest while somebody is still marked (docs/design.md, Marked dead).
+the network rest while somebody is still marked (docs/design.md, Marked dead). Agents tell each
+other nothing meanwhile: what one heart has cleared they would clear for all.
 """
 
 from __future__ import annotations
