@@ -20,9 +20,10 @@ from typing import Any
 
 import msgspec
 
-from tests.sim import dramas_changes, dramas_orders
+from tests.sim import dramas_changes, dramas_marks, dramas_orders
 from tests.sim import mutations as m
 from tests.sim import mutations_changes as c
+from tests.sim import mutations_marks as d
 from tests.sim import mutations_time as t
 from tests.sim.dramas import DRAMAS, stage
 from tests.sim.shrink import commit, shrink, story
@@ -30,7 +31,13 @@ from tests.sim.swarm import LAN, Swarm, draw_swarm
 from tests.sim.windows import WINDOWS
 from tests.sim.world import World
 
-ALL_DRAMAS = {**DRAMAS, **WINDOWS, **dramas_changes.DRAMAS, **dramas_orders.DRAMAS}
+ALL_DRAMAS = {
+    **DRAMAS,
+    **WINDOWS,
+    **dramas_changes.DRAMAS,
+    **dramas_marks.DRAMAS,
+    **dramas_orders.DRAMAS,
+}
 NET_SEEDS = 60
 
 
@@ -119,7 +126,7 @@ DRILLS: dict[str, Drill] = {
         m.lapsed_claims_unfenced, drama="unfenced_claim"
     ),
     "lease relation": Drill(t.lease_longer, **worlds("cut_node", "stun", timing=TOO_LONG)),
-    # restarts, freezes, freshness
+    # restarts
     "hold-down": Drill(m.no_hold_down, **worlds("triangle", "restart_forget")),
     "promises restored": Drill(t.promises_not_restored, **worlds("crash", "freeze")),
     # the set of voters
@@ -133,6 +140,14 @@ DRILLS: dict[str, Drill] = {
     "no mark beside a change of the voters": Drill(
         c.marks_beside_a_change, drama="marked_beside_a_change"
     ),
+    # nodes marked dead
+    "grants of marked nodes": Drill(d.marked_grants_count, drama="marked_grants"),
+    "leases and marked nodes": Drill(d.marked_echoes_count, drama="marked_carries_a_lease"),
+    "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
+    "not cleared in its hold-down": Drill(
+        d.cleared_while_starting, drama="owner_dies_as_the_marked_starts"
+    ),
+    # freshness and freezes
     "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
     "a freeze is noticed": Drill(t.freeze_not_noticed, drama="claim_at_the_thaw"),
@@ -140,6 +155,12 @@ DRILLS: dict[str, Drill] = {
 }
 
 NETS: dict[str, Net] = {
+    "nobody claims with a marked node alone": Net(
+        (d.marked_grants_count, d.marked_makes_a_majority),
+        "alone_with_the_marked",
+        "who reaches no majority without marked nodes does not claim, and their grants would not "
+        "count; the former alone is of no effect where others are in reach",
+    ),
     "the past after a thaw": Net(
         (t.no_flush, t.same_incarnation, t.old_echoes_count),
         "thaw_meets_the_dead",

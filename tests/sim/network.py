@@ -126,8 +126,9 @@ class Network:
             t += self.slow.get((source, to, link), 0)
         self.world.at(t, self.arrive, (source, to, link, data))
         if swarm.duplicate and rng.random() < swarm.duplicate:
-            again = self.world.now + self._delay()
-            self.world.at(again, self.arrive, (source, to, link, data))
+            for _ in range(swarm.copies):
+                again = self.world.now + self._delay()
+                self.world.at(again, self.arrive, (source, to, link, data))
         if swarm.replay and rng.random() < swarm.replay:
             again = self.world.now + rng.randrange(10_000, 5_000_000)
             self.world.at(again, self.arrive, (source, to, link, data))

@@ -62,6 +62,7 @@ class Swarm:
     last_resort: LastResort = LastResort.MASTERS
     relinquish_us: int = 0
     members: int = 0  # voters at first, the other nodes being spare; 0 for all
+    copies: int = 1  # how many more come of a beat that is duplicated
     old: tuple[int, ...] = ()  # nodes that know version 1 of the wire only
 
 

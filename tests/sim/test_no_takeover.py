@@ -72,8 +72,8 @@ def lossy_and_late() -> World:
 
 
 def everything_five_times() -> World:
-    """20: most beats come twice, some much later."""
-    world = _at_rest(duplicate=0.9, replay=0.3, delay_mean_us=300)
+    """20: and of some there is one more copy, much later."""
+    world = _at_rest(duplicate=1.0, copies=4, replay=0.3, delay_mean_us=300)
     world.play_until(world.now + 30_000_000)
     return world
 

@@ -1,0 +1,157 @@
+"""Directed worlds about nodes marked dead: one of four is back, and not cleared yet.
+
+Whoever counts by the mark needs two of the other three, whoever does not needs three of all four:
+two such sets share a node. So none of this may break anything, although operators are told to let
+the network rest while somebody is still marked (docs/design.md, Marked dead). Agents tell each
+other nothing meanwhile: what one heart has cleared they would clear for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from functools import partial
+
+from tests.sim.dramas import SERVED_WITHIN_MS, begin, owners_of
+from tests.sim.windows import FOR_LONG_US, MS, cut, others, start_again, stop_now, watch
+from tests.sim.world import World
+
+HOLD_DOWN_US = 250 * MS
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """`marked` is down and no voter, `owner` has s0, `taker` s1 if there is one."""
+
+    world: World
+    rng: random.Random
+    marked: int
+    owner: int
+    taker: int
+    third: int
+
+
+def _burn(seed: int, services: int) -> Cast:
+    """A node burns, the owner of s1 if there is one, and the other three count by its mark."""
+    world, rng = begin(seed, 4, services)
+    (owner,) = owners_of(world)
+    last = services - 1
+    marked = rng.choice([n for n in others(world, owner) if not last or n in owners_of(world, 1)])
+    world.operators.burnt.add(marked)
+    world.hosts[marked].kill(world.now, power=True)
+    world.play_until(world.now + 600 * MS)
+    living = others(world, marked)
+    world.operators.mark(world.hosts[rng.choice(living)], world.now, f"n{marked}")
+    world.play_until(world.now + 1_000 * MS + rng.randrange(25) * MS)
+    taker = rng.choice([n for n in living if n != owner and (not last or n in owners_of(world, 1))])
+    (third,) = others(world, marked, owner, taker)
+    return Cast(world, rng, marked, owner, taker, third)
+
+
+def _return(cast: Cast) -> None:
+    """The marked node starts; no agent tells another anything any more."""
+    cast.world.operators.burnt.discard(cast.marked)
+    cast.world.operators.apart = True
+    start_again(cast.world.now, cast.world.hosts[cast.marked])
+
+
+def _return_to(cast: Cast, friend: int) -> None:
+    """It hears `friend` alone. So it does not learn who has s1 now, and is not cleared, but echoes
+    and grants as anybody."""
+    cut(cast.world, [(cast.marked, n) for n in others(cast.world, cast.marked, friend)])
+    _return(cast)
+    after_us = HOLD_DOWN_US + cast.rng.randrange(60, 100) * MS
+    cast.world.play_until(cast.world.now + after_us)
+
+
+def _is_marked(cast: Cast, by: int) -> bool:
+    node = cast.world.hosts[by].node
+    return node is not None and cast.marked in node.unvoting
+
+
+def _outcome(cast: Cast, for_ms: int = 1_000) -> list[str]:
+    cast.world.play_until(cast.world.now + for_ms * MS)
+    return list(cast.world.checkers.violations)
+
+
+def marked_carries_a_lease(seed: int) -> list[str]:
+    """Only the marked node hears the owner: its echoes carry no lease, for the others, who do not
+    count it, are a majority (S1)."""
+    cast = _burn(seed, 2)
+    _return_to(cast, cast.owner)
+    if not _is_marked(cast, cast.owner):
+        return ["the drama did not take place: it is cleared"]
+    cut(cast.world, [(cast.owner, cast.taker), (cast.owner, cast.third)])
+    return _outcome(cast)
+
+
+def marked_grants(seed: int) -> list[str]:
+    """A slave that lost the owner alone asks the marked node and one that hears the owner: what the
+    former grants is no vote (S1)."""
+    cast = _burn(seed, 2)
+    _return_to(cast, cast.third)
+    if not _is_marked(cast, cast.third):
+        return ["the drama did not take place: it is cleared"]
+    cut(cast.world, [(cast.third, cast.owner)])
+    return _outcome(cast)
+
+
+def alone_with_the_marked(seed: int) -> list[str]:
+    """A slave is left alone with the marked node, just when its turn has come (S1)."""
+    cast = _burn(seed, 2)
+    _return_to(cast, cast.third)
+    cut(cast.world, [(cast.third, cast.owner)])
+    cast.world.play_until(cast.world.now + cast.rng.randrange(20, 60) * MS)
+    cut(cast.world, [(cast.third, cast.taker)])
+    return _outcome(cast)
+
+
+def marked_dies_again(seed: int) -> list[str]:
+    """The owner serves with one of two others. The marked node starts and dies again before it has
+    echoed anything: its vote is not needed, or there is a gap and no way out (V2)."""
+    cast = _burn(seed, 1)
+    world = cast.world
+    world.hosts[cast.third].kill(world.now, power=True)
+    world.play_until(world.now + 500 * MS)
+    began = len(world.history)
+    _return(cast)
+    deaf_us = world.now + HOLD_DOWN_US - cast.rng.randrange(2, 20) * MS
+    world.at(deaf_us, partial(_deafen, world), (cast.owner, cast.marked, 0))
+    world.at(deaf_us + 60 * MS, stop_now, world.hosts[cast.marked])
+    found = _outcome(cast)
+    gaps = [line.strip() for line in world.history[began:] if " T401 " in line]
+    return found + [f"V2: a gap for a node that gave no vote: {g}" for g in gaps]
+
+
+def _deafen(world: World, t: int, way: tuple[int, int, int]) -> None:
+    world.network.add_cut([way], t, FOR_LONG_US)
+
+
+def owner_dies_as_the_marked_starts(seed: int) -> list[str]:
+    """Who is in its hold-down votes for nobody: the others do not need it yet (V2)."""
+    cast = _burn(seed, 1)
+    world = cast.world
+    _return(cast)
+    world.play_until(world.now + cast.rng.randrange(40, 80) * MS)
+    began = world.now
+    served: list[float] = []
+    watch(world, lambda host, row: served.append(world.now) if row == "T301" else None)
+    world.hosts[cast.owner].kill(began, power=True)
+    found = _outcome(cast)
+    after_ms = (served[0] - began) / MS if served else float("inf")
+    if after_ms > SERVED_WITHIN_MS:
+        found.append(f"V2: s0 is served {after_ms:.1f} ms after its owner died")
+    return found
+
+
+DRAMAS: dict[str, Callable[[int], list[str]]] = {
+    f.__name__: f
+    for f in (
+        marked_carries_a_lease,
+        marked_grants,
+        alone_with_the_marked,
+        marked_dies_again,
+        owner_dies_as_the_marked_starts,
+    )
+}

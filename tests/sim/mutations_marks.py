@@ -1,0 +1,75 @@
+"""Mutations of the rules about nodes marked dead (core.marks, core.quorum): see `drills`."""
+
+from __future__ import annotations
+
+from haclusterd.core import detector, marks, moves, owner, quorum
+from haclusterd.core.actions import Action
+from haclusterd.core.model import Flag
+from haclusterd.core.state import Node, Service
+from tests.sim.mutations import patch
+
+
+def marked_grants_count() -> None:
+    """What a marked node grants is no vote."""
+
+    def granted(node: Node, mask: int) -> int:
+        return mask.bit_count()
+
+    for module in (quorum, moves):
+        patch(module, "granted", granted)
+
+
+def marked_echoes_count() -> None:
+    """What a marked node echoes carries no lease."""
+    true = owner.extend_lease
+
+    def extend(n: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
+        patch(quorum, "votes", lambda node, i: True)
+        true(n, k, service, now_us, out)
+
+    patch(owner, "extend_lease", extend)
+
+
+def marked_makes_a_majority() -> None:
+    """A marked node in reach does not make a majority."""
+    true = detector.survey
+
+    def survey(node: Node, now_us: int, out: list[Action]) -> None:
+        needed, unvoting = quorum.needed(node), node.unvoting
+        patch(detector, "needed", lambda n: needed)
+        node.unvoting = frozenset()
+        true(node, now_us, out)
+        node.unvoting = unvoting
+
+    patch(detector, "survey", survey)
+
+
+def cleared_without_echo() -> None:
+    """An owner clears a mark only once it has that node's echo in hand."""
+    true = marks._stands_by
+
+    def stands_by(node: Node, n: int, now_us: int) -> bool:
+        kept = [service.voter_sent_us[n] for service in node.services]
+        for service in node.services:
+            service.voter_sent_us[n] = now_us
+        answer = true(node, n, now_us)
+        for service, sent_us in zip(node.services, kept, strict=True):
+            service.voter_sent_us[n] = sent_us
+        return answer
+
+    patch(marks, "_stands_by", stands_by)
+
+
+def cleared_while_starting() -> None:
+    """A mark stands while that node is in its hold-down, and votes for nobody."""
+    true = marks._stands_by
+
+    def stands_by(node: Node, n: int, now_us: int) -> bool:
+        peer = node.peers[n]
+        flags = peer.flags
+        peer.flags &= ~Flag.STARTING
+        answer = true(node, n, now_us)
+        peer.flags = flags
+        return answer
+
+    patch(marks, "_stands_by", stands_by)
