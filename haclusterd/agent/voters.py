@@ -75,6 +75,7 @@ class Voters:
         long as it is, and not until the next restart."""
         while self._config.text:
             await self._look()
+            await self._follow()
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
@@ -90,6 +91,23 @@ class Voters:
         if said:
             self._problems[_HOST] = said
         self._seen = await asyncio.to_thread(self._marks)
+
+    async def _follow(self) -> None:
+        """The file that this start found is in force elsewhere by now, and heart keeps to another
+        one, which it had agreed to before: what is in force ends that, and nobody else says so."""
+        newer = self._begun.newer
+        if newer is None:
+            return
+        in_force = (newer.revision, config_hash(newer))
+        try:
+            said = self._view().revision
+            if (said.known, said.known_hash) != in_force or not said.staged:
+                return
+            if (said.staged, said.staged_hash) != in_force:
+                log.warning("revision %d is in force elsewhere: %s", said.known,
+                            await self._stage(newer))  # fmt: skip
+        except OperatorError as error:
+            log.warning("%s is not taken up: %s", self._config.path, error)
 
     def _marks(self) -> list[tuple[int, ...]]:
         """Changes when one of the files does."""
@@ -148,7 +166,9 @@ class Voters:
 
     async def reload(self) -> str:
         """Stage the file as it lies on this host now; a sentence. Raises OperatorError."""
-        wanted = await asyncio.to_thread(self._read)
+        return await self._stage(await asyncio.to_thread(self._read))
+
+    async def _stage(self, wanted: Config) -> str:
         said = self._view().revision
         hashed = config_hash(wanted)
         if (wanted.revision, hashed) == (self._config.revision, config_hash(self._config)):
