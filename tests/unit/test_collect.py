@@ -161,6 +161,8 @@ async def test_what_is_told_after_a_service_is_settled_is_the_past(cluster: Clus
     await asyncio.sleep(0)
     b.calls.fetched("east", late)
     assert await b.unrecovered("east") == []
+    b.calls.fetched("east", [item_of(call(2), 3, 9)])
+    assert [r.uuid for r in await b.unrecovered("east")] == ["uuid-2"], "of an owner since"
 
 
 def filled(log: SequencedLog, store: StandbyStore) -> None:
