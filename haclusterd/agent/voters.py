@@ -52,6 +52,7 @@ class Voters:
         self._problems = problems
         self._asides: set[asyncio.Task[None]] = set()
         self._last: Content | None = None  # what was written or read last
+        self._followed = ""  # what was said of it last
         self._seen: object = None  # the files as they were looked at last
         self.forbidden: Callable[[], str] = lambda: ""  # why the set must not change now
 
@@ -101,13 +102,18 @@ class Voters:
         in_force = (newer.revision, config_hash(newer))
         try:
             said = self._view().revision
-            if (said.known, said.known_hash) != in_force or not said.staged:
-                return
-            if (said.staged, said.staged_hash) != in_force:
-                log.warning("revision %d is in force elsewhere: %s", said.known,
-                            await self._stage(newer))  # fmt: skip
+        except OperatorError:
+            return  # before heart's first word
+        text = ""
+        try:
+            known, staged = (said.known, said.known_hash), (said.staged, said.staged_hash)
+            if known == in_force != staged and said.staged:
+                text = f"{self._config.path} is in force: {await self._stage(newer)}"
         except OperatorError as error:
-            log.warning("%s is not taken up: %s", self._config.path, error)
+            text = f"{self._config.path} is not taken up yet: {error}"
+        if text and text != self._followed:
+            log.warning("%s", text)
+        self._followed = text
 
     def _marks(self) -> list[tuple[int, ...]]:
         """Changes when one of the files does."""

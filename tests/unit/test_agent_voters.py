@@ -289,7 +289,7 @@ async def test_the_alarm_of_a_start_with_a_damaged_file_goes_with_the_damage(
 
 
 async def test_ml10_the_hosts_file_is_taken_up_once_it_is_in_force_whatever_was_agreed_to(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A node was down between its word for revision 3 and the others' revision 4, whose file is
     installed before its start. Heart keeps to its word, so that the file alone changes nothing."""
@@ -306,6 +306,15 @@ async def test_ml10_the_hosts_file_is_taken_up_once_it_is_in_force_whatever_was_
     await bench.voters._follow()
     assert bench.asked == [], "another one"
     bench.sees(known=4, known_hash=in_force)
+    bench.answer = Answered(0, False, "not now")
+    for _ in range(2):
+        await bench.voters._follow()
+    assert [r.message for r in caplog.records if "not now" in r.message] == [
+        f"{bench.file} is not taken up yet: not now"
+    ], "said once"
+    bench.answer = Answered(0, True, "a has staged revision 4")
+    bench.order.clear()
+    bench.asked.clear()
     await bench.voters._follow()
     assert bench.order == ["heart asked, 4 on disk"]
     assert (bench.asked[0].spec.revision, bench.asked[0].spec.config_hash) == (4, in_force)
