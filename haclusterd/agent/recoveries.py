@@ -114,13 +114,18 @@ class Recoveries:
             account.copy = self._replication.copy_state(name)
         return account
 
+    def why_no_switch(self, name: str) -> str:
+        """Why the switch that has the service's calls is not there yet; empty where none does."""
+        has_calls = any(s.name == name and s.profiles for s in self._spec.services)
+        return self._without_switch() if self.switch is None and has_calls else ""
+
     async def recover(self, action: Recover, account: Account, again: Sequence[CallRecord]) -> None:
         """Bring a service's inherited calls and those of `again` back, and tell heart the end."""
         spec = self._spec.services[action.service]
         reason, name, epoch = "", spec.name, action.identity.epoch
         told = Chronicle(account, partial(self.begin, name, action), self._finish)
         try:
-            if self.switch is None and spec.profiles and (reason := self._without_switch()):
+            if reason := self.why_no_switch(name):
                 raise SwitchError(reason)  # its first login is the sign to try again
             if self._replication is not None and self.switch is not None and spec.profiles:
                 await self._recover_all(name, epoch, account, told, again)

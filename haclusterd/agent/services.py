@@ -164,9 +164,14 @@ class Services:
 
     async def _reread(self, name: str) -> None:
         """Only with all calls logged may standbys forget what the earlier agent told them."""
-        while self.switch is not None and self._replication is not None:
+        while self._replication is not None:
+            why, switch = self._work.why_no_switch(name), self.switch
+            if switch is None and not why:
+                break
             try:
-                records = [r for r in await self.switch.snapshot() if r.service == name]
+                if switch is None:
+                    raise SwitchError(why)
+                records = [r for r in await switch.snapshot() if r.service == name]
             except SwitchError as error:
                 log.info("the calls of %s are not read yet: %s", name, error)
                 await asyncio.sleep(RETRY_S)

@@ -52,6 +52,7 @@ class Voters:
         self._problems = problems
         self._asides: set[asyncio.Task[None]] = set()
         self._last: Content | None = None  # what was written or read last
+        self._followed = ""  # what was said of it last
         self._seen: object = None  # the files as they were looked at last
         self.forbidden: Callable[[], str] = lambda: ""  # why the set must not change now
 
@@ -75,6 +76,7 @@ class Voters:
         long as it is, and not until the next restart."""
         while self._config.text:
             await self._look()
+            await self._follow()
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
@@ -90,6 +92,28 @@ class Voters:
         if said:
             self._problems[_HOST] = said
         self._seen = await asyncio.to_thread(self._marks)
+
+    async def _follow(self) -> None:
+        """The file that this start found is in force elsewhere by now, and heart keeps to another
+        one, which it had agreed to before: what is in force ends that, and nobody else says so."""
+        newer = self._begun.newer
+        if newer is None:
+            return
+        in_force = (newer.revision, config_hash(newer))
+        try:
+            said = self._view().revision
+        except OperatorError:
+            return  # before heart's first word
+        text = ""
+        try:
+            known, staged = (said.known, said.known_hash), (said.staged, said.staged_hash)
+            if known == in_force != staged and said.staged:
+                text = f"{self._config.path} is in force: {await self._stage(newer)}"
+        except OperatorError as error:
+            text = f"{self._config.path} is not taken up yet: {error}"
+        if text and text != self._followed:
+            log.warning("%s", text)
+        self._followed = text
 
     def _marks(self) -> list[tuple[int, ...]]:
         """Changes when one of the files does."""
@@ -148,7 +172,9 @@ class Voters:
 
     async def reload(self) -> str:
         """Stage the file as it lies on this host now; a sentence. Raises OperatorError."""
-        wanted = await asyncio.to_thread(self._read)
+        return await self._stage(await asyncio.to_thread(self._read))
+
+    async def _stage(self, wanted: Config) -> str:
         said = self._view().revision
         hashed = config_hash(wanted)
         if (wanted.revision, hashed) == (self._config.revision, config_hash(self._config)):

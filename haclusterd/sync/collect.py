@@ -28,7 +28,7 @@ from haclusterd.core.replication import (
 )
 from haclusterd.core.standby import ServiceCopies, StreamCopy, differing, in_buckets
 from haclusterd.sync.codec import Found, Malformed, Message, Want
-from haclusterd.sync.rpc import Refused, RequestFailed, Requests
+from haclusterd.sync.rpc import RequestFailed, Requests
 from haclusterd.sync.session import Session, Source
 
 METHOD = "collect"
@@ -162,10 +162,9 @@ class Collector:
         packed = msgspec.msgpack.encode(question)
         try:
             await self._requests.ask(session, METHOD, packed, ASK_MS)
-        except Refused:
-            session.send(Want(question.number, question.service, question.marks))
         except RequestFailed:
-            pass  # the connection ended, or it does when it stays silent
+            # Refused, or too much is asked here: without an answer it would not be asked again.
+            session.send(Want(question.number, question.service, question.marks))
 
     def found(self, session: Session, message: Found) -> None:
         """A part of an answer came."""

@@ -144,9 +144,12 @@ class Lane:
         return known(self.change_log.items(service), self.store.services.get(service))
 
     def fetched(self, service: str, items: list[Item]) -> None:
-        """What another standby knew. Once this node has settled the service that is the past."""
+        """What another standby knew. Once this node has settled the service that is the past, but
+        for what an owner told whom it has not heard of itself."""
         own = self.change_log.logs.get(service)
-        if own is None or not own.settled:
+        if own is not None and own.settled:
+            items = [item for item in items if item.epoch > own.epoch]
+        if items:
             self.store.fetched(service, items)
 
     # -- judging --

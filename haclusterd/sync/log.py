@@ -222,6 +222,8 @@ class ChangeLog:
         record = self._full.pop(key)
         if _process(record) == _process(told):
             self._put(log, record, now_ms)
+        else:
+            self._refused.pop(key, None)
 
     def _refuse(self, counter: str, record: Record) -> None:
         self.counters[counter] += 1

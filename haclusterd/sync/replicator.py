@@ -66,7 +66,7 @@ class Replicator:
         self.change_log = self.calls.change_log
         self._outgoing = self.calls.outgoing
         self._requests = Requests()
-        self._requests.register(COLLECT, self._asked)
+        self._requests.register(COLLECT, self._asked, brief=True)
         self._collector = Collector(
             lambda name, items: self.lane(name).fetched(name, items), self._requests
         )

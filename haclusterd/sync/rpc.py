@@ -35,13 +35,19 @@ class Requests:
 
     def __init__(self) -> None:
         self._answers: dict[str, Answer] = {}
+        self._brief: set[str] = set()
         self._asked: dict[int, tuple[Session, asyncio.Future[bytes]]] = {}
         self._serving: dict[Session, set[asyncio.Task[None]]] = {}
         self._number = 0
 
-    def register(self, method: str, answer: Answer) -> None:
-        """`await answer(peer, payload)` serves `method`; its ValueError is told to the asker."""
+    def register(self, method: str, answer: Answer, *, brief: bool = False) -> None:
+        """`await answer(peer, payload)` serves `method`; its ValueError is told to the asker.
+
+        `brief`: it waits for nothing, and so takes no place among SERVED_MAX.
+        """
         self._answers[method] = answer
+        if brief:
+            self._brief.add(method)
 
     async def ask(
         self, session: Session | None, method: str, payload: bytes, timeout_ms: int
@@ -83,7 +89,7 @@ class Requests:
         tasks = self._serving.setdefault(session, set())
         if answer is None:
             _refuse(session, request, f"unknown method {request.method[:METHOD_CHARS_MAX]!r}")
-        elif len(tasks) >= SERVED_MAX:
+        elif len(tasks) >= SERVED_MAX and request.method not in self._brief:
             _refuse(session, request, f"busy: {SERVED_MAX} requests are open")
         else:
             task = asyncio.get_running_loop().create_task(_serve(session, request, answer))

@@ -23,9 +23,9 @@ from tests.unit.test_config_revisions import toml
 class Bench:
     """An agent's part beside a heart that agrees; `order` tells what came first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str = "") -> None:
         self.file, self.state = folder / "haclusterd.toml", folder / "state"
-        self.file.write_text(toml(2))
+        self.file.write_text(file or toml(2))
         self.order: list[str] = []
         self.asked: list[StageRequested] = []
         self.answer = Answered(0, True, "a has staged revision 3")
@@ -286,3 +286,38 @@ async def test_the_alarm_of_a_start_with_a_damaged_file_goes_with_the_damage(
     watching.cancel()
     assert bench.problems == {}
     assert read(tmp_path / "state") is not None
+
+
+async def test_ml10_the_hosts_file_is_taken_up_once_it_is_in_force_whatever_was_agreed_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node was down between its word for revision 3 and the others' revision 4, whose file is
+    installed before its start. Heart keeps to its word, so that the file alone changes nothing."""
+    first = Bench(tmp_path)
+    first.file.write_text(toml(3, "abcd"))
+    await first.voters.reload()
+    bench = Bench(tmp_path, toml(4, "abcde"))
+    agreed = config_hash(load_cluster(bench.file, toml(3, "abcd")))
+    bench.sees(staged=3, staged_hash=agreed)
+    await bench.voters._follow()
+    assert bench.asked == [], "a file is no word of others"
+    in_force = config_hash(load_cluster(bench.file))
+    bench.sees(known=4, known_hash=in_force + 1)
+    await bench.voters._follow()
+    assert bench.asked == [], "another one"
+    bench.sees(known=4, known_hash=in_force)
+    bench.answer = Answered(0, False, "not now")
+    for _ in range(2):
+        await bench.voters._follow()
+    assert [r.message for r in caplog.records if "not now" in r.message] == [
+        f"{bench.file} is not taken up yet: not now"
+    ], "said once"
+    bench.answer = Answered(0, True, "a has staged revision 4")
+    bench.order.clear()
+    bench.asked.clear()
+    await bench.voters._follow()
+    assert bench.order == ["heart asked, 4 on disk"]
+    assert (bench.asked[0].spec.revision, bench.asked[0].spec.config_hash) == (4, in_force)
+    bench.sees(staged=4, staged_hash=in_force)
+    await bench.voters._follow()
+    assert len(bench.asked) == 1

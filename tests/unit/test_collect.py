@@ -12,8 +12,8 @@ import pytest
 from haclusterd.core import replication
 from haclusterd.core.records import Tombstone
 from haclusterd.core.replication import Delta, Item, Limits, Offer, SequencedLog, StreamId
-from haclusterd.sync import collect
-from haclusterd.sync.codec import Want, item_of
+from haclusterd.sync import collect, rpc
+from haclusterd.sync.codec import Message, Want, item_of
 from haclusterd.sync.replicator import Replicator
 from haclusterd.sync.rpc import Refused
 from haclusterd.sync.store import StandbyStore
@@ -104,6 +104,40 @@ async def test_a_peer_that_does_not_know_the_question_is_asked_in_the_old_words(
     assert [r.uuid for r in await collected(b, 500)] == ["uuid-1"]
 
 
+async def test_s8_many_services_at_once_are_all_asked_in_the_new_words(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner of ten services dies: calls and registrations of all are asked for in one turn."""
+    b, c = await cluster.start("b"), await cluster.start("c")
+    await until(lambda: "c" in b.mesh.sessions and "b" in c.mesh.sessions)
+    sent: list[object] = []
+    session = b.mesh.sessions["c"]
+    send = session.send
+
+    def seen(message: Message) -> None:
+        sent.append(message)
+        send(message)
+
+    monkeypatch.setattr(session, "send", seen)
+    services = [f"s{n}" for n in range(2 * rpc.SERVED_MAX)]
+    await asyncio.gather(*(b.fetch(s, 1000) for s in services))
+    assert not [m for m in sent if isinstance(m, Want)]
+    assert b._collector.told("s31") == {"c"}
+
+
+async def test_s9_a_node_that_asks_too_much_already_asks_for_calls_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, c = await cluster.start("b"), await cluster.start("c")
+    await until(lambda: "c" in b.mesh.sessions)
+    c.own("east", 1, settled=True)
+    c.append([call(1)])
+    await until(lambda: len(held(b)) == 1)
+    b.store.services.clear()
+    monkeypatch.setattr(rpc, "ASKED_MAX", 0)
+    assert [r.uuid for r in await collected(b, 500)] == ["uuid-1"]
+
+
 async def test_a_question_that_is_none_is_refused(cluster: Cluster) -> None:
     b, _ = await cluster.start("b"), await cluster.start("c")
     await until(lambda: "c" in b.mesh.sessions)
@@ -127,6 +161,8 @@ async def test_what_is_told_after_a_service_is_settled_is_the_past(cluster: Clus
     await asyncio.sleep(0)
     b.calls.fetched("east", late)
     assert await b.unrecovered("east") == []
+    b.calls.fetched("east", [item_of(call(2), 3, 9)])
+    assert [r.uuid for r in await b.unrecovered("east")] == ["uuid-2"], "of an owner since"
 
 
 def filled(log: SequencedLog, store: StandbyStore) -> None:

@@ -180,3 +180,20 @@ async def test_s9_standbys_forget_nothing_while_the_table_of_calls_cannot_be_rea
     await bench.settle()
     assert bench.replication.settled == ["east"]
     assert bench.replication.appended == [record("u1", version=9)]
+
+
+async def test_s9_an_agent_that_cannot_read_the_calls_yet_keeps_the_copies_of_the_one_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its FreeSWITCH goes on with all of them, while the password of ESL cannot be read."""
+    monkeypatch.setattr("haclusterd.agent.services.RETRY_S", 0.01)
+    bench.work.switch, bench.why_no_switch = None, "esl.password: Permission denied"
+    bench.services.observe(view({"east": ("fs-a", 7)}))
+    await asyncio.sleep(0.05)
+    assert bench.replication.told == [("own", "east", 7, False)]
+    assert bench.replication.settled == []
+    bench.switch.calls_here = [record("u1")]
+    bench.services.switch = bench.switch
+    await bench.settle()
+    assert [r.uuid for r in bench.replication.appended] == ["u1"]
+    assert bench.replication.settled == ["east"]

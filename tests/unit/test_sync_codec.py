@@ -161,6 +161,7 @@ async def test_a_call_that_found_no_room_is_logged_when_there_is_some(
     another = msgspec.structs.replace(_call(2, 3), runtime_uuid="another")
     log.append([another])
     assert live() == ["u2"], "u8 was of a process that is gone"
+    assert log.waiting_uuids() == ["u6"], "nor is it at risk any more"
     log.append([_call(n) for n in (9, 10)])
     assert live() == ["u2", "u9"]
     log.disown("east")
