@@ -134,7 +134,7 @@ class Recoveries:
             reason = brief(reason)  # it has to fit into a packet to heart
             said_of, said = self._refused.get(name, (None, ""))
             if reason and said_of == action and not told.verdicts:
-                self._reports.discard(account)
+                told.drop(self._reports.discard)
             else:
                 told.close()
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent.switch import SwitchError
 from haclusterd.core.inputs import RecoveryEnded
 from haclusterd.core.model import Identity
 from haclusterd.core.records import Tombstone
+from haclusterd.core.view import View
 from tests.fixtures.agent_parts import record, view
 from tests.unit.test_agent_services import Bench, recover, recovered
 
@@ -180,3 +182,75 @@ async def test_s9_standbys_forget_nothing_while_the_table_of_calls_cannot_be_rea
     await bench.settle()
     assert bench.replication.settled == ["east"]
     assert bench.replication.appended == [record("u1", version=9)]
+
+
+def lapsed() -> View:
+    """This node may not speak for `east` just now; nobody else owns it."""
+    word = view({"east": ("fs-a", 7)})
+    east = msgspec.structs.replace(word.services[0], local_state="lapsed")
+    return msgspec.structs.replace(word, services=(east, *word.services[1:]))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+async def test_s8_a_login_while_fenced_calls_no_phones(bench: Bench, in_place: bool) -> None:
+    """They cannot answer, and calls that nobody answers are buried."""
+    if in_place:
+        await replaced(bench)
+    else:
+        bench.replication.known = [record("u1"), record("u2")]
+        bench.switch.fail = SwitchError(LOCKED)
+        bench.services.recover(recover())
+        await bench.settle()
+    bench.services.observe(lapsed())
+    bench.switch.fail = None
+    bench.services.freeswitch_connected()
+    await asyncio.sleep(0.15)
+    assert bench.switch.fenced["east"]
+    assert recovered(bench) == []
+    bench.services.observe(view({"east": ("fs-a", 8)}))
+    await until(lambda: recovered(bench) == ["u1", "u2"])
+
+
+async def test_s8_what_came_back_of_a_recovery_that_failed_is_ended_for_the_next_owner(
+    bench: Bench,
+) -> None:
+    """FreeSWITCH may have had half of the calls by then; heart's order is for whole recoveries."""
+    bench.replication.known = [record("u1")]
+    bench.switch.fail = SwitchError("FreeSWITCH did not answer uuid_getvar within 5000 ms")
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.switch.fail = None
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    await bench.settle()
+    assert ("end_calls", ("east",)) in bench.switch.done
+    assert recovered(bench) == []
+
+
+async def test_s8_calls_that_came_back_are_ended_where_heart_gives_no_order(bench: Bench) -> None:
+    """As when a mover could not fetch their packets, and the service was handed on."""
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.services.observe(view({"east": ("fs-a", 7)}))
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    await bench.settle()
+    assert [done for done in bench.switch.done if done[0] == "end_calls"] == [
+        ("end_calls", ("east",))
+    ]
+
+
+async def test_a_failure_like_the_last_one_leaves_no_report_under_way(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it came after the report was closed without a node that did not tell."""
+    monkeypatch.setattr("haclusterd.agent.latecomers.WAIT_S", 0.02)
+    bench.replication.late = {"fs-c": [record("u1")]}
+    bench.replication.silent = {"fs-c"}
+    bench.switch.fail = SwitchError(LOCKED)
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.switch.fail = None
+    await until(lambda: len([r for r in bench.reports.all() if r.done]) == 2)
+    bench.switch.fail = SwitchError(LOCKED)
+    bench.replication.silent = set()
+    await until(lambda: "east" in bench.work.pending)
+    assert bench.reports.under_way() == {}
