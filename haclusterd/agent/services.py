@@ -242,13 +242,9 @@ class Services:
 
     def _repeat(self, name: str) -> None:
         """Its time has come. Calls of a service that is fenced just now have no way to phones."""
-        view, switch = self.view, self.switch
-        owned = view is None or any(
-            s.name == name and s.local_state == "owned" for s in view.services
-        )
         if name in self._tasks:
             return  # its end sees to it
-        if owned and switch is not None and switch.up:
+        if self._work.served(name) and self.switch is not None and self.switch.up:
             self._once_more(name)
         else:
             self._again.failed(name)

@@ -254,3 +254,59 @@ async def test_a_failure_like_the_last_one_leaves_no_report_under_way(
     bench.replication.silent = set()
     await until(lambda: "east" in bench.work.pending)
     assert bench.reports.under_way() == {}
+
+
+async def test_s9_standbys_forget_nothing_while_the_new_owner_is_fenced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a fenced service are neither told nor in a snapshot: no call has another copy."""
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.05)
+    bench.replication.known = [record("u1")]
+    bench.services.recover(recover())
+    await until(lambda: recovered(bench) == ["u1"])
+    bench.services.observe(lapsed())
+    await asyncio.sleep(0.2)
+    assert bench.replication.settled == []
+    bench.switch.calls_here = [record("u1", version=9)]
+    bench.services.observe(view({"east": ("fs-a", 8)}))
+    await bench.settle()
+    assert bench.replication.settled == ["east"]
+    assert bench.replication.appended == [record("u1", version=9)]
+
+
+async def test_m13_calls_behind_a_fence_are_not_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.in_place.GIVE_UP_S", 0.05)
+    await replaced(bench)
+
+    async def fails(*given: object, **named: object) -> None:
+        raise SwitchError(LOCKED)
+
+    monkeypatch.setattr(bench.switch, "recover", fails)
+    read = asyncio.Event()
+
+    async def snapshot() -> list[object]:
+        bench.services.observe(lapsed())
+        read.set()
+        return []
+
+    monkeypatch.setattr(bench.switch, "snapshot", snapshot)
+    bench.switch.fail = None
+    async with asyncio.timeout(5):
+        await read.wait()
+    await asyncio.sleep(0.02)
+    assert tombstones(bench) == []
+
+
+async def test_s9_standbys_forget_nothing_where_the_new_owner_lets_go_before_all_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does this keep the node busy: it may be the only one to have the service again."""
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.05)
+    bench.replication.known = [record("u1")]
+    bench.services.recover(recover())
+    await until(lambda: recovered(bench) == ["u1"])
+    bench.services.observe(view({}))
+    await bench.settle()
+    assert bench.replication.settled == []
