@@ -32,6 +32,7 @@ class Work(Protocol):
     switch: Switch | None
     exited_us: int
 
+    def served(self, name: str) -> bool: ...
     def by_policy(self, records: Sequence[CallRecord]) -> list[CallVerdict]: ...
     def bury(
         self, name: str, verdicts: Sequence[CallVerdict], versions: dict[str, int]
@@ -161,6 +162,8 @@ class InPlace:
         except SwitchError as error:
             log.info("calls of %s that are lost cannot be told from others yet: %s", name, error)
             return
+        if not self._work.served(name):
+            return  # fenced meanwhile: its calls are not in what was read
         gone = [record for record in one.records if record.uuid not in up]
         one.records = []
         if not gone:

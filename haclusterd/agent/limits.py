@@ -113,7 +113,7 @@ class Limits:
     async def start(self, esl_factory: EslFactory, port: int, password: str) -> None:
         """Serve the local FreeSWITCH and tell the others of it."""
         self.esl = esl_factory(name="limits", events=("limit::usage",), on_event=self._changed)
-        self.server = LimitServer(port, password, self.dump)
+        self.server = LimitServer(port, password, self.dump, lambda: self._proof.told({}))
         await self.esl.start()
         for name, work in (("listen", self._listen), ("poll", self._poll), ("tell", self._tell)):
             self._tasks[f"/{name}"] = lasting(work(), f"limits {name}")

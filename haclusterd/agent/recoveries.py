@@ -43,6 +43,7 @@ UP_POLL_S = 0.01
 SETTLE_S = 5.0
 SETTLE_POLL_S = 0.1
 EARLY_MAX = 10_000
+LET_GO = ("standby", "claiming", "releasing")  # local states of services that leave, or have left
 
 
 class Recoveries:
@@ -93,6 +94,14 @@ class Recoveries:
     def _me(self) -> str:
         return self._spec.nodes[self._spec.me].id
 
+    def served(self, name: str) -> bool:
+        """Whether the fence is open, as far as heart has said: calls have a way to their phones."""
+        return self._local_state(name) in ("", "owned")
+
+    def _local_state(self, name: str) -> str:
+        services = self.view.services if self.view is not None else ()
+        return next((s.local_state for s in services if s.name == name), "")
+
     async def stop(self) -> None:
         """End what is under way in the background."""
         await self.crier.stop()
@@ -139,7 +148,7 @@ class Recoveries:
             reason = brief(reason)  # it has to fit into a packet to heart
             said_of, said = self._refused.get(name, (None, ""))
             if reason and said_of == action and not told.verdicts:
-                self._reports.discard(account)
+                told.drop(self._reports.discard)
             else:
                 told.close()
         self._send(RecoveryEnded(action.service, action.identity, not reason, reason))
@@ -344,14 +353,19 @@ class Recoveries:
         until = loop.time() + SETTLE_S
         while loop.time() < until and await self._replication.unrecovered(name):
             await asyncio.sleep(SETTLE_POLL_S)
-        await self._log_late(self._replication, name)
-        self._replication.settle(name)
+        if await self._log_late(self._replication, name):
+            self._replication.settle(name)
 
-    async def _log_late(self, replication: Replication, name: str) -> None:
+    async def _log_late(self, replication: Replication, name: str) -> bool:
         """What FreeSWITCH's table has by now and nobody told; while it cannot be read, others keep
-        the only copies."""
+        the only copies. False, and they keep them, if the service is let go."""
         said = ""
         while (switch := self.switch) is not None and (late := await replication.unrecovered(name)):
+            # Calls behind a fence are not in what is read; a lapsed lease may come back.
+            while not self.served(name):
+                if self._local_state(name) in LET_GO:
+                    return False
+                await asyncio.sleep(RETRY_S)
             uuids = {record.uuid for record in late}
             try:
                 found = await switch.snapshot()
@@ -361,8 +375,10 @@ class Recoveries:
                 said = str(error)
                 await asyncio.sleep(RETRY_S)
                 continue
-            replication.append([r for r in found if r.service == name and r.uuid in uuids])
-            return
+            if self.served(name):
+                replication.append([r for r in found if r.service == name and r.uuid in uuids])
+                return True
+        return True
 
     def _bury_own(self, name: str, verdicts: Sequence[CallVerdict]) -> None:
         """FreeSWITCH tracks a call that nobody has answered for, too: its row here is no proof.

@@ -180,6 +180,11 @@ class Chronicle:
             self._finish(self._account, self.verdicts[self._reported :])
             self._reported = len(self.verdicts)
 
+    def drop(self, discard: Callable[[Account], None]) -> None:
+        """Have the open account discarded, if there is one."""
+        if not self._account.done:
+            discard(self._account)
+
 
 def _count(verdicts: Sequence[CallVerdict]) -> dict[str, int]:
     counts: dict[str, int] = {}

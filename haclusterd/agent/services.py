@@ -19,7 +19,7 @@ from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.switch import Change, Switch, SwitchError
 from haclusterd.core.actions import EndCalls, Recover
-from haclusterd.core.model import ClusterSpec, Identity
+from haclusterd.core.model import ClusterSpec, Identity, ServiceSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
 
@@ -118,12 +118,14 @@ class Services:
                 elif seen.epoch > known:
                     self._replication.advance(name, seen.epoch)
             elif seen.owner not in ("", self._me) and seen.local_state == "standby":
-                self._drop_recovery(name, seen.epoch)
+                self._drop_recovery(service, seen.epoch)
         self._make_sure()
 
-    def _drop_recovery(self, name: str, epoch: int) -> None:
-        """Another node owns the service since. An owner whose FreeSWITCH died has no call to end,
-        so heart gives no order; what could not be recovered here is that node's now."""
+    def _drop_recovery(self, service: ServiceSpec, epoch: int) -> None:
+        """Another node owns the service since, and heart gave no order to end calls: FreeSWITCH had
+        died, or could not recover them all. What came back here all the same is that node's now,
+        as is what did not."""
+        name = service.name
         held, stranded = self._owned.get(name), self._work.in_place.stranded.get(name)
         newest = (
             held.epoch if held is not None else stranded.epoch if stranded is not None else epoch
@@ -131,6 +133,8 @@ class Services:
         if newest >= epoch:
             return
         self._owned.pop(name, None)
+        if service.profiles and self.switch is not None and self.switch.up:
+            self._unsure.add(name)  # where it is not up, its next login does
         waiting = self._drop_waiting(name)
         self._again.forget(name)
         if self._work.recovering.pop(name, None) or waiting:
@@ -227,7 +231,7 @@ class Services:
         self._unsure = {s.name for s in self._spec.services if s.profiles}
         self._make_sure()
         for name in {**self._work.pending, **self._work.in_place.stranded}:
-            self._once_more(name)  # nobody else could have them
+            self._repeat(name)  # nobody else could have them
 
     def busy(self, service: str) -> str:
         """What keeps this node from taking the service over now; empty if nothing."""
@@ -243,13 +247,9 @@ class Services:
 
     def _repeat(self, name: str) -> None:
         """Its time has come. Calls of a service that is fenced just now have no way to phones."""
-        view, switch = self.view, self.switch
-        owned = view is None or any(
-            s.name == name and s.local_state == "owned" for s in view.services
-        )
         if name in self._tasks:
             return  # its end sees to it
-        if owned and switch is not None and switch.up:
+        if self._work.served(name) and self.switch is not None and self.switch.up:
             self._once_more(name)
         else:
             self._again.failed(name)

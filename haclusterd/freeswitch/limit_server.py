@@ -24,13 +24,23 @@ _END = b"\n\n"
 
 
 class LimitServer:
-    """Listens on loopback; `dump()` is the present answer. `problem` names why it cannot."""
+    """Listens on loopback; `dump()` is the present answer. `problem` names why it cannot.
 
-    def __init__(self, port: int, password: str, dump: Callable[[], bytes]) -> None:
+    `alone()` is called when the last connection has ended: mod_hash forgets what it was told.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        password: str,
+        dump: Callable[[], bytes],
+        alone: Callable[[], None] = lambda: None,
+    ) -> None:
         self.port = port
         self.problem = ""
         self.password = password.encode()
         self.dump = dump
+        self.alone = alone
         self.clients: set[asyncio.Transport] = set()
         self._server: asyncio.Server | None = None
 
@@ -82,6 +92,8 @@ class _Client(asyncio.Protocol):
             self._timer.cancel()
         if self._transport is not None:
             self._server.clients.discard(self._transport)
+            if not self._server.clients:
+                self._server.alone()
 
     def pause_writing(self) -> None:
         """It asks and does not read."""

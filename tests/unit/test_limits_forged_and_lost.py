@@ -172,3 +172,23 @@ def test_s_counts_that_unpack_to_too_much_are_refused() -> None:
     for hostile in (zlib.compress(b"\0" * (8 << 20)), zlib.compress(b"\xc1"), b"x", b"xyz", b""):
         with pytest.raises(ValueError, match="counts"):
             unpacked(hostile)
+
+
+async def test_b12_own_counts_hold_when_mod_hash_has_gone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection ended, as by a `reload mod_hash`: what the others count is in no answer."""
+    monkeypatch.setattr(limit_proof, "TAKEN_IN_S", 0.0)
+    server = node.limits.server
+    assert server is not None
+    await until(lambda: server._server is not None)
+    await node.mesh.hear("fs-a", "core-a", {"out_gw": 50}, "east")
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    await reader.readuntil(b"\n\n")
+    writer.write(b"auth secret\n\napi hash_dump limit\n\n")
+    await reader.readuntil(b"L/out_gw/50")
+    writer.close()
+    await until(lambda: not server.clients)
+    node.esl.dump = "L/out_gw/3/0/0/0\n"
+    await until(lambda: any(w.counts for _, w in node.mesh.told))
+    assert node.mesh.told[-1][1].counts == {"out_gw": 3}

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent.switch import SwitchError
 from haclusterd.core.inputs import RecoveryEnded
 from haclusterd.core.model import Identity
 from haclusterd.core.records import Tombstone
+from haclusterd.core.view import View
 from tests.fixtures.agent_parts import record, view
 from tests.unit.test_agent_services import Bench, recover, recovered
 
@@ -197,3 +199,131 @@ async def test_s9_an_agent_that_cannot_read_the_calls_yet_keeps_the_copies_of_th
     await bench.settle()
     assert [r.uuid for r in bench.replication.appended] == ["u1"]
     assert bench.replication.settled == ["east"]
+
+
+def lapsed() -> View:
+    """This node may not speak for `east` just now; nobody else owns it."""
+    word = view({"east": ("fs-a", 7)})
+    east = msgspec.structs.replace(word.services[0], local_state="lapsed")
+    return msgspec.structs.replace(word, services=(east, *word.services[1:]))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+async def test_s8_a_login_while_fenced_calls_no_phones(bench: Bench, in_place: bool) -> None:
+    """They cannot answer, and calls that nobody answers are buried."""
+    if in_place:
+        await replaced(bench)
+    else:
+        bench.replication.known = [record("u1"), record("u2")]
+        bench.switch.fail = SwitchError(LOCKED)
+        bench.services.recover(recover())
+        await bench.settle()
+    bench.services.observe(lapsed())
+    bench.switch.fail = None
+    bench.services.freeswitch_connected()
+    await asyncio.sleep(0.15)
+    assert bench.switch.fenced["east"]
+    assert recovered(bench) == []
+    bench.services.observe(view({"east": ("fs-a", 8)}))
+    await until(lambda: recovered(bench) == ["u1", "u2"])
+
+
+async def test_s8_what_came_back_of_a_recovery_that_failed_is_ended_for_the_next_owner(
+    bench: Bench,
+) -> None:
+    """FreeSWITCH may have had half of the calls by then; heart's order is for whole recoveries."""
+    bench.replication.known = [record("u1")]
+    bench.switch.fail = SwitchError("FreeSWITCH did not answer uuid_getvar within 5000 ms")
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.switch.fail = None
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    await bench.settle()
+    assert ("end_calls", ("east",)) in bench.switch.done
+    assert recovered(bench) == []
+
+
+async def test_s8_calls_that_came_back_are_ended_where_heart_gives_no_order(bench: Bench) -> None:
+    """As when a mover could not fetch their packets, and the service was handed on."""
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.services.observe(view({"east": ("fs-a", 7)}))
+    bench.services.observe(view({"east": ("fs-b", 8)}))
+    await bench.settle()
+    assert [done for done in bench.switch.done if done[0] == "end_calls"] == [
+        ("end_calls", ("east",))
+    ]
+
+
+async def test_a_failure_like_the_last_one_leaves_no_report_under_way(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it came after the report was closed without a node that did not tell."""
+    monkeypatch.setattr("haclusterd.agent.latecomers.WAIT_S", 0.02)
+    bench.replication.late = {"fs-c": [record("u1")]}
+    bench.replication.silent = {"fs-c"}
+    bench.switch.fail = SwitchError(LOCKED)
+    bench.services.recover(recover())
+    await bench.settle()
+    bench.switch.fail = None
+    await until(lambda: len([r for r in bench.reports.all() if r.done]) == 2)
+    bench.switch.fail = SwitchError(LOCKED)
+    bench.replication.silent = set()
+    await until(lambda: "east" in bench.work.pending)
+    assert bench.reports.under_way() == {}
+
+
+async def test_s9_standbys_forget_nothing_while_the_new_owner_is_fenced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a fenced service are neither told nor in a snapshot: no call has another copy."""
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.05)
+    bench.replication.known = [record("u1")]
+    bench.services.recover(recover())
+    await until(lambda: recovered(bench) == ["u1"])
+    bench.services.observe(lapsed())
+    await asyncio.sleep(0.2)
+    assert bench.replication.settled == []
+    bench.switch.calls_here = [record("u1", version=9)]
+    bench.services.observe(view({"east": ("fs-a", 8)}))
+    await bench.settle()
+    assert bench.replication.settled == ["east"]
+    assert bench.replication.appended == [record("u1", version=9)]
+
+
+async def test_m13_calls_behind_a_fence_are_not_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.in_place.GIVE_UP_S", 0.05)
+    await replaced(bench)
+
+    async def fails(*given: object, **named: object) -> None:
+        raise SwitchError(LOCKED)
+
+    monkeypatch.setattr(bench.switch, "recover", fails)
+    read = asyncio.Event()
+
+    async def snapshot() -> list[object]:
+        bench.services.observe(lapsed())
+        read.set()
+        return []
+
+    monkeypatch.setattr(bench.switch, "snapshot", snapshot)
+    bench.switch.fail = None
+    async with asyncio.timeout(5):
+        await read.wait()
+    await asyncio.sleep(0.02)
+    assert tombstones(bench) == []
+
+
+async def test_s9_standbys_forget_nothing_where_the_new_owner_lets_go_before_all_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does this keep the node busy: it may be the only one to have the service again."""
+    monkeypatch.setattr("haclusterd.agent.recoveries.SETTLE_S", 0.05)
+    bench.replication.known = [record("u1")]
+    bench.services.recover(recover())
+    await until(lambda: recovered(bench) == ["u1"])
+    bench.services.observe(view({}))
+    await bench.settle()
+    assert bench.replication.settled == []
