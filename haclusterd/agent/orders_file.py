@@ -55,7 +55,7 @@ def read(path: Path, cluster: str, now_us: int) -> Kept | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OrdersFileError(f"{path}: {error.strerror}: make it readable and {fix}") from None
+        raise OrdersFileError(f"{path}: {error.strerror}: {fix}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise OrdersFileError(f"{path}: is damaged ({error}): {fix}") from None
     if len(content) > FILE_BYTES_MAX or found.format != FORMAT or found.cluster != cluster:

@@ -167,6 +167,8 @@ def _catch_up(node: Node, release: Release, sender: int, now_us: int, out: list[
     identity = release.identity
     if release.service >= len(node.services) or identity.node != sender:
         return
+    if identity.epoch > EPOCH_MAX:
+        return
     service = node.services[release.service]
     if service.promise.node == sender and identity.epoch > service.promise.epoch:
         _judge(node, release.service, service, identity, now_us, out, may_defer=False)

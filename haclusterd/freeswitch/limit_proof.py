@@ -23,7 +23,7 @@ AGAIN_S = 1.0  # what FreeSWITCH did not confirm is asked again: the call may ha
 AGAIN_MAX_S = 60.0  # later and later: a caller writes thousands of such lines with one call
 CONFIRM_S = 30.0  # what was confirmed: a forged line would keep a count that is over
 ASK_AT_ONCE = 25
-TAKEN_IN_S = 0.1  # so soon mod_hash counts by the answer that it was sent
+TAKEN_IN_S = 0.03  # so soon mod_hash counts by the answer that it was sent
 ANSWERS_MAX = 64
 
 
@@ -57,13 +57,20 @@ class LimitProof:
             told[key] = _Told(claimed, min(claimed, known.granted), *known[2:])
         for start in range(0, len(doubtful), ASK_AT_ONCE):
             part = doubtful[start : start + ASK_AT_ONCE]
-            asked_at = asyncio.get_running_loop().time()
+            asked_at = await self._settled()
             replies = await asyncio.gather(*(esl.api(usage_question(key)) for key in part))
             for key, reply in zip(part, replies, strict=True):
                 told[key] = self._judged(told[key], _number(reply), key, asked_at)
         self._told = told
         counts = {key: one.granted for key, one in told.items() if one.granted}
         return Usage(counts, usage.left_out + len(told) - len(counts))
+
+    async def _settled(self) -> float:
+        """Once mod_hash has taken in what it was told last, nothing else is in its answers."""
+        loop = asyncio.get_running_loop()
+        if self._others:
+            await asyncio.sleep(max(0.0, self._others[-1][0] + TAKEN_IN_S - loop.time()))
+        return loop.time()
 
     def _judged(self, known: _Told, number: int, key: str, asked_at: float) -> _Told:
         """How much of a claim holds, FreeSWITCH having said this number."""
@@ -74,6 +81,8 @@ class LimitProof:
         pause_s = known.pause_s
         if granted == known.claimed:
             return _Told(known.claimed, granted, asked_at + CONFIRM_S)
+        if least < most:
+            return _Told(known.claimed, granted, asked_at + TAKEN_IN_S, pause_s)
         if granted:  # the forged line hides the true one, which may grow
             return _Told(known.claimed, granted, asked_at + AGAIN_S)
         return _Told(known.claimed, 0, asked_at + pause_s, min(2 * pause_s, AGAIN_MAX_S))
@@ -85,7 +94,7 @@ class LimitProof:
             if told_at < asked_at - SILENT_S:
                 break  # it does not ask any more, and adds nothing
             added.append(min(others.get(key, 0), USAGE_MAX))
-            if told_at < asked_at - TAKEN_IN_S:
+            if told_at <= asked_at - TAKEN_IN_S:
                 break  # what was told before is forgotten
         return min(added, default=0), max(added, default=0)
 

@@ -124,9 +124,6 @@ def _run(
 def _live(heart: Heart, opening: _Opening, journal: Journal) -> int:
     try:
         status = heart.run()
-    except HeartError:
-        opening.abandon()
-        raise
     except BaseException:
         # Whatever it was: nothing may leave from addresses that nobody looks after any more.
         for line in traceback.format_exc().splitlines():

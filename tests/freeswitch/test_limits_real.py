@@ -79,8 +79,7 @@ def test_b12_the_cluster_has_two_places_whoever_owns_what(lab: Laboratory) -> No
 
     at_a.hang_up(at_a.call_ids)
     lab.wait(lambda: usage(lab, "fs-c") == 0, 10, "A's call to end")
-    time.sleep(SETTLED_S)
-    assert one_more(lab, "fs-b") == "+OK"
+    lab.wait(lambda: one_more(lab, "fs-b") == "+OK", 5, "A's place to be free at B")
     at_b.hang_up(at_b.call_ids)
     assert at_a.wait(10)
     assert at_b.wait(10)

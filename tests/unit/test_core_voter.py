@@ -274,6 +274,8 @@ def test_epochs_a_restarted_node_knows_what_it_promised() -> None:
 
 def test_epochs_that_nobody_can_have_counted_to_are_not_followed() -> None:
     bench = supporting()
+    bench.hear(1, entry(OWNER), releases=(Release(0, Identity(EPOCH_MAX + 1, 1, 1), 0),))
+    assert bench.service.promise == OWNER
     for word in (
         entry(Identity(2**64 - 1, 2, 1), State.CLAIMING),
         entry(OWNER, State.OWNED, held=2**64 - 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import zlib
+from collections.abc import Callable
 
 import pytest
 
@@ -47,9 +48,11 @@ class Switch:
 
     def __init__(self, own: int, remote: int) -> None:
         self.own, self.remote, self.asked = own, remote, 0
+        self.meanwhile: Callable[[], None] = lambda: None
 
     async def api(self, line: str) -> str:
         self.asked += 1
+        self.meanwhile()
         return str(self.own + self.remote)
 
 
@@ -65,16 +68,36 @@ async def test_b12_what_was_confirmed_holds_while_the_others_change(
 
     proof.told({"a_b": 5})
     assert await granted(10) == 10
-    proof.told({"a_b": 20})  # not taken in yet
+    switch.meanwhile = lambda: proof.told({"a_b": 20})  # perhaps not taken in yet
     assert await granted(11) == 10
     switch.own = 0
     assert await granted(12) == 0, "5 or 20 of the others: none of it is sure to be its own"
-    monkeypatch.setattr(limit_proof, "TAKEN_IN_S", -1.0)
+    switch.meanwhile = lambda: None
     switch.own, switch.remote = 13, 20
     assert await granted(13) == 13
     monkeypatch.setattr(limit_proof, "SILENT_S", -1.0)
     switch.own, switch.remote = 14, 0
     assert await granted(14) == 14, "mod_hash does not ask any more, so it adds nothing"
+
+
+async def test_b12_a_call_is_confirmed_at_once_though_the_others_have_just_changed() -> None:
+    """Else nobody hears of it for a second, and the cluster lets in one too many."""
+    proof, switch = LimitProof(), Switch(1, 1)
+    proof.told({"a_b": 2})
+    proof.told({"a_b": 1})
+    usage = parse_dump("L/a_b/1/0/0/0\n")
+    assert (await proof.proven(switch, usage)).counts == {"a_b": 1}  # type: ignore[arg-type]
+
+
+async def test_b12_what_is_not_sure_is_asked_for_again_at_once() -> None:
+    proof, switch = LimitProof(), Switch(1, 2)
+    proof.told({"a_b": 2})
+    switch.meanwhile = lambda: proof.told({"a_b": 3})
+    usage = parse_dump("L/a_b/1/0/0/0\n")
+    assert (await proof.proven(switch, usage)).counts == {}  # type: ignore[arg-type]
+    switch.meanwhile, switch.remote = lambda: None, 3
+    await asyncio.sleep(2 * limit_proof.TAKEN_IN_S)
+    assert (await proof.proven(switch, usage)).counts == {"a_b": 1}  # type: ignore[arg-type]
 
 
 async def test_b12_what_was_confirmed_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
