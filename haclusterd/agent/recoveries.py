@@ -47,11 +47,9 @@ LET_GO = ("standby", "claiming", "releasing")  # local states of services that l
 
 
 class Recoveries:
-    """See the module. `pending` holds what could not be recovered while the service is still
-    owned, with the calls of `again`; `recovering` what has not every verdict yet.
-
-    `without_switch()` tells why there is no switch yet where there should be one.
-    """
+    """See the module. `pending`: what could not be recovered while the service is still owned, with
+    the calls of `again`; `recovering`: what has not every verdict yet. `without_switch()` tells why
+    there is no switch yet where there should be one."""
 
     def __init__(
         self,
@@ -73,9 +71,8 @@ class Recoveries:
         self._early: dict[tuple[str, str], CallVerdict] = {}  # mended before their report was done
         self._saver: asyncio.Task[None] | None = None
         self._unsaved = False
-        self._admission = Admission(
-            self._policy.pace_invites_per_s, self._policy.pace_registers_per_s
-        )
+        pace = self._policy
+        self._admission = Admission(pace.pace_invites_per_s, pace.pace_registers_per_s)
         self.crier = Crier(history, lambda: self.switch)
         self.switch: Switch | None = None
         self.view: View | None = None
@@ -99,8 +96,8 @@ class Recoveries:
         return self._local_state(name) in ("", "owned")
 
     def _local_state(self, name: str) -> str:
-        services = self.view.services if self.view is not None else ()
-        return next((s.local_state for s in services if s.name == name), "")
+        seen = self.view.services if self.view else ()
+        return next((s.local_state for s in seen if s.name == name), "")
 
     async def stop(self) -> None:
         """End what is under way in the background."""
