@@ -65,4 +65,4 @@ def test_version_2_is_spoken_once_all_read_it_and_version_1_before() -> None:
         swapped += 1
         left = [h for h in world.hosts if h.me not in world.outside]
         assert len({world.network.version[h.me] for h in left}) == 1
-    assert swapped > 2
+    assert swapped > 1
