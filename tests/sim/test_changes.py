@@ -56,7 +56,7 @@ def test_two_versions_of_the_wire_live_beside_each_other(seed: int) -> None:
 
 def test_version_2_is_spoken_once_all_read_it_and_version_1_before() -> None:
     swapped = 0
-    for seed in range(12):
+    for seed in range(18):
         world = World(seed, swarm_of_versions(seed))
         assert world.run(0.4) == []
         lines = [line for line in world.history if "KNOWS V" in line or "seals version 2" in line]
@@ -65,4 +65,4 @@ def test_version_2_is_spoken_once_all_read_it_and_version_1_before() -> None:
         swapped += 1
         left = [h for h in world.hosts if h.me not in world.outside]
         assert len({world.network.version[h.me] for h in left}) == 1
-    assert swapped > 1
+    assert swapped > 2
