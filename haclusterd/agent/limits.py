@@ -39,9 +39,7 @@ TELL_S = 1.0
 ANSWER_MS = 500
 HOLD_S = 10.0  # how long a lost FreeSWITCH's counts stay if nobody says that they are counted
 RECOVERED_S = 10.0
-SILENT_S = (
-    5.0  # a node that lives and tells nothing: its counts go where they are counted elsewhere
-)
+SILENT_S = 5.0  # after which the counts of a node that lives go where they are counted elsewhere
 TRY_AGAIN_S = 5.0
 ENTRIES_MAX = 64
 SERVICES_MAX = 256

@@ -26,10 +26,6 @@ class RequestFailed(Exception):
     """A request got no answer, or the peer refused it; the message says why."""
 
 
-class Refused(RequestFailed):
-    """The peer answered that it does not do that."""
-
-
 class Requests:
     """Both ends of the request/response exchange."""
 
@@ -81,7 +77,7 @@ class Requests:
             asked[1].set_result(response.payload)
         else:
             reason = response.payload[:1000].decode(errors="replace")
-            asked[1].set_exception(Refused(f"{session.peer}: {reason}"))
+            asked[1].set_exception(RequestFailed(f"{session.peer}: {reason}"))
 
     def asked(self, session: Session, request: Request) -> None:
         """A peer asks: serve it in a task of its own, or refuse."""

@@ -15,7 +15,7 @@ from haclusterd.core.replication import Delta, Item, Limits, Offer, SequencedLog
 from haclusterd.sync import collect, rpc
 from haclusterd.sync.codec import Message, Want, item_of
 from haclusterd.sync.replicator import Replicator
-from haclusterd.sync.rpc import Refused
+from haclusterd.sync.rpc import RequestFailed
 from haclusterd.sync.store import StandbyStore
 from tests.unit.sync_cluster import NODES, Cluster, call, collected, held, until
 
@@ -146,7 +146,7 @@ async def test_a_question_that_is_none_is_refused(cluster: Cluster) -> None:
     many = collect.Asked(1, "east", [0] * 512, [(stream, 1)] * (collect.HOLDS_MAX + 1))
     for bad in (b"\xff", b"", msgspec.msgpack.encode(Want(1, "east", [1, 2, 3])),
                 msgspec.msgpack.encode(many)):  # fmt: skip
-        with pytest.raises(Refused):
+        with pytest.raises(RequestFailed, match=r"^c: "):
             await b.request("c", collect.METHOD, bad, 1000)
     assert b.mesh.sessions["c"] is session
 
