@@ -193,7 +193,7 @@ class LocalSwitch:
             self._events.shut_down()
 
     def _connected(self) -> None:
-        self._profiles = ProfileKeeper()  # another process may still be starting its profiles
+        self._profiles.logged_in()
         self._events.connected()
         if self._console is not None:
             self._console.cancel()
