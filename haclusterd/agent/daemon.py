@@ -273,7 +273,9 @@ class Agent:
             self._stops.append(self.health.sensors.detach)
             if self.shared is not None:
                 self._stops.append(self.shared.stop)
-                await self.shared.start(section, switch.connection, read_password(section))
+                password = read_password(section)
+                all_calls = self.services.all_calls
+                await self.shared.start(section, switch.connection, password, all_calls)
         await life.start()
         self._stops.append(life.stop)
 

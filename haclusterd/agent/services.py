@@ -218,6 +218,13 @@ class Services:
             work = self._work.in_place.recover(name, self._owned.get(name), epoch, records)
             self._start(name, "recovering in place", work)
 
+    async def all_calls(self, name: str) -> list[CallRecord] | None:
+        """Of an owned service, as FreeSWITCH has them. None while there is work on it: what is
+        recovered is told by that. Raises SwitchError."""
+        if self.switch is None or self.busy(name) or name in self._work.recovering:
+            return None
+        return [record for record in await self.switch.snapshot() if record.service == name]
+
     def freeswitch_exited(self) -> None:
         """The process is gone: what it carried counts as out from now on."""
         self._work.exited_us = now_us()
