@@ -20,6 +20,7 @@ from haclusterd.agent.switch import Switch, SwitchError
 from haclusterd.core.agreed import DrainWord
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.view import ServiceView, View
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ class Drains:
     def start(self) -> None:
         self._closed = dict.fromkeys(self._orders.standing_by, (0, ""))
         self._idle_since = asyncio.get_running_loop().time()
-        work = self._look_for_ever()
-        self._task = asyncio.get_running_loop().create_task(work, name="drains")
+        self._task = unending(self._look_for_ever, "drains")
 
     async def stop(self) -> None:
         if self._task is not None:

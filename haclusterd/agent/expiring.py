@@ -11,7 +11,7 @@ from haclusterd.agent.schema import Alarm
 from haclusterd.config import Config
 from haclusterd.expiry import Validity
 from haclusterd.keys import KeysError
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Expiring:
 
     def start(self) -> None:
         if len(self._config.nodes) > 1:  # one alone needs no certificates
-            self._task = lasting(self._look_for_ever(), "the end of certificates")
+            self._task = unending(self._look_for_ever, "the end of certificates")
 
     async def stop(self) -> None:
         if self._task is not None:

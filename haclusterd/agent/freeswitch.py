@@ -18,7 +18,7 @@ from haclusterd.config import FreeSwitch
 from haclusterd.core.inputs import FreeswitchHung, FromAgent
 from haclusterd.core.model import ServiceSpec
 from haclusterd.freeswitch.health import Health
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class FreeswitchLife:
 
     async def start(self) -> None:
         """Begin to watch."""
-        self._tasks = [lasting(self._watch(), "watch FreeSWITCH")]
+        self._tasks = [unending(self._watch, "watch FreeSWITCH")]
         if self.switch is not None:
-            self._tasks.append(lasting(self._watch_profiles(), "watch profiles"))
+            self._tasks.append(unending(self._watch_profiles, "watch profiles"))
 
     async def stop(self) -> None:
         for task in self._tasks:

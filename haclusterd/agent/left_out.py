@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from haclusterd.agent.switch import SwitchError
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sync.log import ChangeLog, Live
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class LeftOut:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = lasting(self._look_for_ever(), "what found no room")
+        self._task = unending(self._look_for_ever, "what found no room")
 
     async def stop(self) -> None:
         if self._task is not None:

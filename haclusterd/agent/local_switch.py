@@ -43,6 +43,7 @@ from haclusterd.freeswitch.proving import Progress
 from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
 from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.risks import Ringing, ringing
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +198,7 @@ class LocalSwitch:
         self._events.connected()
         if self._console is not None:
             self._console.cancel()
-        work = self._install_console()
-        self._console = asyncio.get_running_loop().create_task(work, name="ha_cluster alias")
+        self._console = lasting(self._install_console(), "ha_cluster alias")
 
     async def _install_console(self) -> None:
         beside = Path(sys.executable).with_name("haclusterctl")

@@ -27,7 +27,7 @@ from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import EslFactory
 from haclusterd.freeswitch.registration_keeper import RegistrationKeeper
 from haclusterd.freeswitch.registration_source import Told
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.codec import Malformed, registration_of
 from haclusterd.sync.lane import REGISTRATIONS
 
@@ -103,9 +103,7 @@ class Registrations:
         )
         await self.keeper.start()
         await self.clocks.start()
-        self._tasks[""] = lasting(self._take_for_ever(), "registrations of others")
-        for service in self._spec.services:
-            self._items(REGISTRATIONS + service.name, None)
+        self._tasks[""] = unending(self._take_for_ever, "registrations of others")
         if self._view is not None:
             self.observe(self._view)
 
@@ -272,6 +270,8 @@ class Registrations:
         self._news.set()
 
     async def _take_for_ever(self) -> None:
+        for service in self._spec.services:
+            self._items(REGISTRATIONS + service.name, None)
         while True:
             await self._news.wait()
             await asyncio.sleep(COALESCE_S)

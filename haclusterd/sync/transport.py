@@ -13,14 +13,14 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.dialling import Dialler
 from haclusterd.sync.session import Session, SessionOwner, SyncTiming
 
@@ -118,11 +118,11 @@ class Mesh:
             self._close_listeners()
             raise
         for listener in self._listeners:
-            self._spawn(self._accept(listener), "accepting replication")
+            self._keep(partial(self._accept, listener), "accepting replication")
         for peer in self.config.links:
             if own < peer:
                 self._diallers[peer] = self._dialler(peer)
-                self._spawn(self._diallers[peer].run(), f"replication with {peer}")
+                self._keep(self._diallers[peer].run, f"replication with {peer}")
 
     async def stop(self) -> None:
         """Close everything and wait for it."""
@@ -332,7 +332,12 @@ class Mesh:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self.config.segment_bytes)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = lasting(work, name)
+        self._remember(lasting(work, name))
+
+    def _keep(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._remember(unending(work, name))
+
+    def _remember(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
