@@ -25,10 +25,11 @@ def unending(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asynci
 
     One that fails at once each time begins later and later. It may end by itself.
     """
-    return lasting(_again(work, name), name)
+    return lasting(until_done(work, name), name)
 
 
-async def _again(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+async def until_done(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """`work` from its beginning, after each failure again, until it ends without one."""
     loop = asyncio.get_running_loop()
     pause_s = AGAIN_S
     while True:

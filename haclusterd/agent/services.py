@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from haclusterd.agent.again import Again
@@ -22,6 +23,7 @@ from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.model import ClusterSpec, Identity, ServiceSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.lasting import until_done
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +166,8 @@ class Services:
             return
         self._replication.own(name, epoch, settled=False)
         self._history.add("A1", f"{self._me} goes on replicating {name}", None, name, epoch)
-        self._start(name, "reading its calls", self._reread(name))
+        what = "reading its calls"
+        self._start(name, what, until_done(partial(self._reread, name), f"{what} {name}"))
 
     async def _reread(self, name: str) -> None:
         """Only with all calls logged may standbys forget what the earlier agent told them."""
