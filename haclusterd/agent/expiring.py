@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+from pathlib import Path
 
 from haclusterd import expiry
 from haclusterd.agent.schema import Alarm
@@ -27,6 +28,7 @@ class Expiring:
         self._found: list[Validity] = []
         self._task: asyncio.Task[None] | None = None
         self._unreadable = ""
+        self._said: set[Path] = set()
 
     def start(self) -> None:
         if len(self._config.nodes) > 1:  # one alone needs no certificates
@@ -38,9 +40,18 @@ class Expiring:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def alarms(self) -> list[Alarm]:
+        return [Alarm("certificate", text) for text in self._problems().values()]
+
+    def _problems(self) -> dict[Path, str]:
         now = datetime.datetime.now(datetime.UTC)
-        problems = [one.problem(now) for one in self._found]
-        return [Alarm("certificate", f"{text}: {expiry.FIX}") for text in problems if text]
+        found = {one.file: one.problem(now) for one in self._found}
+        return {file: f"{text}: {expiry.FIX}" for file, text in found.items() if text}
+
+    def _say(self) -> None:
+        problems = self._problems()
+        for file in problems.keys() - self._said:
+            log.warning("%s", problems[file])
+        self._said = set(problems)
 
     def ends(self) -> dict[str, float]:
         """Seconds since 1970 by file name."""
@@ -53,6 +64,7 @@ class Expiring:
                     expiry.validities, self._config, self._config.node.id
                 )
                 self._unreadable = ""
+                self._say()
             except KeysError as error:  # a rotation or an operator may be replacing them
                 if str(error) != self._unreadable:
                     self._unreadable = str(error)
