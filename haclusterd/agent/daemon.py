@@ -257,6 +257,7 @@ class Agent:
         if section.esl_port:
             from haclusterd.agent.local_switch import read_password
 
+            password = read_password(section)  # first: nothing is begun where there is none
             switch = local_switch(
                 self.config, section, self.spec, life, self.services, self.recoveries,
                 self.comparison.read,
@@ -273,7 +274,6 @@ class Agent:
             self._stops.append(self.health.sensors.detach)
             if self.shared is not None:
                 self._stops.append(self.shared.stop)
-                password = read_password(section)
                 all_calls = self.services.all_calls
                 await self.shared.start(section, switch.connection, password, all_calls)
         await life.start()

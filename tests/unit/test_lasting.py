@@ -16,6 +16,7 @@ from haclusterd.agent.feed import Feed
 from haclusterd.agent.history import History
 from haclusterd.agent.peers import Peers
 from haclusterd.agent.sensors import Sensors
+from haclusterd.agent.switch import SwitchError
 from haclusterd.lasting import unending
 from haclusterd.sensors.reading import Reading
 from tests.fixtures.agent_parts import spec
@@ -131,6 +132,24 @@ async def test_a_part_that_cannot_stop_keeps_no_other_from_it(
     await Agent._stop_all(agent)
     assert stopped == ["http", "peers", "services", "promised", "voters", "link"]
     assert "a part did not stop in order" in caplog.text
+
+
+async def test_a_password_that_cannot_be_read_leaves_no_half_of_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The start is tried again: what it had begun would follow FreeSWITCH twice from then on."""
+    begun: list[object] = []
+
+    def unreadable(section: object) -> str:
+        raise SwitchError("esl.password: No such file or directory")
+
+    monkeypatch.setattr("haclusterd.agent.local_switch.read_password", unreadable)
+    monkeypatch.setattr("haclusterd.agent.daemon.local_switch", lambda *_: begun.append(_))
+    section = SimpleNamespace(esl_port=8021)
+    agent: Any = SimpleNamespace(config=SimpleNamespace(freeswitch=section), life=object())
+    with pytest.raises(SwitchError):
+        await Agent._start_freeswitch(agent)
+    assert begun == []
 
 
 async def test_a_part_that_fails_at_its_start_by_a_bug_is_an_alarm() -> None:
