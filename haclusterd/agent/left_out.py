@@ -46,4 +46,5 @@ class LeftOut:
                     found = await self._read(stream)
                 except SwitchError as error:
                     log.info("what found no room in %s is not read yet: %s", stream, error)
-                self._change_log.tell_again(stream, found, refused)
+                finally:  # by whatever it was not read, it is still to be
+                    self._change_log.tell_again(stream, found, refused)

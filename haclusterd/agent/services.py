@@ -222,11 +222,18 @@ class Services:
             self._start(name, "recovering in place", work)
 
     async def all_calls(self, name: str) -> list[CallRecord] | None:
-        """Of an owned service, as FreeSWITCH has them. None while there is work on it: what is
-        recovered is told by that. Raises SwitchError."""
-        if self.switch is None or self.busy(name) or name in self._work.recovering:
+        """Of an owned service, as FreeSWITCH has them. Raises SwitchError. None where they are not
+        all: of a service that is fenced none are read, what is recovered is told by that, and of
+        a FreeSWITCH that is gone nobody tells the end of calls."""
+        generation = self._work.generation
+        if self.switch is None or not self._rests(name):
             return None
-        return [record for record in await self.switch.snapshot() if record.service == name]
+        records = [record for record in await self.switch.snapshot() if record.service == name]
+        return records if self._rests(name) and self._work.generation == generation else None
+
+    def _rests(self, name: str) -> bool:
+        working = self.busy(name) or name in self._work.recovering
+        return not working and self._work.served(name)
 
     def freeswitch_exited(self) -> None:
         """The process is gone: what it carried counts as out from now on."""

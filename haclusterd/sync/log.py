@@ -159,8 +159,14 @@ class ChangeLog:
         return [
             service
             for service in {*self._left_out, *kept}
-            if self.limits.records - self.logs[service].items.live > kept[service]
+            if self._room(self.logs[service].items) > kept[service]
         ]
+
+    def _room(self, items: ItemSet) -> int:
+        """For how many more records, if they are as large as those that are logged."""
+        bytes_left = max(0, self.limits.record_bytes - items.bytes)
+        by_size = bytes_left * items.live // max(1, items.bytes) if items.live else bytes_left
+        return min(self.limits.records - items.live, by_size)
 
     def begin_again(self, service: str) -> frozenset[str]:
         """All there is of the service is going to be read: names of it that are refused so far."""

@@ -16,6 +16,7 @@ from haclusterd.agent.services import Services
 from haclusterd.agent.switch import SwitchError
 from haclusterd.core.records import CallRecord, Tombstone
 from haclusterd.core.replication import Limits
+from haclusterd.sync.codec import item_of
 from haclusterd.sync.log import ChangeLog
 from tests.fixtures.agent_parts import spec
 from tests.unit.sync_cluster import until
@@ -120,14 +121,79 @@ async def test_an_ended_stream_is_left_alone(source: Source) -> None:
     assert source.log.counters["unowned"] == 0
 
 
-async def test_calls_that_are_being_recovered_are_not_read() -> None:
+def calls_of(
+    meanwhile: Callable[[Services], None] = lambda services: None,
+) -> tuple[Services, SimpleNamespace]:
+    """Of a FreeSWITCH in which something happens while it is read; and what is done with them."""
+
     async def snapshot() -> list[CallRecord]:
+        meanwhile(services)
         return [call(1), CallRecord("west", "u2", 1, "west", "core", "")]
 
     switch = SimpleNamespace(snapshot=snapshot)
-    work = SimpleNamespace(switch=switch, recovering={"west": None})
+    work = SimpleNamespace(
+        switch=switch, recovering={"west": None}, generation=0, served=lambda name: name != "south"
+    )
     services = Services(spec(), None, History(), cast(Any, work), lambda: None)
+    return services, work
+
+
+async def test_calls_that_are_being_recovered_or_fenced_are_not_read() -> None:
+    """Of a fenced service none are read: they would count as gone, and be told no more."""
+    services, _ = calls_of()
     services._busy["north"] = "recovering its calls"
     assert await services.all_calls("east") == [call(1)]
-    assert await services.all_calls("west") is None
-    assert await services.all_calls("north") is None
+    for name in ("west", "north", "south"):
+        assert await services.all_calls(name) is None, name
+
+
+async def test_of_a_freeswitch_that_died_while_it_was_read_nothing_is_told() -> None:
+    """Nobody would ever tell the end of such calls."""
+
+    def begun(services: Services) -> None:
+        services._busy["east"] = "recovering in place"
+
+    def over(_: Services) -> None:
+        work.generation += 1
+
+    for meanwhile in (begun, over):
+        services, work = calls_of(meanwhile)
+        assert await services.all_calls("east") is None, meanwhile
+
+
+def full_of_bytes() -> ChangeLog:
+    """Takes four of these calls, for what they have of bytes."""
+    size = len(item_of(call(0), 1, 5).blob)
+    limits = Limits(records=100, record_bytes=4 * size + size // 2)
+    log = ChangeLog("a", 5, limits, lambda: 0, lambda _: None, lambda _: None)
+    log.own("east", 1, settled=True)
+    return log
+
+
+def test_a_stream_that_is_full_of_bytes_is_not_read_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """50,000 calls would be read every 30 s, for as long as they last, to be refused each time."""
+    monkeypatch.setattr("haclusterd.sync.log.FULL_MAX", 2)
+    log = full_of_bytes()
+    log.append([call(n) for n in range(9)])
+    assert log.logs["east"].items.live == 4
+    assert log.left_out() == []
+    log.append([Tombstone("east", f"u{n}", 2) for n in range(4)])
+    assert log.left_out() == ["east"]
+
+
+async def test_a_fault_of_ours_in_reading_does_not_end_it(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> Sequence[CallRecord]:
+        source.log._full.clear()  # those that are kept may be in by now: the others are not
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("haclusterd.lasting.AGAIN_S", 0.01)
+    answer, source.answer = source.answer, fails
+    source.begin(*range(12))
+    source.end(0, 1, 2, 3)
+    await until(lambda: source.reads > 0)
+    source.answer = answer
+    await until(lambda: len(source.live()) == 4)
