@@ -25,6 +25,7 @@ from haclusterd.sync.lane import Lane
 log = logging.getLogger(__name__)
 
 ABSENT_S = 20.0  # the agent itself starts a profile that is missing for 4 s
+ASK_MS = 5000  # nothing waits for the others' answers, and what they tell later is in no stream
 LOOK_S = 5.0  # how often for what has run out
 SLICE = 64  # items (2 ms) between two turns of the event loop
 TOLD_ON, BURIED = 1, 2  # versions: what is read of a table later has the time in us

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from haclusterd.agent.absent import Absent
+from haclusterd.agent.absent import ASK_MS, Absent
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.wall_clocks import WallClocks
 from haclusterd.config import FreeSwitch
@@ -186,7 +186,7 @@ class Registrations:
         ready = keeper.own(profile)
         if await self._absent.lasts(ready):
             if self.policy == "recover":
-                await self._replicator.fetch(lane_name, FETCH_MS)
+                await self._replicator.fetch(lane_name, ASK_MS)
                 await self._absent.tell_on(lane_name, profile)
             self._read_whole(service, profile)
             await self._absent.wait(ready, lane_name, profile)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from haclusterd.agent import absent
 from haclusterd.core.standby import Freshness
 from haclusterd.freeswitch.esl import EventsLost
 from haclusterd.freeswitch.registrations import wall_s
+from haclusterd.sync import collect, replicator
 from haclusterd.sync.codec import registration_of
 from tests.fixtures.agent_parts import view
 from tests.unit.sync_cluster import until
@@ -110,3 +113,28 @@ async def test_another_nodes_again_it_is_as_before(make: Make) -> None:
     one.observe(view({"east": ("fs-a", 3)}, "fs-b"))
     await until(lambda: len(keeper.plan.records) == PHONES)
     assert one._absent._told == {}
+
+
+async def test_an_agent_that_starts_waits_for_what_the_others_know_of_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no copy itself, and 5,000 phones are not told within the 20 ms of a takeover: what
+    came later was in no stream any more."""
+    bench = await make("recover", ("east", "west"))
+    one = bench.policy
+    assert one is not None
+    assert one.keeper is not None
+    plan = one.keeper.plan
+    await until(lambda: set(plan.addresses) == {"east", "west"})
+    del bench.node.esl.running["east"]
+    await bench.node.send(EventsLost("connected"))
+    await until(lambda: "east" not in plan.addresses)
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(
+        replicator, "answer", lambda *words: loop.call_later(0.3, collect.answer, *words)
+    )
+    bench.b.registrations.store.services.clear()
+    one.observe(view({"east": ("fs-b", 2)}, "fs-b"))
+    logs = bench.b.registrations.change_log.logs
+    await until(lambda: EAST in logs and logs[EAST].settled)
+    assert logs[EAST].items.live == PHONES
