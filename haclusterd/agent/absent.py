@@ -66,8 +66,8 @@ class Absent:
                 told[record.uuid] = record.expires_s
                 self._lane.change_log.append([record])
         log.warning(
-            "SIP profile %s does not run: it counts as one without phones; %d registrations of its "
-            "former owner are kept for it", profile, len(told),
+            "SIP profile %s does not run: it counts as one without phones; %d registrations "
+            "that others know of are kept for it", profile, len(told),
         )  # fmt: skip
 
     async def wait(self, ready: asyncio.Event, lane_name: str, profile: str) -> None:

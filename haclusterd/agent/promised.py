@@ -40,10 +40,10 @@ class Promised:
             self._writing = lasting(self._write_newest(), "promises")
 
     async def stop(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
+        if self._retry is not None:
+            self._retry.cancel()  # also of what failed just now
 
     async def _write_newest(self) -> None:
         while (message := self._newest) is not None:

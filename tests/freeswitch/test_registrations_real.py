@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -180,3 +181,61 @@ def test_eg8_whoever_takes_the_service_over_has_its_phones_once(
     api(lab, "fs-a", "sofia profile profile1 flush_inbound_reg")
     soon(lab, lambda: row_number(lab, "fs-a", "profile1") not in (0, written), "the row again", 45)
     assert rows(lab, "fs-a", "profile1") == before
+
+
+def known(lab: Laboratory, node: str) -> tuple[list[str], bool]:
+    """(users of the first service, stale) as a node answers `registrations`."""
+    name = lab.plan.services[0].name
+    told = lab.nodes[node].api("registrations", limit=100)
+    users = sorted(
+        one["user"].partition("@")[0] for one in told["registrations"] if one["service"] == name
+    )
+    return users, told.get("stale", False)
+
+
+def renewed(lab: Laboratory, node: str) -> None:
+    """Another agent, as after a crash: without what the one before held."""
+    _, agents = lab.nodes[node].haclusterd_pids()
+    lab.nodes[node].send(agents, signal.SIGKILL)
+    lab.wait(lambda: lab.nodes[node].haclusterd_pids()[1] not in ([], agents), 10, "a new agent")
+    lab.wait(lambda: lab.nodes[node].status() is not None, 10, "its API")
+
+
+def test_eg8_a_profile_that_is_not_loaded_keeps_its_phones_and_holds_up_no_node(
+    lab: Laboratory, phone: Phone
+) -> None:
+    """The owner's agent starts while its profile is away, then a slave's: nothing is stale."""
+    first = lab.plan.services[0]
+    for user in ("1000", "1001"):
+        assert phone.register(user, first.ip) == 200
+    soon(lab, lambda: known(lab, "fs-c") == (["1000", "1001"], False), "C's copy")
+    switch = lab.nodes["fs-a"].switch
+    assert switch is not None
+    loaded = switch.core_db.parent.parent / "conf" / "services" / "profile1.xml"
+    loaded.rename(loaded.with_suffix(".away"))
+    api(lab, "fs-a", "reloadxml")
+    time.sleep(10)  # mod_sofia stops none that began just now
+    api(lab, "fs-a", "sofia profile profile1 stop")
+    soon(lab, lambda: "profile1" not in api(lab, "fs-a", "sofia status"), "its end", 20)
+
+    renewed(lab, "fs-a")
+    time.sleep(5)
+    renewed(lab, "fs-c")
+    time.sleep(5)
+    assert known(lab, "fs-c")[1], "the owner has not read its phones, and nobody told them on"
+    took_s = soon(lab, lambda: known(lab, "fs-c") == (["1000", "1001"], False), "C's copy", 40)
+    print(f"complete again {took_s:.1f} s after the start")
+    assert known(lab, "fs-a") == (["1000", "1001"], False)
+    alarms = {a["name"] for a in lab.nodes["fs-a"].api("status")["alarms"]}
+    assert "registrations" in alarms
+
+    loaded.with_suffix(".away").rename(loaded)
+    api(lab, "fs-a", "reloadxml")
+    soon(lab, lambda: "profile1" in api(lab, "fs-a", "sofia status"), "profile1", 30)
+    there = [row[0] for row in rows(lab, "fs-a", "profile1")]
+    soon(lab, lambda: known(lab, "fs-c") == (there, False), f"C's copy of {there}", 20)
+    api(lab, "fs-a", "sofia profile profile1 recover")  # out of standby: fs_conf/README.md
+    assert phone.register("1000", first.ip) == 200
+    assert phone.register("1001", first.ip, 0) == 200
+    soon(lab, lambda: known(lab, "fs-c") == (["1000"], False), "what changes", 20)
+    assert known(lab, "fs-a") == (["1000"], False)

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,24 @@ async def test_a_newer_promise_takes_the_place_of_one_that_waits(
     began = asyncio.get_running_loop().time()
     await keeper.stop()
     assert asyncio.get_running_loop().time() - began < 1
+
+
+async def test_a_write_that_fails_while_the_agent_ends_is_not_tried_again_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The next agent writes this file by then."""
+    monkeypatch.setattr(promised, "RETRY_S", 0.02)
+    tried: list[object] = []
+
+    def slow(*words: object) -> None:
+        tried.append(words)
+        time.sleep(0.05)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(promised, "write_atomically", slow)
+    keeper = Promised(spec(1), tmp_path, {})
+    keeper.keep(Persist((Identity(7, 0, 99),), (7,)))
+    await until(lambda: tried)
+    await keeper.stop()
+    await asyncio.sleep(0.1)
+    assert len(tried) == 1
