@@ -126,7 +126,7 @@ class LocalSwitch:
         try:
             self._control = self.connection(
                 name="control",
-                events=("SHUTDOWN",),
+                events=("SHUTDOWN", "sofia::profile_start"),
                 on_event=self._on_event,
                 on_up=self._connected,
                 on_down=events.disconnected,
@@ -190,8 +190,12 @@ class LocalSwitch:
         return made
 
     async def _on_event(self, item: EventItem) -> None:
-        if not isinstance(item, EventsLost) and item.name == "SHUTDOWN":
+        if isinstance(item, EventsLost):
+            self._events.profile_started("")
+        elif item.name == "SHUTDOWN":
             self._events.shut_down()
+        elif item.subclass == "sofia::profile_start":
+            self._events.profile_started(item.get("profile_name"))
 
     def _connected(self) -> None:
         self._profiles.logged_in()

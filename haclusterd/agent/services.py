@@ -235,6 +235,11 @@ class Services:
         working = self.busy(name) or name in self._work.recovering
         return not working and self._work.served(name)
 
+    def at_rest(self, name: str) -> bool:
+        """Served, and nothing of it is being recovered or has to be tried again."""
+        waiting = name in self._work.pending or name in self._work.in_place.stranded
+        return self._rests(name) and not waiting
+
     def freeswitch_exited(self) -> None:
         """The process is gone: what it carried counts as out from now on."""
         self._work.exited_us = now_us()

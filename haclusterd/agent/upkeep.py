@@ -35,6 +35,7 @@ class Upkeep:
             spec, config.maintenance_service, agent.orders, operators, agent.history,
             self._newest_view, lambda: agent.services.switch,
             lambda name: agent.services.busy(name) or operators.switching(name), self._own_calls,
+            lambda name: agent.services.at_rest(name),
         )  # fmt: skip
         self.awaited = Awaited(
             spec, config.state_dir, operators, agent.history, agent.view,
@@ -59,6 +60,8 @@ class Upkeep:
         if given is not None:
             self._agent.link.send(given)
         self.drains.start()
+        if self._agent.life is not None:
+            self._agent.life.came_up = self.drains.lifting.came_up
         self.expiring.start()
 
     async def stop(self) -> None:
@@ -71,7 +74,7 @@ class Upkeep:
         self.awaited.join(mesh)
 
     def alarms(self) -> list[Alarm]:
-        return [*self.rotation.alarms(), *self.expiring.alarms()]
+        return [*self.rotation.alarms(), *self.expiring.alarms(), *self.drains.lifting.alarms()]
 
     def forced(self) -> frozenset[str]:
         """Services that this node counts as ready for, whatever its copy lacks."""
