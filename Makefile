@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
+BESIDE := -n 2 --dist loadgroup --no-loadscope-reorder  # who goes beside whom: tests/conftest.py
 
 SEEDS ?= 0:200
 MINUTES ?= 10
@@ -46,7 +47,7 @@ demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both mas
 	$(BIN)/haclusterctl lab demo
 
 test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the longest two; lab tests where allowed
-	$(PYTEST) -m 'not freeswitch and not long'
+	$(PYTEST) $(BESIDE) -m 'not freeswitch and not long'
 
 test-guide: prepare-test $(READY) ## the longest two: docs/by-hand.md to the letter, two versions side by side
 	$(PYTEST) -m 'long and not freeswitch'
