@@ -47,6 +47,7 @@ def _side(item: pytest.Item) -> int:
     return 1 if {"sim", "scenarios", "properties"}.intersection(item.path.parts) else 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers: what waits for real time on one, what only computes on the other, the lab last.
 
