@@ -178,7 +178,7 @@ class Checkers:
         """V5: one node claims a service at most once per `dead_us`; how many there are in all.
 
         An owner `renews` its right in answer to another's claim: of the claims of all it is none,
-        or every claim counted twice where a pair that cannot hear each other is at odds (seed 7407).
+        or each counted twice where a pair that cannot hear each other is at odds (seed 7407).
         """
         key = (node, life, service)
         last_us = self.claimed.get(key)
