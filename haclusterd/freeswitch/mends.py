@@ -7,6 +7,7 @@ not recover as well as the mended one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +17,9 @@ import msgspec
 from haclusterd.core.records import CallRecord
 
 from . import limits, metadata, risks
+from .refused import fault
+
+log = logging.getLogger(__name__)
 
 ATTEMPT_BITS = 12  # what names an attempt: the epoch, and in these bits FreeSWITCH's generation
 CSEQ_RAISE, EPOCHS_APART = 100, 1 << 16
@@ -244,6 +248,18 @@ def limits_to_apply(record: CallRecord, switches: Mends) -> list[Limit]:
     return list(dict.fromkeys(found))[:LIMITS_MAX]
 
 
+def limits_of_all(records: Iterable[CallRecord], switches: Mends) -> dict[str, list[Limit]]:
+    """By call, of those that have any."""
+    found: dict[str, list[Limit]] = {}
+    for record in records:
+        try:
+            if wanted := limits_to_apply(record, switches):
+                found[record.uuid] = wanted
+        except Exception:  # the call is up: no verdict may be lost for its limits
+            log.exception("limits of call %.60r", record.uuid)
+    return found
+
+
 def _plain(data: str) -> bool:
     """Values that stood in a dialplan, expanded: what could be a second command is refused."""
     return data.isprintable() and len(data) <= _WORD_MAX and "${" not in data
@@ -287,4 +303,7 @@ def mend_all(
             mended.append(mend(record, switches))
         except metadata.MetadataError as error:
             refused[record.uuid] = str(error)
+        except Exception as error:  # a takeover must not lose all calls for one
+            log.exception("call %.60r is not mended", record.uuid)
+            refused[record.uuid] = fault(error)
     return mended, refused

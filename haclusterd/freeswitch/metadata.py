@@ -250,10 +250,17 @@ def profile_index(xml: str) -> str:
     return found[1] if found else ""
 
 
+def _unescaped(value: str) -> str:
+    try:
+        return unescape(value)
+    except ValueError:  # a decimal number of thousands of digits, which is no sign anyway
+        return value
+
+
 def _applications(xml: str, start: int, end: int) -> list[Application]:
     found = []
     for match in _APPLICATION.finditer(xml, start, end):
-        pairs = {name: unescape(value) for name, value in _ATTRIBUTE.findall(match[1])}
+        pairs = {name: _unescaped(value) for name, value in _ATTRIBUTE.findall(match[1])}
         closing = xml.find("</application>", match.end(), end)
         whole = closing + len("</application>") if closing >= 0 else match.end()
         found.append(
