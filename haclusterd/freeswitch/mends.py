@@ -16,7 +16,7 @@ import msgspec
 
 from haclusterd.core.records import CallRecord
 
-from . import limits, metadata, risks
+from . import fatal, limits, metadata, risks
 from .refused import fault
 
 log = logging.getLogger(__name__)
@@ -273,6 +273,7 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
     metadata.learn(record.metadata)
     if metadata.untagged(record.metadata):
         raise metadata.MetadataError(risks.UNTAGGED)
+    record = fatal.mend(record)
     if switches.profile:
         record = name_profile(record)
     if switches.cseq:

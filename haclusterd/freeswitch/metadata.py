@@ -162,6 +162,16 @@ def variable(xml: str, name: str) -> str:
     return _find_variable(xml, name, start, end) or ""
 
 
+def too_long(xml: str, name: str) -> bool:
+    """Whether `variable` does not tell it, though it is set. Raises MetadataError."""
+    known = _known
+    if known.xml is xml:
+        return len(known.values.get(name, "")) > VARIABLE_BYTES_MAX
+    start, end = _variables_span(xml)
+    at = xml.find(f"<{name}>", start, end)
+    return at >= 0 and _find_variable(xml, name, start, end) is None
+
+
 def set_variable(xml: str, name: str, value: str) -> str:
     """The document with one channel variable set to `value`, replacing earlier values."""
     if not VARIABLE_NAME.match(name):
