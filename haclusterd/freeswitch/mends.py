@@ -227,6 +227,14 @@ class Limit(NamedTuple):
         """Counts the call again. Without a maximum: a call that is up must not be refused."""
         return f"uuid_limit {uuid} {self.backend} {self.realm} {self.resource}"
 
+    def undoing(self, uuid: str) -> str:
+        """Takes back whatever this call was counted for; empty where a call is counted once only.
+
+        mod_db counts a call as often as it is told to, and what has no answer is told again.
+        """
+        words = f"{uuid} {self.backend} {self.realm} {self.resource}"
+        return f"uuid_limit_release {words}" if self.backend == "db" else ""
+
 
 def limits_to_apply(record: CallRecord, switches: Mends) -> list[Limit]:
     """Limits that FreeSWITCH will not count by itself, of the record as it was before `mend`.
