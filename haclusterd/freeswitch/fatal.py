@@ -21,11 +21,14 @@ from haclusterd.core.records import CallRecord
 from . import metadata
 
 _ADDRESSES = ("sip_from_uri", "sip_req_uri", "sip_contact_uri", "sip_contact_params")
-_NOT_OF_A_URI = re.compile(r'[<>"\s]')
+_NOT_OF_A_URI = re.compile(r'[<>"\s\0]')
 _CONTACT = "sip_recover_contact"
-_ONE_URI = r'sips?:[^<>"\s]+'
-_PLAIN_CONTACT = re.compile(rf'(?:"[^"<>\\]*"\s*|[^"<>]*)<{_ONE_URI}>.*|{_ONE_URI}', re.IGNORECASE)
-_BEGIN = re.compile("<sips?:", re.IGNORECASE)
+_ONE_URI = r'sips?:[^<>"\s\0]+'
+# FreeSWITCH passes over a name in quotes, but knows no escaped ones, and cuts a value at a NUL.
+_PLAIN_CONTACT = re.compile(rf'(?:"[^"\\\0]*" *|[^"<>\0]*)<{_ONE_URI}>.*|{_ONE_URI}', re.IGNORECASE)
+# What the phone meant: behind the whole name, whose quotes may be escaped.
+_NAME = r'\s*"(?:[^"\\]|\\.)*"\s*(?=<)'
+_BEGIN = re.compile(rf"(?:{_NAME})?+.*?(?=<sips?:)", re.IGNORECASE | re.DOTALL)
 # CF_VIDEO is 25 until FreeSWITCH 1.10.0 and 26 today; what is added is read of video alone.
 _VIDEO = re.compile(r"[>;]2[56]=0*[1-9]")
 _VIDEO_NEEDS = {"local_video_port": "0", "rtp_use_video_codec_name": "unknown"}
@@ -78,8 +81,8 @@ def _uri(value: str) -> str:
 
 def _address_in(contact: str) -> str:
     """The address in a Contact whose display name has brackets too; empty where there is none."""
-    found = _BEGIN.search(contact)
-    start, depth = found.start() if found else len(contact), 0
+    found = _BEGIN.match(contact)
+    start, depth = found.end() if found else len(contact), 0
     for at in range(start, len(contact)):
         depth += (contact[at] == "<") - (contact[at] == ">")
         if depth == 0:

@@ -74,7 +74,7 @@ def _most_needed(counts: Mapping[str, int], needed: Mapping[str, int]) -> list[s
     kept = heapq.nlargest(room, (k for k in counts if k in needed), key=needed.__getitem__)
     rest = (key for key in counts if key not in needed)
     kept += heapq.nlargest(room - len(kept), rest, key=counts.__getitem__)
-    left = sorted(counts.keys() - set(kept))
+    left = list(counts.keys() - set(kept))
     return kept + random.sample(left, SAMPLE_KEYS)
 
 

@@ -24,10 +24,13 @@ pytestmark = [pytest.mark.freeswitch, pytest.mark.timeout(180)]
 
 
 class Odd(Talker):
-    """Its Contact has a display name that is brackets, once it is decoded."""
+    """Its Contact has a display name; that is brackets, once it is decoded."""
+
+    display = b"%3C%3E"
 
     def _answer(self, request: Seen, status: str, body: str) -> bytes:
-        return super()._answer(request, status, body).replace(b"Contact: <", b"Contact: %3C%3E <")
+        whole = super()._answer(request, status, body)
+        return whole.replace(b"Contact: <", b"Contact: " + self.display + b" <")
 
 
 def with_video(text: str, without: str) -> str:
@@ -77,6 +80,17 @@ def test_e1_a_phone_that_was_called_ends_no_freeswitch_by_the_name_in_its_contac
     assert channels(rig.b) == 1
     assert phone.requests("INVITE")[-1].first.split()[1] == phone.contact
     assert dies_of(rig.b, record, record.metadata), "FreeSWITCH survives it now: simplify"
+    phone.close()
+
+
+@pytest.mark.parametrize("name", ['"Bob <sip:bob@home.test>"', '"\\"<sip:bob@home.test>\\""'])
+def test_e1_an_address_in_the_name_of_a_phone_is_not_where_it_is_asked(rig: Rig, name: str) -> None:
+    phone = Odd(f"{rig.name}-cl", CLIENT, EAST)
+    phone.display = name.encode()
+    record = called(rig, phone)
+    (verdict,) = recovered(rig.b, {record.uuid: record}, RecoveryOptions()).values()
+    assert verdict.verdict == "recovered", verdict
+    assert phone.requests("INVITE")[-1].first.split()[1] == phone.contact
     phone.close()
 
 
