@@ -29,8 +29,9 @@ _APPLICATION = re.compile(r"<application\b([^<>]*)>")
 _ATTRIBUTE = re.compile(r'(app_name|app_data|last_executed)="([^"]*)"')
 _PROFILE_INDEX = re.compile(r'<callflow\b[^<>]*\bprofile_index="(\d{1,9})"')
 _DIRECTION = re.compile(r"<direction>(inbound|outbound)</direction>")
-# One element behind the other, none in another, and all names as FreeSWITCH's parser takes them.
-_FLAT = re.compile(r"(?:\s*+<([A-Za-z_][^\x00-\x20\x7f<>/]*+)>[^<>]*+</\1>)*+\s*+")
+# One element behind the other, none in another, and all names as FreeSWITCH's parser takes them;
+# without `[`: FreeSWITCH would take `sip_req_uri[1]` for a second value of another variable.
+_FLAT = re.compile(r"(?:\s*+<([A-Za-z_][^\x00-\x20\x7f<>/\[]*+)>[^<>]*+</\1>)*+\s*+")
 _NO_MARKUP = re.compile(r"(?:\s*+<([^<>/!?][^<>]*+)>[^<>]*+</\1>)*+\s*+")
 _ELEMENT = re.compile(r"\s*+<([^<>/!?][^<>]*+)>[^<>]*+</\1>")
 _PAIR = re.compile(r"<([^<>/!?][^<>]*+)>([^<>]*+)</")

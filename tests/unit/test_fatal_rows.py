@@ -133,6 +133,21 @@ def test_s_what_no_freeswitch_writes_is_refused(text: str, why: str) -> None:
     assert why in refused["u"]
 
 
+@pytest.mark.parametrize("name", ["sip_req_uri[4000]", "sip_recover_contact[1]"])
+def test_s_no_name_adds_a_value_to_a_guarded_variable(name: str) -> None:
+    """FreeSWITCH died of both; it writes no such names itself."""
+    text = TONE.replace("<variables>", f"<variables><{name}>%3C%3E</{name}>", 1)
+    (mended,), _ = mends.mend_all([record(text)], mends.Mends())
+    assert name not in mended.metadata
+
+
+def test_s_of_several_values_freeswitch_takes_the_first_and_so_does_the_guard() -> None:
+    """`Contact: ARRAY::<>|:b` becomes two elements of its row (seen on 1.11.1)."""
+    two = "".join(f"<{CONTACT}>{value}</{CONTACT}>" for value in ("%3C%3E", "sip%3A1%40h"))
+    text = TONE.replace("<variables>", f"<variables>{two}", 1)
+    assert CONTACT not in fatal.mend(record(text)).metadata
+
+
 def test_s_all_of_it_is_done_before_an_injection() -> None:
     hostile = record(sip_recover_contact="<> <sip:1@h>")
     (mended,), _ = mends.mend_all([hostile], mends.Mends())
