@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
+BESIDE := -n 2 --dist loadgroup --no-loadscope-reorder  # who goes beside whom: tests/conftest.py
 
 SEEDS ?= 0:200
 MINUTES ?= 10
@@ -15,7 +16,7 @@ ROUNDS ?= 20
 HOURS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-guide test-web check \
+.PHONY: help venv prepare-lab prepare-test prepare-deb prepare-web demo test test-long test-web check \
 	coverage sim mutation-drills node-hours bench bench-registrations bench-load churn docs generated \
 	deb test-deb test-vagrant clean
 
@@ -45,10 +46,10 @@ prepare-web:
 demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both masters in turn
 	$(BIN)/haclusterctl lab demo
 
-test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the longest two; lab tests where allowed
-	$(PYTEST) -m 'not freeswitch and not long'
+test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the longest; lab tests where allowed
+	$(PYTEST) $(BESIDE) -m 'not freeswitch and not long'
 
-test-guide: prepare-test $(READY) ## the longest two: docs/by-hand.md to the letter, two versions side by side
+test-long: prepare-test $(READY) ## the longest: docs/by-hand.md to the letter, two versions side by side, the benches
 	$(PYTEST) -m 'long and not freeswitch'
 
 test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates

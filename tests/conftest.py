@@ -40,7 +40,23 @@ def pytest_report_header() -> str:
     return f"lab tests: skipped, {obstacle}" if obstacle else "lab tests: run (namespaces allowed)"
 
 
+def _side(item: pytest.Item) -> int:
+    """Tests of one side run one after another; the sides of 0 and 1 run beside each other."""
+    if item.get_closest_marker("lab") or "lab" in item.path.parts:
+        return 2
+    return 1 if {"sim", "scenarios", "properties"}.intersection(item.path.parts) else 0
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers: what waits for real time on one, what only computes on the other, the lab last.
+
+    The lab measures milliseconds, so it has the machine for itself (but for a neighbour's end).
+    """
+    items.sort(key=_side)
+    for item in items:
+        if (side := _side(item)) != 1:
+            item.add_marker(pytest.mark.xdist_group(("clock", "", "lab")[side]))
     lab_items = [item for item in items if item.get_closest_marker("lab")]
     if lab_items and (obstacle := lab_obstacle()):
         for item in lab_items:

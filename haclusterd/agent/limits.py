@@ -210,7 +210,8 @@ class Limits:
         try:
             core_uuid = (await self.esl.api("global_getvar core_uuid")).strip()
             dump = await self.esl.api("hash_dump limit")
-            usage = Usage({}, 0) if dump.startswith("-ERR") else parse(dump)
+            needed = added((self._others_sum, self._proof.granted))
+            usage = Usage({}, 0) if dump.startswith("-ERR") else parse(dump, needed)
             usage = await self._proof.proven(self.esl, usage)
         except EslError as error:
             log.debug("limits: %s", error)

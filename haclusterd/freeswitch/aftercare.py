@@ -183,7 +183,7 @@ class Aftercare:
         return not can_be_asked(partner)
 
     async def _count(self, one: _Watched) -> None:
-        """Each once: mod_hash knows a call that it has counted, mod_db does not."""
+        """Each until FreeSWITCH has answered; `apply_limits` may be repeated."""
         while one.limits:
             for refused in await apply_limits(self._esl, [(one.record.uuid, one.limits[0])]):
                 log.warning("a limit is not counted: %s", refused)
@@ -265,6 +265,7 @@ _BACKENDS = {"hash": "mod_hash", "db": "mod_db"}
 async def apply_limits(esl: Esl, wanted: Sequence[tuple[str, Limit]]) -> list[str]:
     """Count calls against their limits again; what could not be counted. Raises EslError.
 
+    Done twice it counts them once.
     Only for backends that are there: FreeSWITCH transfers the call away when one is not.
     """
     there = set()
@@ -275,6 +276,8 @@ async def apply_limits(esl: Esl, wanted: Sequence[tuple[str, Limit]]) -> list[st
     for uuid, limit in wanted:
         reply = f"backend {limit.backend} is not loaded here"
         if limit.backend in there:
+            if undoing := limit.undoing(uuid):
+                await esl.api(undoing)
             reply = (await esl.api(limit.command(uuid))).strip()
         if not reply.startswith("+OK"):
             refused.append(f"{limit.realm}_{limit.resource} of {uuid}: {reply[:80]}")

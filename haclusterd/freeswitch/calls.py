@@ -25,6 +25,7 @@ from .changelog import RecoveryRow
 from .core_reader import Batch, CoreReader
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .positions import Positions
+from .refused import Refused
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ POLL_MS = 10  # while something changes, or inotify does not work; FreeSWITCH is
 TOMBSTONE_HOLD_MS = 300
 TICK_S = 0.05
 UNMAPPED_MAX = 64
-REFUSED_MAX = 10_000
 
 
 class _Known(NamedTuple):
@@ -115,8 +115,7 @@ class CallSource:
         self._gone = asyncio.Event()  # there may be something in `_ending`
         self._fenced: set[str] = set()
         self._unmapped: set[str] = set()
-        self._refused: dict[str, str] = {}  # uuid: why its call cannot be told
-        self.refused = 0  # how many there have been
+        self._refused = Refused()
         self._shutting_down = False
         self._core_uuid = ""
         self._problem = ""
@@ -141,8 +140,12 @@ class CallSource:
     @property
     def unprotected(self) -> str:
         """A sentence while there are calls that no other node could recover; else empty."""
-        why = next(iter(self._refused.values()), "")
-        return f"{len(self._refused)} calls cannot be recovered elsewhere: {why}" if why else ""
+        return self._refused.sentence
+
+    @property
+    def refused(self) -> int:
+        """How many such calls there have been."""
+        return self._refused.total
 
     async def start(self) -> None:
         """Begin to follow; never fails, see `problem`."""
@@ -242,8 +245,10 @@ class CallSource:
                     service = self._services.get(row.profile)
                     if service is None or service in fenced:
                         continue
-                    with contextlib.suppress(metadata.MetadataError):
+                    try:
                         records.append(self._placed(build_record(service, seq, row)))
+                    except Exception:  # counted and said where it is told
+                        log.debug("call %.60r is left out", row.uuid, exc_info=True)
             return records
         except sqlite3.Error as error:
             raise changelog.explain(self._core_db, error) from error
@@ -296,14 +301,12 @@ class CallSource:
                 return True  # of a process that is gone; the new one begins with a full read
             records = await tags.complete(self._esl, self._records(batch.rows))
             for entry in batch.ended:
-                self._refused.pop(entry.uuid, None)
+                self._refused.drop(entry.uuid)
                 known = self._known.get(entry.uuid)
                 if known is not None:
                     self._note_end(entry.uuid, known.service, entry.seq)
             if batch.present is not None:
-                gone = [uuid for uuid in self._refused if uuid not in batch.present]
-                for uuid in gone:
-                    del self._refused[uuid]
+                self._refused.keep(batch.present)
                 for uuid, known in list(self._known.items()):
                     if uuid not in batch.present and uuid not in self._ending:
                         self._note_end(uuid, known.service, batch.version)
@@ -326,9 +329,12 @@ class CallSource:
             try:
                 record = self._placed(build_record(service, version, row))
             except metadata.MetadataError as error:
-                self._note_refused(row.uuid, str(error))
+                self._refused.note(row.uuid, str(error))
                 continue
-            self._refused.pop(row.uuid, None)
+            except Exception as error:  # noqa: BLE001 - the rows behind it would never be told
+                self._refused.failed(row.uuid, error)
+                continue
+            self._refused.drop(row.uuid)
             if known != (service, _digest(record)):
                 changes.append(record)
         return changes
@@ -337,13 +343,6 @@ class CallSource:
         if self._positions is None:
             return record
         return self._positions.placed(record)
-
-    def _note_refused(self, uuid: str, why: str) -> None:
-        """Counted, and told once for each call: what is changed often need not be said often."""
-        if uuid not in self._refused and len(self._refused) < REFUSED_MAX:
-            self._refused[uuid] = why
-            self.refused += 1
-            log.warning("call %.60r can not be protected: %s", uuid, why)
 
     async def _tell(self, changes: list[Change]) -> bool:
         if not changes:

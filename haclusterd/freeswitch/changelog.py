@@ -22,6 +22,9 @@ METADATA_READ_ROWS = 32  # about 300 kB: under 1 ms of shared lock
 METADATA_READ_MAX = METADATA_BYTES_MAX + 1  # signs of one row: a caller's headers can be 2 MB
 BUSY_MS = 100
 SNAPSHOT_ROWS_MAX = 100_000
+# A clock gives no such version. SQLite takes none above 2**63, and with that one as the last the
+# triggers, and so FreeSWITCH's own writes, would find the database "full".
+SEQ_INHERITED_MAX = 1 << 62
 
 _TEXT = partial(str, encoding="utf-8", errors="replace")
 _COLUMNS = ("runtime_uuid", "technology", "profile_name", "hostname", "uuid", "metadata")
@@ -175,6 +178,7 @@ def touch(connection: sqlite3.Connection, uuids: Sequence[str], runtime_uuid: st
 
 def raise_sequence(connection: sqlite3.Connection, floor: int) -> None:
     """Make every later change count higher than `floor` (a version made by another node)."""
+    floor = min(floor, SEQ_INHERITED_MAX)
     connection.execute(
         "UPDATE sqlite_sequence SET seq = ? WHERE name = 'ha_log' AND seq < ?", (floor, floor)
     )

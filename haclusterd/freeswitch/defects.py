@@ -93,6 +93,13 @@ KNOWN: tuple[Defect, ...] = (
         "switch_core_recovery_recover; measured", always=True,
     ),
     Defect(
+        "dead of a row",
+        "recover crashes on a Contact like `%3C%3E <sip:...>` of a phone that was called, and on"
+        " video without port or codec",
+        "sofia_glue_get_url_from_contact, switch_core_media_recover_session; measured on 1.11.1",
+        always=True,
+    ),
+    Defect(
         "limit kept for ever",
         "a place is given back at hang-up only where limit_backend was set by this process",
         "switch_limit.c; measured on 1.11.1", always=True,

@@ -21,6 +21,7 @@ from . import metadata, synthesis
 from .calls import TOMBSTONE_HOLD_MS, Change
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .esl_errors import EslError
+from .refused import Refused
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ class EslCallSource:
         self._shutting_down = False
         self._core_uuid = ""
         self._version = 0
-        self._refused: dict[str, str] = {}  # uuid: why its call cannot be told
-        self.refused = 0
+        self._refused = Refused()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -96,8 +96,12 @@ class EslCallSource:
     @property
     def unprotected(self) -> str:
         """A sentence while there are calls that no other node could recover; else empty."""
-        why = next(iter(self._refused.values()), "")
-        return f"{len(self._refused)} calls cannot be recovered elsewhere: {why}" if why else ""
+        return self._refused.sentence
+
+    @property
+    def refused(self) -> int:
+        """How many such calls there have been."""
+        return self._refused.total
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="calls over ESL")
@@ -218,7 +222,7 @@ class EslCallSource:
         self._untold.discard(uuid)
         for gone in self._listening:
             gone.add(uuid)
-        self._refused.pop(uuid, None)
+        self._refused.drop(uuid)
         known = self._known.get(uuid)
         if known is None or self._shutting_down or known.service in self._fenced:
             return
@@ -322,16 +326,16 @@ class EslCallSource:
         """A leg as it is now; None if it is gone, not answered, or of no service of ours."""
         text = await self._esl.api(f"uuid_dump {uuid} json")
         if text.startswith("-"):
-            self._refused.pop(uuid, None)
+            self._refused.drop(uuid)
             return None
         if len(text) > synthesis.DUMP_CHARACTERS_MAX:
             most = synthesis.DUMP_CHARACTERS_MAX
-            self._refuse(uuid, f"its dump has more than {most} characters")
+            self._refused.note(uuid, f"its dump has more than {most} characters")
             return None
         try:
             # A name that is not UTF-8 must not keep this call, or any other, from being told.
             dump = json.loads(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(dump, dict) or not synthesis.answered(dump):
             return None
@@ -342,17 +346,13 @@ class EslCallSource:
         try:
             record = synthesis.record(service, self._next_version(), headers)
         except metadata.MetadataError as error:
-            self._refuse(uuid, str(error))
+            self._refused.note(uuid, str(error))
             return None
-        self._refused.pop(uuid, None)
+        except Exception as error:  # noqa: BLE001 - all others would wait for it for ever
+            self._refused.failed(uuid, error)
+            return None
+        self._refused.drop(uuid)
         return record
-
-    def _refuse(self, uuid: str, why: str) -> None:
-        """Counted, and told once for each call; an older version that was told stays."""
-        if uuid not in self._refused and len(self._refused) < LEGS_MAX:
-            self._refused[uuid] = why
-            self.refused += 1
-            log.warning("call %.60r can not be protected: %s", uuid, why)
 
 
 def _is_word(uuid: str) -> bool:

@@ -45,6 +45,11 @@ class LimitProof:
         """mod_hash is being told this of the other nodes, and adds it from now on."""
         self._others.append((asyncio.get_running_loop().time(), others))
 
+    @property
+    def granted(self) -> dict[str, int]:
+        """What holds, as it was said last."""
+        return {key: one.granted for key, one in self._told.items() if one.granted}
+
     async def proven(self, esl: Esl, usage: Usage) -> Usage:
         """The counts that hold; keys without any are left out. Raises EslError."""
         now = asyncio.get_running_loop().time()
@@ -62,7 +67,7 @@ class LimitProof:
             for key, reply in zip(part, replies, strict=True):
                 told[key] = self._judged(told[key], _number(reply), key, asked_at)
         self._told = told
-        counts = {key: one.granted for key, one in told.items() if one.granted}
+        counts = self.granted
         return Usage(counts, usage.left_out + len(told) - len(counts))
 
     async def _settled(self) -> float:

@@ -8,6 +8,8 @@ does not add those of remotes.
 
 from __future__ import annotations
 
+import heapq
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,6 +24,8 @@ from haclusterd.core.records import CallRecord
 from . import metadata
 
 KEYS_MAX = 2000  # of one node; what is beyond is not shared, and counted
+SAMPLE_KEYS = 64  # of these are whichever, so that no key waits for ever
+READ_KEYS_MAX = 50_000  # of one dump, beside those that are needed
 USAGE_MAX = 1_000_000
 KEYS_OF_CALL_MAX = 32
 
@@ -39,8 +43,13 @@ class Usage(NamedTuple):
     left_out: int
 
 
-def parse_dump(dump: str) -> Usage:
-    """The counts in the answer to `hash_dump limit`, `L/KEY/USAGE/RATE/INTERVAL/CHECKED` each."""
+def parse_dump(dump: str, needed: Mapping[str, int] | None = None) -> Usage:
+    """The counts in the answer to `hash_dump limit`, `L/KEY/USAGE/RATE/INTERVAL/CHECKED` each.
+
+    `needed` are counts that others go by already: a caller who writes thousands of lines must not
+    put them out of the dump. Of the rest those that claim most are taken.
+    """
+    needed = needed or {}
     counts: dict[str, int] = {}
     left_out = 0
     for line in dump.split("\n"):  # not `splitlines`: signs of a caller end lines for that
@@ -48,11 +57,25 @@ def parse_dump(dump: str) -> Usage:
             continue
         parts = line.split("/")
         good = len(parts) == 6 and _KEY.fullmatch(parts[1]) and _NUMBER.fullmatch(parts[2])
-        if not good or len(counts) >= KEYS_MAX:
+        known = good and (parts[1] in counts or parts[1] in needed)
+        if not good or (not known and len(counts) >= READ_KEYS_MAX):
             left_out += 1
         elif parts[2] != "0":  # the most of several: a forged line must not lower a count either
             counts[parts[1]] = max(int(parts[2]), counts.get(parts[1], 0))
-    return Usage(counts, left_out)
+    if len(counts) <= KEYS_MAX:
+        return Usage(counts, left_out)
+    kept = _most_needed(counts, needed)
+    return Usage({key: counts[key] for key in kept}, left_out + len(counts) - len(kept))
+
+
+def _most_needed(counts: Mapping[str, int], needed: Mapping[str, int]) -> list[str]:
+    """`KEYS_MAX` of the keys, the same ones each time but for a few."""
+    room = KEYS_MAX - SAMPLE_KEYS
+    kept = heapq.nlargest(room, (k for k in counts if k in needed), key=needed.__getitem__)
+    rest = (key for key in counts if key not in needed)
+    kept += heapq.nlargest(room - len(kept), rest, key=counts.__getitem__)
+    left = list(counts.keys() - set(kept))
+    return kept + random.sample(left, SAMPLE_KEYS)
 
 
 def checked(counts: Mapping[str, int]) -> dict[str, int]:

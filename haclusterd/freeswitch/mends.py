@@ -7,6 +7,7 @@ not recover as well as the mended one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,7 +16,10 @@ import msgspec
 
 from haclusterd.core.records import CallRecord
 
-from . import limits, metadata, risks
+from . import fatal, limits, metadata, risks
+from .refused import fault
+
+log = logging.getLogger(__name__)
 
 ATTEMPT_BITS = 12  # what names an attempt: the epoch, and in these bits FreeSWITCH's generation
 CSEQ_RAISE, EPOCHS_APART = 100, 1 << 16
@@ -223,6 +227,14 @@ class Limit(NamedTuple):
         """Counts the call again. Without a maximum: a call that is up must not be refused."""
         return f"uuid_limit {uuid} {self.backend} {self.realm} {self.resource}"
 
+    def undoing(self, uuid: str) -> str:
+        """Takes back whatever this call was counted for; empty where a call is counted once only.
+
+        mod_db counts a call as often as it is told to, and what has no answer is told again.
+        """
+        words = f"{uuid} {self.backend} {self.realm} {self.resource}"
+        return f"uuid_limit_release {words}" if self.backend == "db" else ""
+
 
 def limits_to_apply(record: CallRecord, switches: Mends) -> list[Limit]:
     """Limits that FreeSWITCH will not count by itself, of the record as it was before `mend`.
@@ -244,6 +256,18 @@ def limits_to_apply(record: CallRecord, switches: Mends) -> list[Limit]:
     return list(dict.fromkeys(found))[:LIMITS_MAX]
 
 
+def limits_of_all(records: Iterable[CallRecord], switches: Mends) -> dict[str, list[Limit]]:
+    """By call, of those that have any."""
+    found: dict[str, list[Limit]] = {}
+    for record in records:
+        try:
+            if wanted := limits_to_apply(record, switches):
+                found[record.uuid] = wanted
+        except Exception:  # the call is up: no verdict may be lost for its limits
+            log.exception("limits of call %.60r", record.uuid)
+    return found
+
+
 def _plain(data: str) -> bool:
     """Values that stood in a dialplan, expanded: what could be a second command is refused."""
     return data.isprintable() and len(data) <= _WORD_MAX and "${" not in data
@@ -257,6 +281,7 @@ def mend(record: CallRecord, switches: Mends) -> CallRecord:
     metadata.learn(record.metadata)
     if metadata.untagged(record.metadata):
         raise metadata.MetadataError(risks.UNTAGGED)
+    record = fatal.mend(record)
     if switches.profile:
         record = name_profile(record)
     if switches.cseq:
@@ -287,4 +312,7 @@ def mend_all(
             mended.append(mend(record, switches))
         except metadata.MetadataError as error:
             refused[record.uuid] = str(error)
+        except Exception as error:  # a takeover must not lose all calls for one
+            log.exception("call %.60r is not mended", record.uuid)
+            refused[record.uuid] = fault(error)
     return mended, refused

@@ -29,8 +29,9 @@ _APPLICATION = re.compile(r"<application\b([^<>]*)>")
 _ATTRIBUTE = re.compile(r'(app_name|app_data|last_executed)="([^"]*)"')
 _PROFILE_INDEX = re.compile(r'<callflow\b[^<>]*\bprofile_index="(\d{1,9})"')
 _DIRECTION = re.compile(r"<direction>(inbound|outbound)</direction>")
-# One element behind the other, none in another, and all names as FreeSWITCH's parser takes them.
-_FLAT = re.compile(r"(?:\s*+<([A-Za-z_][^\x00-\x20\x7f<>/]*+)>[^<>]*+</\1>)*+\s*+")
+# One element behind the other, none in another, and all names as FreeSWITCH's parser takes them;
+# without `[`: FreeSWITCH would take `sip_req_uri[1]` for a second value of another variable.
+_FLAT = re.compile(r"(?:\s*+<([A-Za-z_][^\x00-\x20\x7f<>/\[]*+)>[^<>]*+</\1>)*+\s*+")
 _NO_MARKUP = re.compile(r"(?:\s*+<([^<>/!?][^<>]*+)>[^<>]*+</\1>)*+\s*+")
 _ELEMENT = re.compile(r"\s*+<([^<>/!?][^<>]*+)>[^<>]*+</\1>")
 _PAIR = re.compile(r"<([^<>/!?][^<>]*+)>([^<>]*+)</")
@@ -162,6 +163,16 @@ def variable(xml: str, name: str) -> str:
     return _find_variable(xml, name, start, end) or ""
 
 
+def too_long(xml: str, name: str) -> bool:
+    """Whether `variable` does not tell it, though it is set. Raises MetadataError."""
+    known = _known
+    if known.xml is xml:
+        return len(known.values.get(name, "")) > VARIABLE_BYTES_MAX
+    start, end = _variables_span(xml)
+    at = xml.find(f"<{name}>", start, end)
+    return at >= 0 and _find_variable(xml, name, start, end) is None
+
+
 def set_variable(xml: str, name: str, value: str) -> str:
     """The document with one channel variable set to `value`, replacing earlier values."""
     if not VARIABLE_NAME.match(name):
@@ -250,10 +261,17 @@ def profile_index(xml: str) -> str:
     return found[1] if found else ""
 
 
+def _unescaped(value: str) -> str:
+    try:
+        return unescape(value)
+    except ValueError:  # a decimal number of thousands of digits, which is no sign anyway
+        return value
+
+
 def _applications(xml: str, start: int, end: int) -> list[Application]:
     found = []
     for match in _APPLICATION.finditer(xml, start, end):
-        pairs = {name: unescape(value) for name, value in _ATTRIBUTE.findall(match[1])}
+        pairs = {name: _unescaped(value) for name, value in _ATTRIBUTE.findall(match[1])}
         closing = xml.find("</application>", match.end(), end)
         whole = closing + len("</application>") if closing >= 0 else match.end()
         found.append(

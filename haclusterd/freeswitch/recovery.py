@@ -26,7 +26,7 @@ from .esl_errors import EslError
 from .injection import StreamRow
 from .launching import Launcher
 from .media_ahead import MediaAhead
-from .mends import Limit, limits_to_apply, mend_all
+from .mends import Limit, limits_of_all, mend_all
 from .options import RecoveryOptions
 from .proving import CONNECT_MS, Progress, Prover, Run
 from .rest import Rest
@@ -242,11 +242,7 @@ class Recovery:
         run.tell("recovered", run.check.answered)
         if run.refused:  # they would be recovered by whoever lifts its standby once it runs
             await self._withdraw([record.uuid for record in records], again=True)
-        wanted = {
-            record.uuid: limits
-            for record in records
-            if record.uuid in run.check and (limits := limits_to_apply(record, self._mends))
-        }
+        wanted = limits_of_all((r for r in records if r.uuid in run.check), self._mends)
         await self._count_limits(run, wanted)
         await self._prover.hear(run)
         await self._prover.confirm(run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import TypeGuard
 
@@ -19,6 +20,8 @@ from haclusterd.core.records import CallRecord, Tombstone
 from . import metadata
 from .esl import Esl
 from .esl_errors import EslError
+
+log = logging.getLogger(__name__)
 
 ANSWER_MS = 150  # what FreeSWITCH has not said by then comes with the second row
 ASK_AT_ONCE = 25
@@ -61,4 +64,7 @@ async def _asked(esl: Esl, record: CallRecord) -> CallRecord:
         text = metadata.set_variable(text, "sip_to_tag", tag)
         return record if metadata.untagged(text) else replace(record, metadata=text)
     except (EslError, metadata.MetadataError):
+        return record
+    except Exception:  # it must not keep those that are told with it
+        log.exception("call %.60r", record.uuid)
         return record

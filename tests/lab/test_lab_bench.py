@@ -18,6 +18,7 @@ from haclusterd.lab.plan import LabPlan
 _REASON = netns.why_not() or ("" if shutil.which("sipp") else "sipp is missing: sip-tester")
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.long,
     pytest.mark.skipif(bool(_REASON), reason=_REASON),
     pytest.mark.timeout(120),
 ]

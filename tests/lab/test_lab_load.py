@@ -11,6 +11,7 @@ REASON = netns.why_not()
 pytestmark = [pytest.mark.skipif(bool(REASON), reason=REASON or "ready"), pytest.mark.timeout(120)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", load.SOURCES)
 def test_s6_calls_that_come_and_go_are_protected_and_copies_end_the_same(source: str) -> None:
     found = load.measure(source, calls=30, phones=20, per_s=20, seconds=3, say=print)

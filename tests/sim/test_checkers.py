@@ -256,6 +256,18 @@ def test_v5_a_claim_too_soon_and_too_many(checkers: Checkers) -> None:
     assert "V5" in checkers.violations[-1]
 
 
+def test_v5_an_owner_that_answers_each_claim_by_renewing_is_no_second_claimant(
+    checkers: Checkers,
+) -> None:
+    for i in range(CLAIMS_MAX // 2 + 10):
+        claimed_us = 150_000 * i
+        checkers.claim(claimed_us, 2, 1, 0)
+        checkers.claim(claimed_us + 60_000, 1, 1, 0, renews=True)
+    assert checkers.violations == []
+    checkers.claim(claimed_us + 100_000, 1, 1, 0, renews=True)
+    assert "V5: n1 claims s0 again after 40.0 ms" in checkers.violations[-1]
+
+
 def test_v1_the_silent_taken_for_alive(world: World) -> None:
     world.outside = {2}
     assert all("V1: n2 is silent" in text for text in liveness.silent_are_dead(world))

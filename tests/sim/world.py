@@ -170,7 +170,8 @@ class World:
             hosts = [] if late_us > LATE_US else self.hosts
             self.checkers.won(self.now, what.service, host.globally(service.identity), hosts)
         elif what.row in _CLAIMS:
-            self.checkers.claim(host.true(what.at_us), host.me, host.life, what.service)
+            renews = what.row == "T409"
+            self.checkers.claim(host.true(what.at_us), host.me, host.life, what.service, renews)
             if what.row == "T101" and late_us <= LATE_US:
                 self.operators.check_claim(host, what.service, self.now)
         elif what.row == "T301" and late_us <= LATE_US:

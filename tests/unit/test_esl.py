@@ -207,7 +207,8 @@ async def test_a_frame_of_a_callers_megabytes_goes_by_and_is_counted(server: Fak
     async def take(item: EventItem) -> None:
         seen.append(item)
 
-    connection = EslConnection(settings_for(server), events=["SHUTDOWN"], on_event=take)
+    settings = replace(settings_for(server), command_timeout_ms=10_000)  # to pass 16 MB on
+    connection = EslConnection(settings, events=["SHUTDOWN"], on_event=take)
     small = json_event({"Event-Name": "SHUTDOWN", "n": "1"})
     async with running(connection):
         await connection.wait_up(1000)
@@ -217,7 +218,9 @@ async def test_a_frame_of_a_callers_megabytes_goes_by_and_is_counted(server: Fak
             server.send_all(b"x" * (1 << 20))
             await asyncio.sleep(0)
         server.send_all(b"x" + small)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            while len(seen) < 3:  # both events, and what was lost between them
+                await asyncio.sleep(0.01)
         assert [i.get("n") for i in seen if isinstance(i, wire.Event)] == ["1", "1"]
         server.api["show channels"] = lambda _: "y" * length
         with pytest.raises(EslError, match="too large"):

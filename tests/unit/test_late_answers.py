@@ -12,8 +12,10 @@ import pytest
 
 from haclusterd.core.records import CallRecord, CallVerdict
 from haclusterd.freeswitch import aftercare
+from haclusterd.freeswitch.aftercare import apply_limits
 from haclusterd.freeswitch.esl import Esl
 from haclusterd.freeswitch.esl_errors import EslTimeout
+from haclusterd.freeswitch.mends import Limit
 from haclusterd.freeswitch.options import RecoveryOptions
 from tests.fixtures.freeswitch.fake_recovery import Switch, calls, quick_switch, record, recovery_of
 
@@ -235,7 +237,31 @@ async def test_b12_mod_db_is_told_once(switch: Switch) -> None:
         switch.channels["a"] = ANSWER
         await bench.until(lambda: len(bench.later) == 2)
         await asyncio.sleep(0.1)
-    assert switch.limited == ["uuid_limit a db out trunk"]
+    assert switch.limited == ["uuid_limit_release a db out trunk", "uuid_limit a db out trunk"]
+
+
+async def test_b12_mod_db_counts_a_call_once_though_its_answer_came_too_late() -> None:
+    counted: list[str] = []
+
+    class Busy:
+        slow = True
+
+        async def api(self, line: str) -> str:
+            command, _, what = line.partition(" ")
+            if command == "uuid_limit_release":
+                counted[:] = [one for one in counted if one != what]
+            elif command == "uuid_limit":
+                counted.append(what)
+                if self.slow:
+                    raise EslTimeout("no answer")
+            return "true" if command == "module_exists" else "+OK"
+
+    esl, wanted = Busy(), [("a", Limit("db", "out", "trunk"))]
+    with pytest.raises(EslTimeout):
+        await apply_limits(esl, wanted)  # type: ignore[arg-type]
+    esl.slow = False
+    assert await apply_limits(esl, wanted) == []  # type: ignore[arg-type]
+    assert counted == ["a db out trunk"]
 
 
 async def test_a_leg_that_cannot_be_asked_for_does_not_hold_up_those_behind_it(

@@ -11,7 +11,7 @@ import pytest
 
 from haclusterd.agent import limits as agent_limits
 from haclusterd.agent.limits import Limits, Word, packed, unpacked
-from haclusterd.freeswitch import limit_proof
+from haclusterd.freeswitch import limit_proof, limits
 from haclusterd.freeswitch.limit_proof import LimitProof
 from haclusterd.freeswitch.limits import KEYS_MAX, parse_dump
 from haclusterd.sync.codec import PAYLOAD_BYTES_MAX
@@ -41,6 +41,40 @@ async def test_b12_a_forged_line_is_not_granted_because_other_nodes_count_as_muc
 
 def test_b12_a_forged_line_lowers_no_count() -> None:
     assert parse_dump("L/a_b/7/0/0/0\nL/a_b/1/0/0/0\nL/a_b/0/0/0/0\n").counts == {"a_b": 7}
+
+
+def test_b12_keys_of_a_caller_put_none_out_that_is_needed() -> None:
+    forged = "".join(f"L/in_{n}/999/0/0/0\n" for n in range(2 * KEYS_MAX))
+    dump = f"{forged}L/out_gw/30/0/0/0\nL/out_other/3/0/0/0\nL/out_new/1/0/0/0\n"
+    usage = parse_dump(dump, {"out_gw": 30, "out_other": 2, "not_here": 5})
+    assert (usage.counts["out_gw"], usage.counts["out_other"]) == (30, 3)
+    assert (len(usage.counts), usage.left_out) == (KEYS_MAX, KEYS_MAX + 3)
+    assert any("out_new" in parse_dump(dump).counts for _ in range(2000)), "it waits for ever"
+    callers = {f"in_{n}": 1 for n in range(2 * KEYS_MAX)}
+    assert "out_gw" in parse_dump(dump, {**callers, "out_gw": 30}).counts, "needed most"
+
+
+def test_b12_a_dump_of_many_keys_is_read_in_part_but_for_those_that_are_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "READ_KEYS_MAX", 10)
+    dump = "".join(f"L/in_{n}/1/0/0/0\n" for n in range(20)) + "L/out_gw/30/0/0/0\n"
+    assert parse_dump(dump, {"out_gw": 1}) == (
+        {f"in_{n}": 1 for n in range(10)} | {"out_gw": 30},
+        10,
+    )
+
+
+async def test_b12_a_flood_of_keys_takes_no_confirmed_count_from_the_others(node: Node) -> None:
+    node.esl.own = {"out_gw": 30}
+    node.esl.dump = "L/out_gw/30/0/0/0\n"
+    await until(lambda: any(w.counts == {"out_gw": 30} for _, w in node.mesh.told))
+    forged = "".join(f"L/in_{n}/999/0/0/0\n" for n in range(KEYS_MAX + 50))
+    node.esl.own = {"out_gw": 31}
+    node.esl.dump = f"{forged}L/out_gw/31/0/0/0\n"
+    await until(lambda: any(w.counts == {"out_gw": 31} for _, w in node.mesh.told))
+    told = [w.counts.get("out_gw", 0) for _, w in node.mesh.told]
+    assert told == sorted(told), "it was put out for a moment"
 
 
 class Switch:
