@@ -137,8 +137,8 @@ def check_readable(config: Config, node_id: str) -> None:
     files = paths(config, node_id)
     load_cluster_key(files.cluster_key)
     problem = certificates.misfit(
-        ca_pem=_read(files.ca_certificate),
-        certificate_pem=_read(files.certificate),
+        ca_pem=read_file(files.ca_certificate),
+        certificate_pem=read_file(files.certificate),
         key_pem=_read_private(files.private_key).encode(),
     )
     if problem:
@@ -167,7 +167,7 @@ def _parse_key(path: Path, number: int, line: str) -> ClusterKey:
 
 def _read_private(path: Path) -> str:
     """Text of a file that must not be open to group or others."""
-    content = _read(path, private=True)
+    content = read_file(path, private=True)
     try:
         return content.decode("ascii")
     except UnicodeDecodeError:
@@ -176,7 +176,8 @@ def _read_private(path: Path) -> str:
         ) from None
 
 
-def _read(path: Path, *, private: bool = False) -> bytes:
+def read_file(path: Path, *, private: bool = False) -> bytes:
+    """Its content; KeysError where it cannot be read, is too large, or is open to others."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -272,7 +273,7 @@ def _added(config: Config, nodes: Sequence[NodeSpec]) -> dict[Path, bytes]:
     files = paths(config, "")
     try:
         ca = certificates.Authority.load(
-            _read(files.ca_certificate), _read_private(files.ca_key).encode()
+            read_file(files.ca_certificate), _read_private(files.ca_key).encode()
         )
     except ValueError as error:
         raise KeysError(

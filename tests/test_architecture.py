@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent": {
         "core",
         "config",
+        "expiry",
         "keys",
         "rotation",
         "certificates",
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.schema",
         "backup",
         "config",
+        "expiry",
         "keys",
         "rotation",
         "lab",
@@ -51,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "config": {"core", "files", "wire"},
     "core": set(),
+    "expiry": {"config", "keys"},
     "files": set(),
     "freeswitch": {"core", "config", "lasting"},
     "heart": {"core", "wire", "replay", "config", "keys", "trace"},

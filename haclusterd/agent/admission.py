@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator
 
 from haclusterd.core.model import ServiceSpec
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,7 @@ class Admission:
             await self._nft(f"delete table inet {TABLE}\n")
 
     def _start(self, service: ServiceSpec, phase: str, seconds: int) -> None:
-        work = self._pace(service, phase, seconds)
-        task = asyncio.get_running_loop().create_task(work, name=f"admission to {service.name}")
+        task = lasting(self._pace(service, phase, seconds), f"admission to {service.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -19,7 +19,7 @@ from haclusterd.agent.registrations import Listed
 from haclusterd.agent.schema_upkeep import Drain
 from haclusterd.agent.switch import SwitchError
 from haclusterd.agent.syncing import alarms as syncing_alarms
-from haclusterd.agent.syncing import is_stale
+from haclusterd.agent.syncing import distrust, is_stale
 from haclusterd.config import config_hash
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
@@ -73,6 +73,7 @@ class Answers:
             found += agent.shared.alarms()
         if agent.replicator is not None:
             found += syncing_alarms(agent.replicator.overflowed())
+            found += distrust(agent.replicator.mesh.distrusted())
         drains = self._drains(words)
         found += [*drained.alarms(drains), *agent.upkeep.alarms()]
         return status.status(
@@ -135,6 +136,10 @@ class Answers:
         """What was told outside of the cluster."""
         notices = self._agent.notices
         return Outside(notices.counts, notices.dns_counts)
+
+    def certificate_ends(self) -> dict[str, float]:
+        """Seconds since 1970 by the name of the file."""
+        return self._agent.upkeep.expiring.ends()
 
     def word(self) -> Word:
         """What this agent tells the others of itself."""

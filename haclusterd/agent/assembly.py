@@ -41,6 +41,7 @@ def local_switch(
     events = SwitchEvents(
         services.call_changes, services.freeswitch_replaced, connected,
         life.disconnected, life.health_changed, life.shut_down, compared, recoveries.settled,
+        life.profile_started,
     )  # fmt: skip
     nodes = [node.id for node in spec.nodes if not node.witness]
     options = recovery_options(config.recovery)

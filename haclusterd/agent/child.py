@@ -14,7 +14,8 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
 COMPLAINT_BYTES = 400
 _OURS = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "JOURNAL_STREAM", "MAINPID", "MANAGERPID")
@@ -31,7 +32,11 @@ async def run(
     words: Sequence[str], given: bytes, timeout_s: float, environment: Mapping[str, str]
 ) -> Ended:
     """Never raises but when cancelled; whatever happens, the program and its children are gone."""
-    with tempfile.TemporaryFile() as complaint:
+    try:
+        complaint = complaints()
+    except OSError as error:
+        return Ended(None, f"{words[0]}: {error.strerror}")
+    with complaint:
         try:
             process = await asyncio.create_subprocess_exec(
                 *powerless(),
@@ -58,6 +63,14 @@ async def run(
         status = process.returncode
     reason = said or "it said nothing"
     return Ended(status, "" if status == 0 else f"status {status}: {reason}")
+
+
+def complaints() -> IO[bytes]:
+    """Where a program says what is wrong. On a full disk it is run all the same. Raises OSError."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return Path(os.devnull).open("w+b")
 
 
 @functools.cache

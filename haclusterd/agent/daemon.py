@@ -60,7 +60,7 @@ from haclusterd.core.actions import (
 )
 from haclusterd.core.inputs import LocalReport
 from haclusterd.core.view import View
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.transport import SyncError
 from haclusterd.trace.folder import NAME as TRACES_NAME
 
@@ -139,7 +139,7 @@ class Agent:
         self.renewal.take()
         self._tasks = [lasting(self._report_for_ever(), "local report")]
         self.voters.aside(self.voters.started())
-        self._tasks.append(lasting(self.voters.watch(), "files of this host"))
+        self._tasks.append(unending(self.voters.watch, "files of this host"))
         self._keep_trying("replication", self._start_replication)
         if self.life is not None:
             self._keep_trying("freeswitch", self._start_freeswitch)
@@ -257,6 +257,7 @@ class Agent:
         if section.esl_port:
             from haclusterd.agent.local_switch import read_password
 
+            password = read_password(section)  # first: nothing is begun where there is none
             switch = local_switch(
                 self.config, section, self.spec, life, self.services, self.recoveries,
                 self.comparison.read,
@@ -273,7 +274,8 @@ class Agent:
             self._stops.append(self.health.sensors.detach)
             if self.shared is not None:
                 self._stops.append(self.shared.stop)
-                await self.shared.start(section, switch.connection, read_password(section))
+                all_calls = self.services.all_calls
+                await self.shared.start(section, switch.connection, password, all_calls)
         await life.start()
         self._stops.append(life.stop)
 

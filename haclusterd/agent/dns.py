@@ -15,7 +15,7 @@ from haclusterd.agent import child
 from haclusterd.agent.hooks import COURIER
 from haclusterd.agent.schema import Status
 from haclusterd.config.model import Dns
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Names:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [lasting(one.work(), f"dns {one.spec.name}") for one in self.records]
+        self._tasks = [unending(one.work, f"dns {one.spec.name}") for one in self.records]
 
     async def stop(self) -> None:
         for task in self._tasks:

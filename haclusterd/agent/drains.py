@@ -15,11 +15,13 @@ from typing import Protocol
 
 from haclusterd.agent import drained
 from haclusterd.agent.history import History
+from haclusterd.agent.lifting import Lifting
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.switch import Switch, SwitchError
 from haclusterd.core.agreed import DrainWord
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.view import ServiceView, View
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Drains:
         switch: Callable[[], Switch | None],
         busy: Callable[[str], str],
         calls: Callable[[str], int],
+        at_rest: Callable[[str], bool] = lambda service: True,
     ) -> None:
         self._spec, self._spare = spec, spare
         self._orders, self._mover, self._history = orders, mover, history
@@ -71,12 +74,12 @@ class Drains:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.problems: dict[str, str] = {}  # by service
+        self.lifting = Lifting([p for s in spec.services for p in s.profiles], at_rest)
 
     def start(self) -> None:
         self._closed = dict.fromkeys(self._orders.standing_by, (0, ""))
         self._idle_since = asyncio.get_running_loop().time()
-        work = self._look_for_ever()
-        self._task = asyncio.get_running_loop().create_task(work, name="drains")
+        self._task = unending(self._look_for_ever, "drains")
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -149,18 +152,35 @@ class Drains:
             seen = self._owned(name)  # now: the services before it took their time
             if seen is None:
                 await self._forget(name)  # whoever owns it sees to it; here it stands by anyway
+                self.lifting.put_off(service.profiles)
                 continue
             if switch is None or not switch.up or not service.profiles or name in self._held:
                 continue
             if self._busy(name):
                 if name in self._closed:
                     self._closed[name] = (0, "")  # a recovery lifts the standby: anew, after it
+                self.lifting.put_off(service.profiles)
                 continue
             stamp = (seen.epoch, switch.core_uuid)
+            if name in closed:
+                self.lifting.put_off(service.profiles)
             if name in closed and self._closed.get(name) != stamp:
                 await self._shut(switch, name, service.profiles, stamp)
             elif name in self._closed and name not in closed:
                 await self._open(switch, name, service.profiles)
+            elif name not in closed:
+                await self._lift(switch, name, service.profiles)
+
+    async def _lift(self, switch: Switch, name: str, profiles: Sequence[str]) -> None:
+        """Profiles that came up take calls: as long as nothing of this has changed meanwhile."""
+        for profile in profiles:
+            if self._owned(name) is None or self._busy(name) or self.is_closed(name):
+                return
+            if name in self._held or not self.lifting.is_due(name, profile):
+                continue
+            if await self.lifting.lift(switch, name, profile) and self._owned(name) is None:
+                with contextlib.suppress(SwitchError):  # it went away: a standby must stay one
+                    await switch.stand_by([profile], True)
 
     async def _shut(
         self, switch: Switch, name: str, profiles: Sequence[str], stamp: tuple[int, str]

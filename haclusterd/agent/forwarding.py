@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from haclusterd.agent.events import Book, Event, Position, Ring
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,9 @@ class Forwarding:
         mesh.register(METHOD, self._asked)
 
     async def start(self) -> None:
-        self._tasks = [lasting(self._follow(node), f"events of {node}") for node in self._nodes]
+        self._tasks = [
+            unending(partial(self._follow, node), f"events of {node}") for node in self._nodes
+        ]
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -18,7 +18,7 @@ from haclusterd.config import FreeSwitch
 from haclusterd.core.inputs import FreeswitchHung, FromAgent
 from haclusterd.core.model import ServiceSpec
 from haclusterd.freeswitch.health import Health
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,18 @@ class FreeswitchLife:
         self.process: Process | None = read_process(section.pid_file)
         self.starter = Starter(section.start_command, self._is_up, self._tell)
         self.profiles: dict[str, str] = {}  # by service, see standing.Facts
+        self.came_up: Callable[[str], None] = lambda profile: None  # a SIP profile that was away
+        self._running: frozenset[str] = frozenset()  # SIP profiles that are no news
+        self._doubts = 0  # how often all of them were news again
         self._tasks: list[asyncio.Task[None]] = []
         self._look = asyncio.Event()
         self._exit_watch = ExitWatch()
 
     async def start(self) -> None:
         """Begin to watch."""
-        self._tasks = [lasting(self._watch(), "watch FreeSWITCH")]
+        self._tasks = [unending(self._watch, "watch FreeSWITCH")]
         if self.switch is not None:
-            self._tasks.append(lasting(self._watch_profiles(), "watch profiles"))
+            self._tasks.append(unending(self._watch_profiles, "watch profiles"))
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -73,7 +76,7 @@ class FreeswitchLife:
         """ESL is logged in, maybe of another process: everything is looked at again."""
         self._find_process()
         self.profiles = {}
-        self._look.set()
+        self.profile_started("")
         self._changed()
 
     def disconnected(self, reason: str) -> None:
@@ -92,6 +95,15 @@ class FreeswitchLife:
         """FreeSWITCH says that it is being shut down: somebody wants it to stay down."""
         self.starter.stopped_on_purpose = True
         self._tell("FreeSWITCH is being shut down; it is not started again from here")
+
+    def profile_started(self, profile: str) -> None:
+        """FreeSWITCH says so of one, maybe some ms before it runs; empty: of any it may have."""
+        if profile:
+            self.came_up(profile)
+        else:
+            self._running = frozenset()
+            self._doubts += 1
+            self._look.set()
 
     # -- watching --
 
@@ -129,11 +141,17 @@ class FreeswitchLife:
             switch = self.switch
             pause_s = PROFILES_FIRST_S
             if switch is not None and switch.up:
+                doubts = self._doubts
                 try:
                     states = await switch.profiles(wanted)
                 except SwitchError as error:
                     log.warning("SIP profiles cannot be looked at: %s", error)
                 else:
+                    running = frozenset(s.name for s in states if s.running)
+                    for name in sorted(running - self._running):
+                        self.came_up(name)
+                    if doubts == self._doubts:
+                        self._running = running
                     found = profile_reasons(by_service, {s.name: s.problems for s in states})
                     if found != self.profiles:
                         self.profiles = found

@@ -14,6 +14,7 @@ from haclusterd.agent.schema import Alarm
 from haclusterd.agent.sensors import Sensors, explain
 from haclusterd.config import Config
 from haclusterd.core.view import View
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ class NodeHealth:
     def start(self) -> None:
         self.sensors.start()
         if self._policy.hand_over:
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._look_for_ever(), name="health")
+            self._task = unending(self._look_for_ever, "health")
 
     async def stop(self) -> None:
         if self._task is not None:

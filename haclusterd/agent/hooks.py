@@ -17,7 +17,7 @@ from typing import Any
 
 from haclusterd.agent import child, courier
 from haclusterd.config.model import Hook
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Deliveries:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [lasting(line.work(), f"hook {line.hook.name}") for line in self._lines]
+        self._tasks = [unending(line.work, f"hook {line.hook.name}") for line in self._lines]
 
     async def stop(self) -> None:
         """End what is under way; what waits is lost, and said."""

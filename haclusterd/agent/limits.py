@@ -24,7 +24,7 @@ from haclusterd.freeswitch.limit_proof import LimitProof
 from haclusterd.freeswitch.limit_server import LimitServer
 from haclusterd.freeswitch.limits import Usage, added, answer, checked, count_again, keys_of
 from haclusterd.freeswitch.limits import parse_dump as parse
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.codec import PAYLOAD_BYTES_MAX
 from haclusterd.sync.rpc import Answer, RequestFailed
 
@@ -114,7 +114,7 @@ class Limits:
         self.server = LimitServer(port, password, self.dump, lambda: self._proof.told({}))
         await self.esl.start()
         for name, work in (("listen", self._listen), ("poll", self._poll), ("tell", self._tell)):
-            self._tasks[f"/{name}"] = lasting(work(), f"limits {name}")
+            self._tasks[f"/{name}"] = unending(work, f"limits {name}")
 
     async def stop(self) -> None:
         for task in self._tasks.values():

@@ -43,6 +43,7 @@ from haclusterd.freeswitch.proving import Progress
 from haclusterd.freeswitch.recovery import Recovery, RecoveryInterrupted
 from haclusterd.freeswitch.rest import Rest
 from haclusterd.freeswitch.risks import Ringing, ringing
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class LocalSwitch:
         try:
             self._control = self.connection(
                 name="control",
-                events=("SHUTDOWN",),
+                events=("SHUTDOWN", "sofia::profile_start"),
                 on_event=self._on_event,
                 on_up=self._connected,
                 on_down=events.disconnected,
@@ -189,16 +190,19 @@ class LocalSwitch:
         return made
 
     async def _on_event(self, item: EventItem) -> None:
-        if not isinstance(item, EventsLost) and item.name == "SHUTDOWN":
+        if isinstance(item, EventsLost):
+            self._events.profile_started("")
+        elif item.name == "SHUTDOWN":
             self._events.shut_down()
+        elif item.subclass == "sofia::profile_start":
+            self._events.profile_started(item.get("profile_name"))
 
     def _connected(self) -> None:
-        self._profiles = ProfileKeeper()  # another process may still be starting its profiles
+        self._profiles.logged_in()
         self._events.connected()
         if self._console is not None:
             self._console.cancel()
-        work = self._install_console()
-        self._console = asyncio.get_running_loop().create_task(work, name="ha_cluster alias")
+        self._console = lasting(self._install_console(), "ha_cluster alias")
 
     async def _install_console(self) -> None:
         beside = Path(sys.executable).with_name("haclusterctl")

@@ -74,6 +74,8 @@ CATALOG = (
            "reports"),
     Metric("takeover_calls", "gauge", "call legs in the kept reports: `recovered`, `partial`, "
            "`lost`", ("verdict",)),
+    Metric("certificate_ends_seconds", "gauge", "when the certificate in this file of the node "
+           "ends, in seconds since 1970 (alarm `certificate`)", ("file",)),
     Metric("hook_events", "counter", "what became of events for a hook: `sent`, `retried`, "
            "`failed`, `dropped`", ("hook", "outcome")),
     Metric("dns_updates", "counter", "updates of a DNS name: `done`, `failed`",
@@ -94,6 +96,7 @@ class Inside(NamedTuple):
     counters: Mapping[str, int]
     at_risk: int
     spec: ClusterSpec
+    certificate_ends: Mapping[str, float]
 
 
 class Outside(NamedTuple):
@@ -146,6 +149,8 @@ def render(status: Status, inside: Inside, outside: Outside) -> bytes:
     _registrations(sheet, status)
     _datagrams(sheet, inside.view)
     _reports(sheet, inside.reports)
+    for file, ends_s in inside.certificate_ends.items():
+        sheet.put("certificate_ends_seconds", ends_s, file)
     for name, count in inside.counters.items():
         sheet.put("events", count, name)
     for labels, count in outside.hooks.items():

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from haclusterd.agent.history import History
 from haclusterd.agent.schema import Alarm
@@ -21,7 +22,7 @@ from haclusterd.core.actions import Recover
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 from haclusterd.core.model import Identity
 from haclusterd.core.view import View
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sensors.movers import environment_of
 from haclusterd.sensors.program import Program, Ran
 
@@ -115,7 +116,7 @@ class Movers:
         """Fetch the packets; `known`: they may come here already, so ask first."""
         self._stop(line)
         line.epoch, line.placed, line.problem = epoch, False, ""
-        line.task = lasting(self._hold(line, known), f"mover {line.mover.service}")
+        line.task = unending(partial(self._hold, line, known), f"mover {line.mover.service}")
 
     def _leave(self, line: _Line) -> None:
         """Another node's by now, or nobody's. What was under way is killed first."""

@@ -17,6 +17,7 @@ from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.page import brief
 from haclusterd.agent.schema import Alarm, Report, Status
 from haclusterd.config.model import Config
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,6 @@ class Notices:
             await asyncio.sleep(LOOK_S)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = lasting(work, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -27,6 +27,7 @@ from haclusterd.core.inputs import (
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec, ServiceSpec
 from haclusterd.core.text import brief
 from haclusterd.core.view import ServiceView, View
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -148,8 +149,7 @@ class Operators:
     def relinquish(self, action: Relinquish) -> None:
         """Heart finds that this master can be spared (B19): a switchover like any other."""
         service, to = self._spec.services[action.service].name, self._spec.nodes[action.to].id
-        work = self._relinquish(service, to)
-        task = asyncio.get_running_loop().create_task(work, name=f"relinquish {service}")
+        task = lasting(self._relinquish(service, to), f"relinquish {service}")
         self._relinquishing.add(task)
         task.add_done_callback(self._relinquishing.discard)
 

@@ -36,12 +36,12 @@ from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.orders import span
 from haclusterd.core.view import NodeView, View
 from haclusterd.files import boot_id
+from haclusterd.lasting import lasting
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
 
-METHOD = "orders"
-HEARS = "hears"
+METHOD, HEARS = "orders", "hears"
 PEER_MS = 3000
 KEEP_AGAIN_US = 60_000_000  # what is left of a time, anew: a restart of the host costs no more
 YES, NO = b"yes", b"no"
@@ -342,7 +342,7 @@ class Orders:
         )
         due = timed and now_us() - self._kept_us > KEEP_AGAIN_US
         if cleared or due:
-            self._work = asyncio.get_running_loop().create_task(self._renew(bool(cleared)))
+            self._work = lasting(self._renew(bool(cleared)), "orders kept anew")
 
     def _is_newest(self, node: str, version: int) -> bool:
         mark = self._agreed.mark_of(node)

@@ -20,7 +20,7 @@ from haclusterd.agent.hand_over import Move
 from haclusterd.agent.schema import Report, SensorState, Sync
 from haclusterd.core.agreed import AgreedWord
 from haclusterd.freeswitch import capabilities
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sync.rpc import RequestFailed
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Peers:
         mesh.register(CAPABILITIES, self._asked_capabilities)
 
     async def start(self) -> None:
-        self._task = lasting(self._ask_for_ever(), "peers")
+        self._task = unending(self._ask_for_ever, "peers")
 
     async def stop(self) -> None:
         if self._task is not None:

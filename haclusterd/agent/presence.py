@@ -20,7 +20,7 @@ from haclusterd.freeswitch import presence
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem, EventsLost
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.presence import Word
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class Presence:
         self._mesh.register(METHOD, self._hear)
         await self._esl.start()
         self._tasks = [
-            lasting(self._tell(), "presence to others"),
-            lasting(self._pass_on(), "presence from others"),
+            unending(self._tell, "presence to others"),
+            unending(self._pass_on, "presence from others"),
         ]
 
     async def stop(self) -> None:

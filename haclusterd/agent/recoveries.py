@@ -30,7 +30,7 @@ from haclusterd.core.text import brief
 from haclusterd.core.view import View
 from haclusterd.freeswitch.mends import ATTEMPT_BITS
 from haclusterd.freeswitch.rest import Rest
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, until_done
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Recoveries:
                 self._history.add("A5", text, None, name, epoch)
             return
         self._refused.pop(name, None)
-        await self._settle(name, told.verdicts, again)
+        await until_done(partial(self._settle, name, told.verdicts, again), f"settling {name}")
         self.recovering.pop(name, None)
 
     async def _recover_all(

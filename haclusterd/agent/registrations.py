@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from haclusterd.agent.absent import ASK_MS, Absent
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.wall_clocks import WallClocks
 from haclusterd.config import FreeSwitch
@@ -26,7 +27,7 @@ from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import EslFactory
 from haclusterd.freeswitch.registration_keeper import RegistrationKeeper
 from haclusterd.freeswitch.registration_source import Told
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.codec import Malformed, registration_of
 from haclusterd.sync.lane import REGISTRATIONS
 
@@ -88,6 +89,7 @@ class Registrations:
         self._malformed = 0
         nodes = [node.id for node in spec.nodes]
         self.clocks = WallClocks(nodes[spec.me], nodes, replicator, self._clock_changed)
+        self._absent = Absent(self._lane, self._learn_origins, self._by_our_clock)
         self._origins: dict[int, str] = {}  # node by its agent's incarnation
 
     # -- life --
@@ -101,9 +103,7 @@ class Registrations:
         )
         await self.keeper.start()
         await self.clocks.start()
-        self._tasks[""] = lasting(self._take_for_ever(), "registrations of others")
-        for service in self._spec.services:
-            self._items(REGISTRATIONS + service.name, None)
+        self._tasks[""] = unending(self._take_for_ever, "registrations of others")
         if self._view is not None:
             self.observe(self._view)
 
@@ -182,7 +182,14 @@ class Registrations:
 
     async def _follow(self, keeper: RegistrationKeeper, service: str, profile: str) -> None:
         """As soon as its table has all that is known: one that does not run holds up no other."""
-        await keeper.own(profile).wait()
+        lane_name = REGISTRATIONS + service
+        ready = keeper.own(profile)
+        if await self._absent.lasts(ready):
+            if self.policy == "recover":
+                await self._replicator.fetch(lane_name, ASK_MS)
+                await self._absent.tell_on(lane_name, profile)
+            self._read_whole(service, profile)
+            await self._absent.wait(ready, lane_name, profile)
         until = asyncio.get_running_loop().time() + CALLS_FIRST_S
         while self._busy(service) and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(POLL_S)
@@ -216,8 +223,9 @@ class Registrations:
         self._waiting.difference_update(service.profiles)
         taken = self._taken.get(REGISTRATIONS + service.name, {})
         taken.update(dict.fromkeys(taken, NO_RANK))  # the keeper has handed them over meanwhile
-        if self.keeper is not None:
-            for profile in service.profiles:
+        for profile in service.profiles:
+            self._absent.forget(profile)
+            if self.keeper is not None:
                 self.keeper.disown(profile)
         self._items(REGISTRATIONS + service.name, None)
 
@@ -239,12 +247,17 @@ class Registrations:
         if name not in self._owned:
             return
         self._lane.change_log.append(told.changes)
-        unread = self._unread.get(name)
-        if told.users is None and unread is not None and profile not in self._waiting:
-            unread.discard(profile)
-            if not unread:
-                del self._unread[name]
-                self._lane.change_log.settle(REGISTRATIONS + name)
+        if told.users is None and profile not in self._waiting:
+            there = {r.uuid for r in told.changes if isinstance(r, Registration)}
+            self._absent.read(REGISTRATIONS + name, profile, there)
+            self._read_whole(name, profile)
+
+    def _read_whole(self, name: str, profile: str) -> None:
+        """All of the profile is in this node's stream; with the last one the service is settled."""
+        self._unread.get(name, set()).discard(profile)
+        if self._unread.get(name) == set():
+            del self._unread[name]
+            self._lane.change_log.settle(REGISTRATIONS + name)
 
     # -- what the lane brings --
 
@@ -257,6 +270,8 @@ class Registrations:
         self._news.set()
 
     async def _take_for_ever(self) -> None:
+        for service in self._spec.services:
+            self._items(REGISTRATIONS + service.name, None)
         while True:
             await self._news.wait()
             await asyncio.sleep(COALESCE_S)
@@ -333,20 +348,17 @@ class Registrations:
     @property
     def problem(self) -> str:
         """Why registrations are not kept now; empty while they are."""
-        keeper = self.keeper
-        return "" if keeper is None else keeper.problem or keeper.source.problem
+        return "" if (k := self.keeper) is None else k.problem or k.source.problem
 
     def freshness(self) -> dict[str, Freshness]:
         """By service: how good this node's copy of its registrations is; empty where none are
         kept."""
-        if self.keeper is None:
-            return {}
-        names = dict.fromkeys(self._by_profile.values())
+        names = dict.fromkeys(self._by_profile.values() if self.keeper is not None else ())
         return {name: self._lane.freshness(REGISTRATIONS + name) for name in names}
 
     def counters(self) -> dict[str, int]:
         """What only counts up since the agent started."""
-        counts: dict[str, int] = {"registrations_malformed": self._malformed}
+        counts = {"registrations_malformed": self._malformed}
         counts["registrations_recycled"] = self._recycled
         if self.keeper is not None:
             counts |= {f"registrations_{k}": v for k, v in self.keeper.counters.items()}

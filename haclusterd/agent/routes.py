@@ -109,7 +109,7 @@ class Routes:
             self._status(),
             metrics.Inside(
                 source.view(), source.about(), source.reports.all(), source.counters(),
-                len(source.at_risk()), source.spec,
+                len(source.at_risk()), source.spec, source.certificate_ends(),
             ),
             source.outside(),
         )  # fmt: skip

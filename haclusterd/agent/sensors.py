@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from haclusterd.agent.clock import wall_text
 from haclusterd.agent.history import History
@@ -18,7 +19,7 @@ from haclusterd.config import Config
 from haclusterd.config.watching import Sensor
 from haclusterd.core.view import View
 from haclusterd.freeswitch.esl import Esl, EslFactory, EventItem, EventsLost
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sensors.probes import Probe, probe_of
 from haclusterd.sensors.reading import CRITICAL, UNKNOWN, WARN, Gauge, Reading, penalty
 from haclusterd.sensors.switch import Condition, concerns, read_gateway, subscription
@@ -91,8 +92,8 @@ class Sensors:
     def start(self) -> None:
         for number, one in enumerate(self.watched):
             wait_s = number * one.spec.interval_ms / 1000 / len(self.watched)
-            work = self._read_for_ever(one, wait_s)
-            self._tasks.append(lasting(work, f"sensor {one.spec.name}"))
+            work = partial(self._read_for_ever, one, wait_s)
+            self._tasks.append(unending(work, f"sensor {one.spec.name}"))
 
     async def stop(self) -> None:
         out = [one.out for one in self.watched if one.out is not None]
@@ -133,6 +134,8 @@ class Sensors:
         if not one.out.done():
             return Reading(CRITICAL, f"it did not answer within {one.spec.timeout_ms} ms")
         done, one.out = one.out, None
+        if done.cancelled():  # by what it waited for: its result would end this task, too
+            return Reading(UNKNOWN, "it was cut short")
         error = done.exception()
         if error is None:
             return done.result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from haclusterd.agent.again import Again
@@ -22,6 +23,7 @@ from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.model import ClusterSpec, Identity, ServiceSpec
 from haclusterd.core.records import CallRecord
 from haclusterd.core.view import View
+from haclusterd.lasting import until_done
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +166,8 @@ class Services:
             return
         self._replication.own(name, epoch, settled=False)
         self._history.add("A1", f"{self._me} goes on replicating {name}", None, name, epoch)
-        self._start(name, "reading its calls", self._reread(name))
+        what = "reading its calls"
+        self._start(name, what, until_done(partial(self._reread, name), f"{what} {name}"))
 
     async def _reread(self, name: str) -> None:
         """Only with all calls logged may standbys forget what the earlier agent told them."""
@@ -217,6 +220,25 @@ class Services:
             self._again.forget(name)
             work = self._work.in_place.recover(name, self._owned.get(name), epoch, records)
             self._start(name, "recovering in place", work)
+
+    async def all_calls(self, name: str) -> list[CallRecord] | None:
+        """Of an owned service, as FreeSWITCH has them. Raises SwitchError. None where they are not
+        all: of a service that is fenced none are read, what is recovered is told by that, and of
+        a FreeSWITCH that is gone nobody tells the end of calls."""
+        generation = self._work.generation
+        if self.switch is None or not self._rests(name):
+            return None
+        records = [record for record in await self.switch.snapshot() if record.service == name]
+        return records if self._rests(name) and self._work.generation == generation else None
+
+    def _rests(self, name: str) -> bool:
+        working = self.busy(name) or name in self._work.recovering
+        return not working and self._work.served(name)
+
+    def at_rest(self, name: str) -> bool:
+        """Served, and nothing of it is being recovered or has to be tried again."""
+        waiting = name in self._work.pending or name in self._work.in_place.stranded
+        return self._rests(name) and not waiting
 
     def freeswitch_exited(self) -> None:
         """The process is gone: what it carried counts as out from now on."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 
-from haclusterd.agent.child import environment_for_others, powerless
+from haclusterd.agent.child import complaints, environment_for_others, powerless
 from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,11 @@ class Starter:
 
     async def _attempt(self) -> str:
         """Run the command once; what is wrong, or an empty text."""
-        with tempfile.TemporaryFile() as complaint:  # a pipe would be held open by a daemon
+        try:
+            complaint = complaints()  # a pipe would be held open by a daemon
+        except OSError as error:
+            return f"{self._command[0]}: {error.strerror}"
+        with complaint:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *powerless(),

@@ -27,7 +27,7 @@ from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.registration_db import database_of
 from haclusterd.freeswitch.registrations import Refused
 from haclusterd.freeswitch.subscription_db import ROWS_MAX, Subscription
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.codec import PAYLOAD_BYTES_MAX
 from haclusterd.sync.rpc import RequestFailed
 
@@ -80,7 +80,7 @@ class Subscriptions:
         self._esl = esl_factory(name="subscriptions")
         self._mesh.register(METHOD, self._hear)
         await self._esl.start()
-        self._tasks[""] = lasting(self._look_for_ever(), "subscriptions")
+        self._tasks[""] = unending(self._look_for_ever, "subscriptions")
 
     async def stop(self) -> None:
         for task in self._tasks.values():

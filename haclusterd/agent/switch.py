@@ -134,3 +134,4 @@ class SwitchEvents:
     shut_down: Callable[[], None]
     compared: Callable[[Capabilities], None]
     settled: Callable[[str, CallVerdict], None] = lambda service, verdict: None
+    profile_started: Callable[[str], None] = lambda profile: None  # empty: any may have been

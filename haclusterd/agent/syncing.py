@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from haclusterd.agent.history import History
 from haclusterd.agent.schema import Alarm, Sync
@@ -23,6 +23,14 @@ def alarms(overflowed: Iterable[tuple[str, str]]) -> list[Alarm]:
         )
         found.append(Alarm("sync_suspended", text))
     return found
+
+
+def distrust(distrusted: Mapping[str, str]) -> list[Alarm]:
+    """Peers with which no connection comes about, because their certificates are not accepted."""
+    return [
+        Alarm("certificate", f"no copies are exchanged with {peer}: {why}")
+        for peer, why in sorted(distrusted.items())
+    ]
 
 
 def is_stale(sync: Sync, replicates: bool) -> bool:

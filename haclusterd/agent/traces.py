@@ -16,6 +16,7 @@ from haclusterd.agent.operators import OperatorError
 from haclusterd.core.actions import Decided, TracePart
 from haclusterd.core.inputs import FromAgent, TraceRequested
 from haclusterd.core.model import ClusterSpec
+from haclusterd.lasting import lasting
 from haclusterd.trace import folder
 from haclusterd.trace.file import BODY_BYTES_MAX, TraceError
 
@@ -112,8 +113,7 @@ class Traces:
     def decided(self, message: Decided) -> None:
         """Save a recording once things have settled, if this node's services changed."""
         if message.row in _CHANGES and (self._later is None or self._later.done()):
-            work = self._save_later()
-            self._later = asyncio.get_running_loop().create_task(work, name="trace")
+            self._later = lasting(self._save_later(), "trace")
 
     async def _save_later(self) -> None:
         await asyncio.sleep(AFTER_CHANGE_S)

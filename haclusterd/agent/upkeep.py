@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from haclusterd.agent.awaited import Awaited
 from haclusterd.agent.drains import Drains
+from haclusterd.agent.expiring import Expiring
 from haclusterd.agent.failover import Failover
 from haclusterd.agent.maintaining import Maintaining
 from haclusterd.agent.operators import OperatorError
@@ -34,6 +35,7 @@ class Upkeep:
             spec, config.maintenance_service, agent.orders, operators, agent.history,
             self._newest_view, lambda: agent.services.switch,
             lambda name: agent.services.busy(name) or operators.switching(name), self._own_calls,
+            lambda name: agent.services.at_rest(name),
         )  # fmt: skip
         self.awaited = Awaited(
             spec, config.state_dir, operators, agent.history, agent.view,
@@ -46,6 +48,7 @@ class Upkeep:
             spec, operators, agent.history, agent.view, self._force, self._unready
         )
         self.rotation = Rotation(config, operators, agent.history, agent.view)
+        self.expiring = Expiring(config)
         operators.voters, operators.is_closed = agent.voters, self.drains.is_closed
         operators.hold, operators.let_go = self.drains.hold, self.drains.let_go
         operators.keep_maintenance = self.awaited.keep_maintenance
@@ -57,8 +60,12 @@ class Upkeep:
         if given is not None:
             self._agent.link.send(given)
         self.drains.start()
+        if self._agent.life is not None:
+            self._agent.life.came_up = self.drains.lifting.came_up
+        self.expiring.start()
 
     async def stop(self) -> None:
+        await self.expiring.stop()
         await self.drains.stop()
 
     def join(self, mesh: AgentReplicator) -> None:
@@ -67,7 +74,7 @@ class Upkeep:
         self.awaited.join(mesh)
 
     def alarms(self) -> list[Alarm]:
-        return self.rotation.alarms()
+        return [*self.rotation.alarms(), *self.expiring.alarms(), *self.drains.lifting.alarms()]
 
     def forced(self) -> frozenset[str]:
         """Services that this node counts as ready for, whatever its copy lacks."""

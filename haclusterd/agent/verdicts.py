@@ -14,6 +14,7 @@ from haclusterd.agent.history import History
 from haclusterd.agent.reports import Account
 from haclusterd.agent.switch import Switch, SwitchError
 from haclusterd.core.records import CallVerdict
+from haclusterd.lasting import lasting
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,7 @@ class Crier:
                 self._history.add("A8", text, None, service, epoch)
         while len(self._said) > 64:
             del self._said[next(iter(self._said))]
-        work = self._send(service, epoch, verdicts[:EVENTS_MAX])
-        task = asyncio.get_running_loop().create_task(work, name="verdict events")
+        task = lasting(self._send(service, epoch, verdicts[:EVENTS_MAX]), "verdict events")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

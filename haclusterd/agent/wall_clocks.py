@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sync.rpc import Answer, RequestFailed
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class WallClocks:
         mesh.register(METHOD, self._asked)
 
     async def start(self) -> None:
-        self._task = lasting(self._ask_for_ever(), "clocks")
+        self._task = unending(self._ask_for_ever, "clocks")
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -7,6 +7,7 @@ touches the host, so that tests can put another one in its place.
 from __future__ import annotations
 
 import ctypes
+import datetime
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from haclusterd.config import Config
+from haclusterd.expiry import FIX, Validity, validities
 from haclusterd.keys import KeysError, check_readable, paths
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
@@ -121,12 +123,27 @@ def host_checks(config: Config, host: HostProbe, heart_pid: int | None) -> Itera
 def _keys(config: Config) -> Iterator[Check]:
     try:
         check_readable(config, config.node.id)
+        found = validities(config, config.node.id)
     except KeysError as error:
         text, _, fix = str(error).partition(" Fix: ")
         yield Check("keys", FAILED, text, fix)
         return
     folder = paths(config, config.node.id).cluster_key.parent
     yield Check("keys", OK, f"complete and private in {folder}")
+    yield from _certificates(found)
+
+
+def _certificates(found: list[Validity]) -> Iterator[Check]:
+    now = datetime.datetime.now(datetime.UTC)
+    problems = [(one, one.problem(now)) for one in found]
+    for one, problem in problems:
+        if problem:
+            yield Check("certificates", FAILED if now >= one.ends else WARNING, problem, FIX)
+    if not any(problem for _, problem in problems):
+        first = min(found, key=lambda one: one.ends)
+        yield Check(
+            "certificates", OK, f"the first to end is {first.file} on {first.ends:%Y-%m-%d}"
+        )
 
 
 def _links(config: Config, host: HostProbe) -> Check:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from haclusterd.core.records import CallRecord, Tombstone
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 from . import changelog, metadata, tags
 from .changelog import RecoveryRow
@@ -159,7 +159,7 @@ class CallSource:
         if self._core_uuid:
             self._reader.follow(self._core_uuid)
         self._reader.start()
-        self._ticker = lasting(self._tick(), "calls-tombstones")
+        self._ticker = unending(self._tick, "calls-tombstones")
         if self._positions is not None:
             await self._positions.start()
         if self._esl is not None:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 
 from .capabilities import Capabilities, read
 from .esl import Esl, EslFactory, EventItem
@@ -47,7 +47,7 @@ class CapabilityWatch:
 
     async def start(self) -> None:
         await self._esl.start()
-        self._task = lasting(self._watch(), "capabilities")
+        self._task = unending(self._watch, "capabilities")
 
     async def stop(self) -> None:
         if self._task is not None:

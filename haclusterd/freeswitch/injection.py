@@ -146,15 +146,18 @@ def _foreign(record: CallRecord, core_uuid: str) -> str:
     return f"taken-over-{record.uuid}" if own else record.runtime_uuid
 
 
-def withdraw(path: Path, uuids: Sequence[str]) -> None:
+def withdraw(path: Path, uuids: Sequence[str], *, again: bool = False) -> None:
     """Delete rows that FreeSWITCH has not looked at yet: nobody is to recover these calls.
 
-    They stay noted as injected, so that no later run of this epoch does it.
+    They stay noted as injected, so that no later run of this epoch does it; unless `again`.
     """
+    rows = "uuid = ? AND hostname = 'haclusterd'"
     with _transaction(path) as connection:
-        connection.executemany(
-            "DELETE FROM recovery WHERE uuid = ? AND hostname = 'haclusterd'", [(u,) for u in uuids]
-        )
+        if again:
+            for uuid in uuids:
+                _drop_rows(connection, rows, (uuid,))
+        else:
+            connection.executemany(f"DELETE FROM recovery WHERE {rows}", [(u,) for u in uuids])
 
 
 def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:

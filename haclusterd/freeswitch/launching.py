@@ -55,20 +55,25 @@ class Launcher:
         for profile in dict.fromkeys([*first, *run.profiles]):
             if not run.streamed and any(r.profile == profile for part in run.streams for r in part):
                 continue  # the launch does both
-            reply = await self._surely(run, self._lift, f"sofia profile {profile} recover")
-            if "Invalid" in reply or reply.startswith("-ERR"):
-                log.error("SIP profile %s could not be activated: %s", profile, reply.strip())
+            await self._recover(run, self._lift, profile)
         run.check.launched([record.uuid for record in run.head])
 
     async def _launch(self, run: Run, index: int) -> None:
         part = run.streams[index]
-        commands = [f"fsctl recover sofia:{run.profiles[0]}#{index}"]
-        if not run.streamed:
-            names = dict.fromkeys(record.profile for record in part)
-            commands = [f"sofia profile {profile} recover" for profile in names]
-        for line in commands:
+        if run.streamed:
+            line = f"fsctl recover sofia:{run.profiles[0]}#{index}"
             await self._surely(run, self._workers[index], line, len(part))
+        else:
+            for profile in dict.fromkeys(record.profile for record in part):
+                await self._recover(run, self._workers[index], profile, len(part))
         run.check.launched([record.uuid for record in part])
+
+    async def _recover(self, run: Run, esl: Esl, profile: str, legs: int = 0) -> None:
+        """Rows of a profile that does not run stay, while those of a stream are used up."""
+        reply = await self._surely(run, esl, f"sofia profile {profile} recover", legs)
+        if "Invalid" in reply or reply.startswith("-ERR"):
+            log.error("SIP profile %s could not be activated: %s", profile, reply.strip())
+            run.refused.add(profile)
 
     async def _surely(self, run: Run, esl: Esl, line: str, legs: int = 0) -> str:
         """Once more if the connection ended: nobody knows whether FreeSWITCH had read the command.

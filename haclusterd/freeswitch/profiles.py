@@ -193,16 +193,30 @@ class ProfileKeeper:
 
     One that somebody restarts is away for seconds. Started beside that it fails for want of its
     port, and the restart as well (seen on 1.11.1): so only what stays away for `AWAY_S` is started.
+    A FreeSWITCH that was started anew has that time from then on; a login alone begins nothing
+    anew, or an event socket that is lost again and again would put the start off for ever.
     """
 
     def __init__(self) -> None:
         self._away_since: dict[str, float] = {}
+        self._core_uuid = ""
+        self._logins = self._logins_known = 0
+
+    def logged_in(self) -> None:
+        """It may be another FreeSWITCH from now on."""
+        self._logins += 1
 
     async def look(self, esl: Esl, profiles: Sequence[str]) -> list[ProfileState]:
         """Start what is due, then tell the state of each.
 
         Raises EslError, ProfileError for a name that can not be one.
         """
+        logins = self._logins
+        if logins != self._logins_known:
+            core_uuid = await esl.api("global_getvar core_uuid")
+            self._logins_known = logins
+            if core_uuid != self._core_uuid:
+                self._core_uuid, self._away_since = core_uuid, {}
         states = parse_profile_states(await esl.api("sofia xmlstatus"))
         away = [name for name in profiles if checked_name(name) not in states]
         now = asyncio.get_running_loop().time()

@@ -54,6 +54,7 @@ class Run:
     answered_first: bool = False
     deadline: float = 0.0  # loop time, once all is launched
     said: int = 0  # how many have answered
+    refused: set[str] = field(default_factory=set)  # profiles that do not run
     ended_before: set[str] = field(default_factory=set)  # nobody knew it when they were injected
 
     @property

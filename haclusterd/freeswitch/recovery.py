@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -192,10 +192,8 @@ class Recovery:
         sure = list(await rest.still_true(records))
         if not first:
             return None, sure
-        untrue = {r.uuid for r in records} - {r.uuid for r in sure}
-        if untrue:
-            async with self._rows_lock:
-                await asyncio.to_thread(injection.withdraw, self._core_db, sorted(untrue))
+        if untrue := {r.uuid for r in records} - {r.uuid for r in sure}:
+            await self._withdraw(untrue)
             head = [r for r in head if r.uuid not in untrue]
         run.head, run.begun = head, True
         run.check.add(head)
@@ -242,6 +240,8 @@ class Recovery:
     ) -> None:
         """What is left to do once every leg is decided or the deadline is over."""
         run.tell("recovered", run.check.answered)
+        if run.refused:  # they would be recovered by whoever lifts its standby once it runs
+            await self._withdraw([record.uuid for record in records], again=True)
         wanted = limits_of_all((r for r in records if r.uuid in run.check), self._mends)
         await self._count_limits(run, wanted)
         await self._prover.hear(run)
@@ -282,12 +282,16 @@ class Recovery:
             for uuid in uuids:
                 run.check.over(uuid, ENDED_BEFORE)
         self.aftercare.drop(uuids)
-        async with self._rows_lock:
-            await asyncio.to_thread(injection.withdraw, self._core_db, uuids)
+        await self._withdraw(uuids)
         for uuid in filter(can_be_asked, uuids):  # no other was taken up
             await self._watch.api(f"uuid_kill {uuid} NORMAL_CLEARING")
             if not any(uuid in run.check for run in runs):
                 self._settled(service, CallVerdict(uuid, "lost", ENDED_BEFORE))
+
+    async def _withdraw(self, uuids: Collection[str], *, again: bool = False) -> None:
+        work = partial(injection.withdraw, self._core_db, sorted(uuids), again=again)
+        async with self._rows_lock:
+            await asyncio.to_thread(work)
 
     async def _usable(
         self, run: Run, records: Sequence[CallRecord], verdicts: dict[str, CallVerdict]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from haclusterd.core.records import Registration
+from haclusterd.lasting import unending
 
 from .departures import Departures
 from .esl import Esl, EslFactory
@@ -96,11 +97,10 @@ class RegistrationKeeper:
         return own + self.source.counters
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
         await self.source.start()
         self._tasks = [
-            loop.create_task(self._work_for_ever(), name="registration tables"),
-            loop.create_task(self._look_for_ever(), name="registration tables, all"),
+            unending(self._work_for_ever, "registration tables"),
+            unending(self._look_for_ever, "registration tables, all"),
         ]
 
     async def stop(self) -> None:

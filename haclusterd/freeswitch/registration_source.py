@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from haclusterd.core.records import Registration, Tombstone
+from haclusterd.lasting import unending
 
 from .esl import Esl, EslFactory, EventItem, EventsLost
 from .esl_protocol import Event
@@ -104,11 +105,10 @@ class RegistrationSource:
         return list(self._known.get(profile, {}).values())
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
         await self._esl.start()
         self._tasks = [
-            loop.create_task(self._read_for_ever(), name="registrations"),
-            loop.create_task(self._look_again_for_ever(), name="registrations, all"),
+            unending(self._read_for_ever, "registrations"),
+            unending(self._look_again_for_ever, "registrations, all"),
         ]
 
     async def stop(self) -> None:

@@ -44,7 +44,10 @@ class Program:
             return Ran(None, f"process {self._left.pid} still hangs, not even SIGKILL ends it")
         self._left = None
         environment = {"PATH": PATH, "LANG": "C.UTF-8", **self._environment, **(more or {})}
-        hearing = _Hearing()
+        try:
+            hearing = _Hearing()
+        except OSError as error:
+            return Ran(127, plain(f"{self._words[0]}: {error.strerror}"))
         try:
             process = await asyncio.create_subprocess_exec(
                 *powerless(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from haclusterd.core.records import CallRecord, Registration, Tombstone
@@ -66,6 +66,7 @@ class ChangeLog:
         self._waiting: Counter[str] = Counter()
         self._refused: dict[tuple[str, str], None] = {}
         self._full: dict[tuple[str, str], Live] = {}  # of a log that was full, oldest first
+        self._left_out: set[str] = set()  # services of which more found no room than are kept
         self._scheduled = False
 
     def own(self, service: str, epoch: int, settled: bool) -> SequencedLog | None:
@@ -152,6 +153,45 @@ class ChangeLog:
         waiting = [r.uuid for r in self._inbox.values() if isinstance(r, Live)]
         return waiting + [uuid for _, uuid in self._refused]
 
+    def left_out(self) -> list[str]:
+        """Services of which records found no room that there is now, beyond those kept for it."""
+        kept = Counter(service for service, _ in self._full)
+        return [
+            service
+            for service in {*self._left_out, *kept}
+            if self._room(self.logs[service].items) > kept[service]
+        ]
+
+    def _room(self, items: ItemSet) -> int:
+        """For how many more records, if they are as large as those that are logged."""
+        bytes_left = max(0, self.limits.record_bytes - items.bytes)
+        by_size = bytes_left * items.live // max(1, items.bytes) if items.live else bytes_left
+        return min(self.limits.records - items.live, by_size)
+
+    def begin_again(self, service: str) -> frozenset[str]:
+        """All there is of the service is going to be read: names of it that are refused so far."""
+        self._left_out.discard(service)
+        return frozenset(uuid for owner, uuid in self._refused if owner == service)
+
+    def tell_again(
+        self, service: str, records: Sequence[Live] | None, refused: frozenset[str]
+    ) -> None:
+        """What was read since `begin_again` gave `refused`, or None: it could not be read.
+
+        What is not logged is, or is refused anew; of what was refused and is not there any more,
+        for example in a FreeSWITCH that is gone, nobody tells the end.
+        """
+        log = self.logs.get(service)
+        if log is None:
+            return
+        if records is None:
+            self._left_out.add(service)
+            return
+        for uuid in refused - {record.uuid for record in records}:
+            self._refused.pop((service, uuid), None)
+            self._full.pop((service, uuid), None)
+        self.append(r for r in records if r.uuid not in log.items.items)
+
     def items(self, service: str) -> ItemSet | None:
         """What is logged of a service."""
         log = self.logs.get(service)
@@ -208,8 +248,11 @@ class ChangeLog:
                 self.counters["stale"] += 1
             else:
                 self._refuse("full", record)
-                if isinstance(record, Live) and len(self._full) < FULL_MAX:
-                    self._full[record.service, record.uuid] = record
+                if isinstance(record, Live):
+                    if len(self._full) < FULL_MAX:
+                        self._full[record.service, record.uuid] = record
+                    else:
+                        self._left_out.add(record.service)
 
     def _refill(self, log: SequencedLog, told: Live, now_ms: int) -> None:
         """Before `told`, the oldest that found no room and may have it now: nobody tells it again.
@@ -237,6 +280,7 @@ class ChangeLog:
             del self._refused[key]
         for full in [k for k in self._full if k[0] == service]:
             del self._full[full]
+        self._left_out.discard(service)
         self._waiting.pop(service, None)
 
 

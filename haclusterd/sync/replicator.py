@@ -27,7 +27,7 @@ from haclusterd.core.replication import (
     SnapshotEnd,
 )
 from haclusterd.core.standby import Freshness
-from haclusterd.lasting import lasting
+from haclusterd.lasting import unending
 from haclusterd.sync.audit import Auditor
 from haclusterd.sync.codec import Beat, Found, Head, Malformed, Message, Request, Response, Want
 from haclusterd.sync.collect import METHOD as COLLECT
@@ -88,8 +88,8 @@ class Replicator:
         """Listen and connect. Raises SyncError with the fix in its message."""
         await self.mesh.start()
         self._tasks = [
-            lasting(self._judge_for_ever(), "judging copies"),
-            lasting(self.auditor.run(), "auditing copies"),
+            unending(self._judge_for_ever, "judging copies"),
+            unending(self.auditor.run, "auditing copies"),
         ]
 
     def reload_certificates(self) -> None:

@@ -13,14 +13,14 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from haclusterd.lasting import lasting
+from haclusterd.lasting import lasting, unending
 from haclusterd.sync.dialling import Dialler
 from haclusterd.sync.session import Session, SessionOwner, SyncTiming
 
@@ -97,6 +97,7 @@ class Mesh:
         self.config = config
         self.counters: Counter[str] = Counter()
         self.sessions: dict[str, Session] = {}
+        self._distrusted: dict[str, str] = {}
         self._owner = owner
         self._nodes = frozenset(config.links)
         self._server_tls = tls_context(config.identity, server=True)
@@ -117,11 +118,11 @@ class Mesh:
             self._close_listeners()
             raise
         for listener in self._listeners:
-            self._spawn(self._accept(listener), "accepting replication")
+            self._keep(partial(self._accept, listener), "accepting replication")
         for peer in self.config.links:
             if own < peer:
                 self._diallers[peer] = self._dialler(peer)
-                self._spawn(self._diallers[peer].run(), f"replication with {peer}")
+                self._keep(self._diallers[peer].run, f"replication with {peer}")
 
     async def stop(self) -> None:
         """Close everything and wait for it."""
@@ -149,6 +150,7 @@ class Mesh:
 
     def adopt(self, session: Session) -> None:
         """A session is ready: it replaces an older one with the same peer."""
+        self._distrusted.pop(session.peer, None)
         old = self.sessions.get(session.peer)
         self.sessions[session.peer] = session
         if old is not None and old is not session:
@@ -160,6 +162,22 @@ class Mesh:
             return False
         del self.sessions[session.peer]
         return True
+
+    def distrusted(self) -> dict[str, str]:
+        """By peer that is not connected: why the certificate it showed last is not accepted."""
+        return {p: why for p, why in self._distrusted.items() if p not in self.sessions}
+
+    def _distrust(self, peer: str, error: BaseException) -> None:
+        """An end of its validity, or another CA: no waiting mends it, so it is said aloud, once."""
+        if not peer or not isinstance(error, ssl.SSLCertVerificationError):
+            return
+        text = (
+            f"the certificate that {peer} shows is not accepted here: {error.verify_message}; look "
+            f"at {peer}.crt and ca.crt there, and at {self.config.identity.ca_file} here"
+        )
+        if self._distrusted.get(peer) != text:
+            self._distrusted[peer] = text
+            log.warning("%s", text)
 
     # -- accepting --
 
@@ -225,6 +243,7 @@ class Mesh:
         except (TimeoutError, OSError) as error:
             self.counters["handshake"] += 1
             log.debug("sync handshake with %s failed: %s", address, error)
+            self._distrust(self._node_at(address), error)
             connection.close()
         finally:
             self._shaking[address] -= 1
@@ -274,6 +293,7 @@ class Mesh:
         except (TimeoutError, OSError, RuntimeError) as error:  # whatever it is, dial again
             self.counters["dial"] += 1
             log.debug("sync with %s over %s: %s", peer, address, error)
+            self._distrust(peer, error)
         finally:
             if not handed:
                 connection.close()
@@ -289,6 +309,11 @@ class Mesh:
         return session.became_ready.result()
 
     # -- small parts --
+
+    def _node_at(self, address: str) -> str:
+        """The other node that has this link address, or nothing."""
+        others = ((n, links) for n, links in self.config.links.items() if n != self.config.node)
+        return next((node for node, links in others if address in links), "")
 
     def _session(self, expect: str | None) -> Session:
         config = self.config
@@ -307,7 +332,12 @@ class Mesh:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self.config.segment_bytes)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = lasting(work, name)
+        self._remember(lasting(work, name))
+
+    def _keep(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._remember(unending(work, name))
+
+    def _remember(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

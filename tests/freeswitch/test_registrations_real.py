@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from haclusterd.lab.demo import is_slave
 from haclusterd.lab.laboratory import Laboratory
 from haclusterd.lab.plan import LabPlan
-from haclusterd.lab.run import endure, ready_cluster
+from haclusterd.lab.run import bring_calls, endure, ready_cluster
 from tests.fixtures.phones import DOMAIN, Phone
 from tests.freeswitch.obstacle import obstacle
 
@@ -180,3 +181,99 @@ def test_eg8_whoever_takes_the_service_over_has_its_phones_once(
     api(lab, "fs-a", "sofia profile profile1 flush_inbound_reg")
     soon(lab, lambda: row_number(lab, "fs-a", "profile1") not in (0, written), "the row again", 45)
     assert rows(lab, "fs-a", "profile1") == before
+
+
+def known(lab: Laboratory, node: str) -> tuple[list[str], bool]:
+    """(users of the first service, stale) as a node answers `registrations`."""
+    name = lab.plan.services[0].name
+    told = lab.nodes[node].api("registrations", limit=100)
+    users = sorted(
+        one["user"].partition("@")[0] for one in told["registrations"] if one["service"] == name
+    )
+    return users, told.get("stale", False)
+
+
+def renewed(lab: Laboratory, node: str) -> None:
+    """Another agent, as after a crash: without what the one before held."""
+    _, agents = lab.nodes[node].haclusterd_pids()
+    lab.nodes[node].send(agents, signal.SIGKILL)
+    lab.wait(lambda: lab.nodes[node].haclusterd_pids()[1] not in ([], agents), 10, "a new agent")
+    lab.wait(lambda: lab.nodes[node].status() is not None, 10, "its API")
+
+
+def registers(lab: Laboratory, phone: Phone, user: str, within_s: float) -> float:
+    return soon(
+        lab, lambda: phone.register(user, lab.plan.services[0].ip) == 200, "200 to REGISTER",
+        within_s,
+    )  # fmt: skip
+
+
+def stands_by(lab: Laboratory, node: str, phone: Phone) -> bool:
+    here = phone.uri("1000").removeprefix("sip:")
+    return api(lab, node, f"originate sofia/profile1/sip:{here} &echo") == "-ERR SYSTEM_SHUTDOWN"
+
+
+def test_a_profile_that_comes_up_serves_at_the_owner_and_stands_by_at_a_slave(
+    lab: Laboratory, phone: Phone
+) -> None:
+    """Stopped and started by hand, stopped and started by the agent, restarted; nobody lifts it."""
+    first = lab.plan.services[0]
+    bring_calls(lab, {first.name: 2}, print)
+    assert phone.register("1000", first.ip) == 200
+    for how in ("by hand", "by the agent", "restart"):
+        time.sleep(10.5)  # mod_sofia stops none that began just now
+        command = "restart" if how == "restart" else "stop"
+        for node in ("fs-a", "fs-c"):
+            assert "ing: profile1" in api(lab, node, f"sofia profile profile1 {command}")
+        for node in ("fs-a", "fs-c"):
+            soon(lab, lambda n=node: "profile1" not in api(lab, n, "sofia status"), "its end")
+        if how == "by hand":
+            time.sleep(3)  # before that its port may not be free, after 4 s the agent starts it
+            for node in ("fs-a", "fs-c"):
+                assert "started" in api(lab, node, "sofia profile profile1 start")
+        soon(lab, lambda: "profile1" in api(lab, "fs-a", "sofia status"), "profile1", 30)
+        print(f"{how}: REGISTER gets 200 {registers(lab, phone, '1000', 10):.1f} s after its start")
+        assert api(lab, "fs-a", "show channels count") == "0 total.", "ended with the profile"
+        soon(lab, lambda: "profile1" in api(lab, "fs-c", "sofia status"), "the slave's", 30)
+        time.sleep(3)
+        assert stands_by(lab, "fs-c", phone)
+    assert ring(lab, phone, "fs-a", "user/1000@lab.test")[1] == "-ERR USER_BUSY"
+
+
+def test_eg8_a_profile_that_is_not_loaded_keeps_its_phones_and_holds_up_no_node(
+    lab: Laboratory, phone: Phone
+) -> None:
+    """The owner's agent starts while its profile is away, then a slave's: nothing is stale."""
+    first = lab.plan.services[0]
+    for user in ("1000", "1001"):
+        assert phone.register(user, first.ip) == 200
+    soon(lab, lambda: known(lab, "fs-c") == (["1000", "1001"], False), "C's copy")
+    switch = lab.nodes["fs-a"].switch
+    assert switch is not None
+    loaded = switch.core_db.parent.parent / "conf" / "services" / "profile1.xml"
+    loaded.rename(loaded.with_suffix(".away"))
+    api(lab, "fs-a", "reloadxml")
+    time.sleep(10)  # mod_sofia stops none that began just now
+    api(lab, "fs-a", "sofia profile profile1 stop")
+    soon(lab, lambda: "profile1" not in api(lab, "fs-a", "sofia status"), "its end", 20)
+
+    renewed(lab, "fs-a")
+    time.sleep(5)
+    renewed(lab, "fs-c")
+    time.sleep(5)
+    assert known(lab, "fs-c")[1], "the owner has not read its phones, and nobody told them on"
+    took_s = soon(lab, lambda: known(lab, "fs-c") == (["1000", "1001"], False), "C's copy", 40)
+    print(f"complete again {took_s:.1f} s after the start")
+    assert known(lab, "fs-a") == (["1000", "1001"], False)
+    alarms = {a["name"] for a in lab.nodes["fs-a"].api("status")["alarms"]}
+    assert "registrations" in alarms
+
+    loaded.with_suffix(".away").rename(loaded)
+    api(lab, "fs-a", "reloadxml")
+    soon(lab, lambda: "profile1" in api(lab, "fs-a", "sofia status"), "profile1", 30)
+    there = [row[0] for row in rows(lab, "fs-a", "profile1")]
+    soon(lab, lambda: known(lab, "fs-c") == (there, False), f"C's copy of {there}", 20)
+    registers(lab, phone, "1000", 15)
+    assert phone.register("1001", first.ip, 0) == 200
+    soon(lab, lambda: known(lab, "fs-c") == (["1000"], False), "what changes", 20)
+    assert known(lab, "fs-a") == (["1000"], False)

@@ -38,6 +38,7 @@ class Authority:
         self.folder.mkdir()
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.valid = datetime.timedelta(days=2)
         builder = self._builder(self.name, self.key).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
@@ -74,7 +75,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=2))
+            .not_valid_after(now + self.valid)
         )
 
     def _write(self, name: str, content: bytes) -> None:

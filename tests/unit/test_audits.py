@@ -121,6 +121,7 @@ VALUES: dict[str, str | None] = {
     "peer_unreadable": '{address="10.1.0.1",node="fs-b"} 1.0',
     "takeover_outage_seconds": "_sum 0.154",
     "takeover_calls": '{verdict="partial"} 2.0',
+    "certificate_ends_seconds": '{file="ca.crt"} 18.0',
     "hook_events": '_total{hook="pager",outcome="retried"} 15.0',
     "dns_updates": '_total{name="sip.example.org",outcome="failed"} 16.0',
     "events": '_total{event="calls_refused"} 17.0',
@@ -149,7 +150,7 @@ def metrics_text() -> str:
         cause="", timeline=[], outage_ms=154.0, calls=calls,
     )  # fmt: skip
     about = schema.About("0.1.0", "fs-a", "voice1", 1, 2, "now", "c.toml", "ff", "/run")
-    inside = metrics.Inside(word, about, [report], {"calls_refused": 17}, 7, spec())
+    inside = metrics.Inside(word, about, [report], {"calls_refused": 17}, 7, spec(), {"ca.crt": 18})
     told = {("pager", "retried"): 15}
     outside = metrics.Outside(told, {("sip.example.org", "failed"): 16})
     return metrics.render(shown, inside, outside).decode()

@@ -94,6 +94,11 @@ async def sync_port_taken(site: Site) -> None:
     thief.listen()
 
 
+async def certificates_end(site: Site) -> None:
+    patch = site.stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr("haclusterd.certificates.CERTIFICATE_DAYS", 11)
+
+
 Spoil = Callable[[Site], Awaitable[None]]
 # (what is wrong, name of the alarm, what alarm and log have to say)
 AGENT_CASES: list[tuple[Spoil, str, list[str]]] = [
@@ -105,6 +110,7 @@ AGENT_CASES: list[tuple[Spoil, str, list[str]]] = [
     (no_core_db, "freeswitch", ["core.db: no such file", "correct core_db in [freeswitch]"]),
     (locked_core_db, "freeswitch", ["core.db: database is locked", "fuser -v"]),
     (sync_port_taken, "not_replicating", ["cannot listen on 127.0.0.1", "ss -ltnp"]),
+    (certificates_end, "certificate", ["ca.crt ends in 9 days", "keys rotate"]),
 ]
 
 

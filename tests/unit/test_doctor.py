@@ -139,7 +139,7 @@ def test_a_fit_host_passes(config: Config, host: FakeHost) -> None:
     assert {check.state for check in checks} == {"ok"}
     assert all(not check.fix for check in checks)
     assert {c.name for c in checks} == {
-        "keys", "links", "service NICs", "nf_tables", "capabilities", "clock",
+        "keys", "certificates", "links", "service NICs", "nf_tables", "capabilities", "clock",
         "net.ipv4.ip_nonlocal_bind", "net.ipv6.ip_nonlocal_bind", "ESL password",
     }  # fmt: skip
 
@@ -232,6 +232,29 @@ def test_files_nics_and_clock(config: Config, host: FakeHost) -> None:
     assert "eth0 does not exist" in found(config, host, "service NICs").text
     host.synchronised = False
     assert found(config, host, "clock").state == "warning"
+
+
+@pytest.mark.parametrize(
+    ("days_left", "state", "says"),
+    [(31, "ok", "the first to end is"), (29, "warning", "fs-a.crt ends in 28 days, on 20"),
+     (0, "failed", "fs-a.crt ended on 20")],
+)  # fmt: skip
+def test_a_certificate_that_ends_is_named_with_its_file(
+    config: Config,
+    host: FakeHost,
+    monkeypatch: pytest.MonkeyPatch,
+    days_left: int,
+    state: str,
+    says: str,
+) -> None:
+    for name in ("fs-a.crt", "fs-a.key"):
+        (config.key_file.parent / name).unlink()
+    monkeypatch.setattr("haclusterd.certificates.CERTIFICATE_DAYS", days_left + 1)  # one is past
+    keys.create(configuration.load_cluster(config.path))
+    check = found(config, host, "certificates")
+    assert (check.state, says in check.text) == (state, True), check
+    assert "keys rotate" in check.fix or state == "ok"
+    assert found(config, host, "keys").state == "ok", "it is whole, and the rest is another check"
 
 
 LIMITS = """Limit                     Soft Limit           Hard Limit           Units

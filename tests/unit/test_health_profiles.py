@@ -285,16 +285,11 @@ async def test_a_profile_that_somebody_restarts_is_left_to_it(
     await esl.stop()
 
 
-async def test_a_profile_that_was_away_before_freeswitch_was_started_again_has_its_time_anew(
-    server: FakeEsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FreeSWITCH is stopped, its profiles first; the new one is still starting them."""
-    monkeypatch.setattr(profiles, "AWAY_S", 0.3)
+def switch_at(server: FakeEsl, tmp_path: Path, logins: list[None]) -> LocalSwitch:
     (tmp_path / "esl.password").write_text("ClueCon")
 
     async def nothing(*_: object) -> None: ...
 
-    logins: list[None] = []
     events = SwitchEvents(nothing, nothing, lambda: logins.append(None), lambda _: None,
                           lambda _: None, lambda: None, lambda _: None)  # fmt: skip
     section = FreeSwitch(
@@ -302,7 +297,19 @@ async def test_a_profile_that_was_away_before_freeswitch_was_started_again_has_i
         tmp_path / "pid", (), compare=False,
     )  # fmt: skip
     server.api |= {"sofia xmlstatus": "<profiles/>", "xml_locate": "", "sofia profile": "+OK"}
-    switch = LocalSwitch(section, {"east": "east"}, events, tmp_path / "sock")
+    return LocalSwitch(section, {"east": "east"}, events, tmp_path / "sock")
+
+
+START = "api sofia profile east start"
+
+
+async def test_a_profile_that_was_away_before_freeswitch_was_started_again_has_its_time_anew(
+    server: FakeEsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FreeSWITCH is stopped, its profiles first; the new one is still starting them."""
+    monkeypatch.setattr(profiles, "AWAY_S", 0.3)
+    logins: list[None] = []
+    switch = switch_at(server, tmp_path, logins)
     await switch.start()
     try:
         for number in (1, 2):
@@ -310,12 +317,36 @@ async def test_a_profile_that_was_away_before_freeswitch_was_started_again_has_i
                 while len(logins) < number or not switch.up:
                     await asyncio.sleep(0.01)
             await switch.profiles(["east"])
-            assert "api sofia profile east start" not in server.received
+            assert START not in server.received
             await asyncio.sleep(0.35)
             if number == 1:
+                server.api["global_getvar core_uuid"] = "another"
                 server.drop_all()
         await switch.profiles(["east"])
-        assert "api sofia profile east start" in server.received
+        assert START in server.received
+    finally:
+        await switch.stop()
+
+
+async def test_logins_that_follow_each_other_do_not_put_the_start_of_a_profile_off(
+    server: FakeEsl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same FreeSWITCH, whose event socket is lost again and again before `AWAY_S` is over."""
+    monkeypatch.setattr(profiles, "AWAY_S", 0.3)
+    server.api["global_getvar core_uuid"] = "the same"
+    logins: list[None] = []
+    switch = switch_at(server, tmp_path, logins)
+    await switch.start()
+    try:
+        await until(lambda: switch.up)
+        began = time.monotonic()
+        while START not in server.received:
+            assert time.monotonic() - began < 5, "each login began the wait anew"
+            await switch.profiles(["east"])
+            known = len(logins)
+            server.drop_all()
+            await until(lambda known=known: len(logins) > known and switch.up)  # type: ignore[misc]
+        assert time.monotonic() - began >= 0.3
     finally:
         await switch.stop()
 

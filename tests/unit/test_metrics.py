@@ -32,7 +32,7 @@ def text_of(word: View) -> str:
     sensor = schema.SensorState("disk", "disk", "critical", "97 % used", 60, False, "")
     none = schema.Sync("none", 0)
     shown = status.status(word, none, {}, registrations=registered, sensors=[sensor])
-    inside = metrics.Inside(word, ABOUT, [], {"decisions": 1}, 0, spec())
+    inside = metrics.Inside(word, ABOUT, [], {"decisions": 1}, 0, spec(), {"ca.crt": 2.1e9})
     outside = metrics.Outside({("pager", "failed"): 2}, {("sip.example.org", "done"): 4})
     return metrics.render(shown, inside, outside).decode()
 

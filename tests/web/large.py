@@ -196,6 +196,9 @@ class Large:
     def counters(self) -> dict[str, int]:
         return {"decisions": self.history.total}
 
+    def certificate_ends(self) -> dict[str, float]:
+        return {}
+
     def outside(self) -> Outside:
         return Outside({}, {})
 
