@@ -151,7 +151,8 @@ class Drains:
             name = service.name
             seen = self._owned(name)  # now: the services before it took their time
             if seen is None:
-                await self._forget(name)  # whoever owns it sees to it; here it stands by anyway
+                if self._gone(name):  # whoever owns it sees to it; here it stands by anyway
+                    await self._forget(name)
                 self.lifting.put_off(service.profiles)
                 continue
             if switch is None or not switch.up or not service.profiles or name in self._held:
@@ -167,7 +168,8 @@ class Drains:
             if name in closed and self._closed.get(name) != stamp:
                 await self._shut(switch, name, service.profiles, stamp)
             elif name in self._closed and name not in closed:
-                await self._open(switch, name, service.profiles)
+                if self.lifting.at_rest(name):
+                    await self._open(switch, name, service.profiles)
             elif name not in closed:
                 await self._lift(switch, name, service.profiles)
 
@@ -178,7 +180,9 @@ class Drains:
                 return
             if name in self._held or not self.lifting.is_due(name, profile):
                 continue
-            if await self.lifting.lift(switch, name, profile) and self._owned(name) is None:
+            await self.lifting.lift(switch, name, profile)
+            if self._owned(name) is None:  # also if nobody knows whether it was lifted
+                self.lifting.came_up(profile)  # a lease that lapsed may come back
                 with contextlib.suppress(SwitchError):  # it went away: a standby must stay one
                     await switch.stand_by([profile], True)
 
@@ -200,18 +204,36 @@ class Drains:
             self._history.add("A31", text, None, name)
 
     async def _open(self, switch: Switch, name: str, profiles: Sequence[str]) -> None:
-        try:
-            await switch.stand_by(profiles, False)
-        except SwitchError as error:
-            self.problems[name] = f"{name} takes no new calls yet: {error}"
-            return
-        self.problems.pop(name, None)
+        """A profile that refuses, of several, is left to `lifting`: the others take calls."""
+        refused: dict[str, SwitchError] = {}
+        for profile in profiles:
+            if self._owned(name) is None or name in self._held:
+                break
+            try:
+                await switch.stand_by([profile], False)
+            except SwitchError as error:
+                refused[profile] = error
         if self._owned(name) is None:  # it went away meanwhile, and a standby must stay one
             with contextlib.suppress(SwitchError):
                 await switch.stand_by(profiles, True)
             return
+        if name in self._held:
+            return  # a switchover shuts it: what it cannot open again is opened then
+        if len(refused) == len(profiles):
+            text = "; ".join(map(str, refused.values()))
+            self.problems[name] = f"{name} takes no new calls yet: {text}"
+            return
+        self.problems.pop(name, None)
+        for profile in refused:
+            self.lifting.came_up(profile)
         await self._forget(name)
         self._history.add("A33", f"{name} takes new calls on {self._me}", None, name)
+
+    def _gone(self, name: str) -> bool:
+        """Let go of. A lease that lapsed may come back, and nothing else lifts a standby then."""
+        view = self._view()
+        found = (s for s in view.services if s.name == name) if view is not None else ()
+        return any(s.local_state == "standby" for s in found)
 
     def _owned(self, name: str) -> ServiceView | None:
         """The service as heart last told it, if this node owns it."""

@@ -27,7 +27,7 @@ class Lifting:
 
     def __init__(self, profiles: Sequence[str], at_rest: Callable[[str], bool]) -> None:
         self._profiles = frozenset(profiles)
-        self._at_rest = at_rest
+        self.at_rest = at_rest
         self._came_up: dict[str, float] = {}  # loop time
         self._problems: dict[str, str] = {}  # by profile
 
@@ -39,10 +39,10 @@ class Lifting:
     def is_due(self, service: str, profile: str) -> bool:
         since = self._came_up.get(profile)
         late_s = 0.0 if since is None else asyncio.get_running_loop().time() - since
-        return since is not None and late_s >= LIFT_AFTER_S and self._at_rest(service)
+        return since is not None and late_s >= LIFT_AFTER_S and self.at_rest(service)
 
-    async def lift(self, switch: Switch, service: str, profile: str) -> bool:
-        """False if it is refused; it is due again then."""
+    async def lift(self, switch: Switch, service: str, profile: str) -> None:
+        """If it is refused, it is due again."""
         since = self._came_up.get(profile, 0.0)
         try:
             await switch.stand_by([profile], False)
@@ -51,12 +51,11 @@ class Lifting:
             if self._problems.get(profile) != text:
                 log.warning("%s", text)
             self._problems[profile] = text
-            return False
+            return
         self._problems.pop(profile, None)
         if self._came_up.get(profile) == since:  # else it was started once more
             del self._came_up[profile]
-        log.info("SIP profile %s of %s came up: it takes calls", profile, service)
-        return True
+        log.info("SIP profile %s of %s runs, and takes calls", profile, service)
 
     def put_off(self, profiles: Sequence[str]) -> None:
         """They are not to serve here now: that they do not is no problem."""

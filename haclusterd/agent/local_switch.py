@@ -342,8 +342,17 @@ class LocalSwitch:
             raise SwitchError(str(error)) from error
 
     async def stand_by(self, profiles: Sequence[str], on: bool) -> None:
+        """A FreeSWITCH that was started anew is not lifted before its recovery is known to be due:
+        `control` may be logged in seconds before the connection that finds out."""
+        known = self._source.core_uuid
         try:
-            await (stand_by if on else lift_standby)(self._control, profiles)
+            if on:
+                await stand_by(self._control, profiles)
+                return
+            found = (await self._control.api("global_getvar core_uuid")).strip()
+            if not known or found != known:
+                raise SwitchError("FreeSWITCH was started anew: first its calls are recovered")
+            await lift_standby(self._control, profiles)
         except (EslError, ProfileError) as error:
             raise SwitchError(str(error)) from error
 

@@ -17,6 +17,7 @@ from haclusterd.core.records import CallRecord
 from . import changelog
 
 WRITE_BUSY_MS = 3000
+SLICE = 500  # values in one statement: the oldest SQLite takes 999
 
 _CREATE_ATTEMPTS = """
 CREATE TABLE IF NOT EXISTS ha_injected(service TEXT, epoch INTEGER, uuid TEXT, core_uuid TEXT,
@@ -151,13 +152,14 @@ def withdraw(path: Path, uuids: Sequence[str], *, again: bool = False) -> None:
 
     They stay noted as injected, so that no later run of this epoch does it; unless `again`.
     """
-    rows = "uuid = ? AND hostname = 'haclusterd'"
     with _transaction(path) as connection:
-        if again:
-            for uuid in uuids:
-                _drop_rows(connection, rows, (uuid,))
-        else:
-            connection.executemany(f"DELETE FROM recovery WHERE {rows}", [(u,) for u in uuids])
+        for start in range(0, len(uuids), SLICE):
+            part = uuids[start : start + SLICE]  # of attempts each time all are looked through
+            rows = f"hostname = 'haclusterd' AND uuid IN ({', '.join('?' * len(part))})"
+            if again:
+                _drop_rows(connection, rows, part)
+            else:
+                connection.execute(f"DELETE FROM recovery WHERE {rows}", part)
 
 
 def attempts(path: Path, service: str, epoch: int) -> dict[str, Attempt]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from haclusterd.agent import lifting
 from haclusterd.agent.drains import Drains
 from haclusterd.agent.freeswitch import FreeswitchLife
 from haclusterd.agent.history import History
+from haclusterd.agent.local_switch import LocalSwitch
 from haclusterd.agent.switch import SwitchError
 from haclusterd.config import FreeSwitch
 from haclusterd.core.records import CallRecord
+from haclusterd.core.view import View
 from haclusterd.freeswitch.profiles import ProfileState
 from haclusterd.freeswitch.rest import Rest
 from tests.fixtures.agent_parts import FakeSwitch, spec, view
@@ -33,12 +36,15 @@ pytestmark = pytest.mark.timeout(20)
 class Lifted(Bench):
     """Drains of fs-a, which owns east, as the agent puts them together."""
 
-    def __init__(self) -> None:
+    def __init__(self, profiles: tuple[str, ...] = ("east",)) -> None:
         super().__init__()
         self.resting = True
+        east, west = spec().services
+        services = (msgspec.structs.replace(east, profiles=profiles), west)
         self.drains = Drains(
-            spec(), "", self.orders, self, self.history, lambda: self.view, lambda: self.switch,
-            lambda name: self.working, lambda name: self.legs, lambda name: self.resting,
+            msgspec.structs.replace(spec(), services=services), "", self.orders, self, self.history,
+            lambda: self.view, lambda: self.switch, lambda name: self.working,
+            lambda name: self.legs, lambda name: self.resting,
         )  # fmt: skip
         self.came_up = self.drains.lifting.came_up
 
@@ -126,6 +132,57 @@ async def test_one_that_was_lifted_as_its_service_went_stands_by_again(bench: Li
     assert bench.done == [OPENED, SHUT]
 
 
+HERE = {"east": ("fs-a", 7), "west": ("fs-b", 2)}
+
+
+def lapsed() -> View:
+    """Heart's word while the lease of east, which nobody else has, is over."""
+    here = view({"west": ("fs-b", 2)})
+    east, west = here.services
+    lost = msgspec.structs.replace(east, local_state="lapsed")
+    return msgspec.structs.replace(here, services=(lost, west))
+
+
+async def test_one_that_was_lifted_as_its_lease_lapsed_is_lifted_when_it_is_back(
+    bench: Lifted,
+) -> None:
+    """Heart orders no recovery for what it reclaims: its calls never left."""
+    assert bench.switch is not None
+    real = bench.switch.stand_by
+
+    async def slowly(profiles: Sequence[str], on: bool) -> None:
+        await real(profiles, on)
+        bench.view = lapsed()
+
+    bench.switch.stand_by = slowly  # type: ignore[method-assign]
+    bench.came_up("east")
+    await bench.look(2)
+    assert bench.done == [OPENED, SHUT]
+    bench.switch.stand_by = real  # type: ignore[method-assign]
+    bench.view = view(HERE)
+    await bench.look(2)
+    assert bench.done == [OPENED, SHUT, OPENED]
+
+
+async def test_what_may_have_been_lifted_as_its_service_went_stands_by_again(
+    bench: Lifted,
+) -> None:
+    """A command without an answer may have been read."""
+    assert bench.switch is not None
+    real = bench.switch.stand_by
+
+    async def unheard(profiles: Sequence[str], on: bool) -> None:
+        await real(profiles, on)
+        if not on:
+            bench.view = view({"east": ("fs-b", 8), "west": ("fs-b", 2)})
+            raise SwitchError("no reply within 5000 ms")
+
+    bench.switch.stand_by = unheard  # type: ignore[method-assign]
+    bench.came_up("east")
+    await bench.look(2)
+    assert bench.done == [OPENED, SHUT]
+
+
 async def test_what_is_refused_is_an_alarm_and_tried_again(
     bench: Lifted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +260,52 @@ async def test_the_local_switch_hears_of_a_profile_that_is_started(tmp_path: Pat
             await until(lambda: told == ["", "east"])
         finally:
             await switch.stop()
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[tuple[FakeEsl, LocalSwitch]]:
+    async with FakeEsl() as server:
+        server.api["global_getvar core_uuid"] = "first\n"
+        switch = switch_at(server, tmp_path, [])
+        await switch.start()
+        try:
+            await until(lambda: switch.up and switch.core_uuid == "first")
+            yield server, switch
+        finally:
+            await switch.stop()
+
+
+def lifted(server: FakeEsl) -> list[str]:
+    return [line.split()[3] for line in server.received if line.endswith(" recover")]
+
+
+async def test_a_profile_that_does_not_run_keeps_no_other_in_standby_nor_out_of_it(
+    local: tuple[FakeEsl, LocalSwitch],
+) -> None:
+    server, switch = local
+    server.api["sofia profile gone"] = "Invalid Profile [gone]"
+    server.api["sofia profile odd"] = "-ERR cannot find config for profile odd"
+    with pytest.raises(SwitchError, match=r"'gone' stays .*; .*'odd' stays"):
+        await switch.stand_by(["gone", "odd", "east"], False)
+    assert lifted(server) == ["gone", "odd", "east"]
+    await switch.stand_by(["gone", "east"], True)  # a switchover and a drain need no more
+    with pytest.raises(SwitchError, match="'odd' is not rescanned"):
+        await switch.stand_by(["odd", "east"], True)
+    assert server.received[-1] == "api sofia profile east rescan"
+
+
+async def test_no_standby_is_lifted_in_a_freeswitch_whose_recovery_is_still_to_come(
+    local: tuple[FakeEsl, LocalSwitch],
+) -> None:
+    """It was started anew, and the connection that says so has not logged in again."""
+    server, switch = local
+    server.api["global_getvar core_uuid"] = "second\n"
+    with pytest.raises(SwitchError, match="started anew"):
+        await switch.stand_by(["east"], False)
+    assert lifted(server) == []
+    server.api["global_getvar core_uuid"] = "first\n"
+    await switch.stand_by(["east"], False)
+    assert lifted(server) == ["east"]
 
 
 async def test_a_service_rests_unless_its_calls_wait_for_a_recovery(
