@@ -147,6 +147,11 @@ def test_an_ill_master_hands_over_its_calls_and_is_told_why(
     watched: Laboratory, outside: Outside
 ) -> None:
     """MS4, MS10: by a switchover, so that no call is lost."""
+
+    def reasons() -> list[str]:
+        why = json.loads(watched.nodes["fs-c"].ctl("rank", "--why").stdout)
+        return list(why["health"])
+
     watched.start_calls({"east1": 5})
     watched.wait_replicated()
     well = {"told": "ok", "storage": "ok", "self": "ok", "others": "idle"}
@@ -166,8 +171,10 @@ def test_an_ill_master_hands_over_its_calls_and_is_told_why(
         lambda: watched.nodes["fs-c"].api("rank")["slaves"] == ["fs-c", "fs-a"],
         20.0, "fs-a to be a slave, and the last one: it is impaired",
     )  # fmt: skip
-    why = json.loads(watched.nodes["fs-c"].ctl("rank", "--why").stdout)
-    assert any(line.startswith("fs-a: health 40: told critical -60") for line in why["health"])
+    netns.wait_for(  # heart says how well it is, and its agent why
+        lambda: any(line.startswith("fs-a: health 40: told critical -60") for line in reasons()),
+        10.0, "fs-c to know why",
+    )  # fmt: skip
 
 
 def test_a_fault_of_all_nodes_moves_nothing_and_the_next_loss_is_served(

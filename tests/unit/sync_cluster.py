@@ -27,7 +27,7 @@ NODES = ["a", "b", "c"]
 TIMING = SyncTiming(
     beat_ms=40, dead_ms=200, connect_ms=200, backoff_ms_min=10, backoff_ms_max=100, lag_ms_max=400
 )
-_ports = itertools.count(20_000 + os.getpid() % 20_000)
+_ports = itertools.count(20_000 + os.getpid() * 499 % 20_000)  # neighbours far apart
 
 
 class Authority:
