@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
-BESIDE := -n 2 --dist loadgroup --no-loadscope-reorder  # who goes beside whom: tests/conftest.py
+BESIDE := -n 2 --no-loadscope-reorder  # who goes beside whom: tests/conftest.py
 
 SEEDS ?= 0:200
 MINUTES ?= 10

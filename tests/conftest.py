@@ -6,9 +6,11 @@ import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A busy machine is no reason for a property to fail; pytest's own timeout is the bound.
 settings.register_profile("unhurried", deadline=None)
@@ -40,23 +42,29 @@ def pytest_report_header() -> str:
     return f"lab tests: skipped, {obstacle}" if obstacle else "lab tests: run (namespaces allowed)"
 
 
-def _side(item: pytest.Item) -> int:
-    """Tests of one side run one after another; the sides of 0 and 1 run beside each other."""
-    if item.get_closest_marker("lab") or "lab" in item.path.parts:
-        return 2
-    return 1 if {"sim", "scenarios", "properties"}.intersection(item.path.parts) else 0
+def _side(folders: Sequence[str]) -> int:
+    """1: only computes. 2: the lab, which measures milliseconds. 0: the rest, in real time."""
+    if {"sim", "scenarios", "properties"}.intersection(folders):
+        return 1
+    return 2 if {"lab", "web"}.intersection(folders) else 0
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class _Sides(LoadScopeScheduling):  # type: ignore[misc]
+    """Two workers: the tests in real time one after another on one, what computes on the other,
+    and then the lab on the first that is free: it has the machine for itself, but for an end."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        side = _side(nodeid.partition("::")[0].split("/"))
+        return nodeid if side == 1 else ("real time", "", "lab")[side]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Sides:
+    return _Sides(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers: what waits for real time on one, what only computes on the other, the lab last.
-
-    The lab measures milliseconds, so it has the machine for itself (but for a neighbour's end).
-    """
-    items.sort(key=_side)
-    for item in items:
-        if (side := _side(item)) != 1:
-            item.add_marker(pytest.mark.xdist_group(("clock", "", "lab")[side]))
+    items.sort(key=lambda item: _side(item.path.parts))
     lab_items = [item for item in items if item.get_closest_marker("lab")]
     if lab_items and (obstacle := lab_obstacle()):
         for item in lab_items:
