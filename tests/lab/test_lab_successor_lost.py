@@ -26,6 +26,7 @@ from haclusterd.lab.run import bring_calls, ready_cluster
 REASON = netns.why_not() or ("" if shutil.which("sipp") else "sipp is missing: sip-tester")
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.long,
     pytest.mark.skipif(bool(REASON), reason=REASON or "ready"),
     pytest.mark.timeout(180),
 ]
