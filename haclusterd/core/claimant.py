@@ -117,12 +117,13 @@ def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int
     of that, as the claimant itself says.
 
     It may have won, taken the calls up and gone again, all unheard; also if a later claim, which
-    was granted as well, came to nothing.
+    was granted as well, came to nothing. At this node's own epoch, too: voters that lost their
+    memory between the two may have given that twice.
     """
     fresh_us = now_us - node.spec.timing.two_way_us
     told = [p.services[k].promise for p in node.peers if p.services and p.two_way_us >= fresh_us]
     for held in (service.promise, *service.passed_on, *told):
-        if held.epoch <= service.identity.epoch or held.node in (node.spec.me, NOBODY_NODE):
+        if held.epoch < service.identity.epoch or held.node in (node.spec.me, NOBODY_NODE):
             continue
         peer = node.peers[held.node]
         if peer.two_way_us < fresh_us or not peer.services:

@@ -199,6 +199,7 @@ def recover_again(node: Node, out: list[Action]) -> None:
     for k, service in enumerate(node.services):
         if service.unrecovered and owns(service):
             service.unrecovered = ""
+            service.holding = True
             cause, times = service.given_up, dict(service.times)
             out.append(Recover(k, service.recovering, service.from_node, cause, times))
 

@@ -249,6 +249,8 @@ def _report(node: Node, event: LocalReport, now_us: int, out: list[Action]) -> N
         if (service.ready, service.calls) != (word.ready, word.calls):
             node.rank_dirty = True
         service.ready, service.reason, service.calls = word.ready, word.reason, word.calls
+        if event.freeswitch_up and service.state is State.OWNED:
+            service.holding = True  # of a FreeSWITCH that came back the agent recovers in place
 
 
 def stopped(node: Node) -> bool:

@@ -102,6 +102,11 @@ DRILLS: dict[str, Drill] = {
         **worlds("cut_node", "power_off", "freeze_long"),
     ),
     "a grant may have won unheard": Drill(m.grants_of_others_ignored, drama="winner_unheard"),
+    "a FreeSWITCH that came back": Drill(
+        m.freeswitch_back_unseen,
+        calls=True,
+        **worlds("freeswitch", "agent_stalls", "cut_node", freeswitch=True),
+    ),
     "epochs adopted": Drill(m.epochs_not_adopted, drama="blank_claimant"),
     "claim with a majority only": Drill(
         m.claims_without_majority, **worlds("cut_node", ending="minority")

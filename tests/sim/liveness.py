@@ -183,6 +183,9 @@ def _service(k: int, left: list[Host]) -> list[str]:
             found.append(f"V3: {stands}, s{k} is {identity}")
         if service.state not in _AT_REST:
             found.append(f"V4: n{node.spec.me} is not at rest for s{k}: {states}")
+    for host in left:
+        if host.node is not None and k in host.telephony.calls and not owns(host.node.services[k]):
+            found.append(f"V4: n{host.me} still has calls of s{k}, which another owns")
     return found
 
 

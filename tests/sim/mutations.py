@@ -10,6 +10,7 @@ from typing import Any
 
 from haclusterd.core import claimant, detector, moves, node, owner, standing, state, voter
 from haclusterd.core.actions import Action
+from haclusterd.core.inputs import LocalReport
 from haclusterd.core.model import NOBODY, ClusterSpec, Identity, Release, State
 from haclusterd.core.state import NEVER, Claim, Node, Service
 from haclusterd.core.takeover import TABLE, Event, Row
@@ -304,6 +305,19 @@ def grants_of_others_ignored() -> None:
         return found if found == service.promise else NOBODY
 
     patch(claimant, "_may_have_been_owned_since", since)
+
+
+def freeswitch_back_unseen() -> None:
+    """What comes back at an owner is held: here its calls count as gone."""
+    true = node._TAKE[LocalReport]
+
+    def report(n: Node, event: LocalReport, now_us: int, out: list[Action]) -> None:
+        held = [service.holding for service in n.services]
+        true(n, event, now_us, out)
+        for service, holding in zip(n.services, held, strict=True):
+            service.holding = holding
+
+    node._TAKE[LocalReport] = report
 
 
 def claims_without_majority() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import Identity
+from haclusterd.core.model import Identity, State
 from haclusterd.core.state import NEVER, owns
 
 if TYPE_CHECKING:
@@ -85,6 +85,22 @@ class Telephony:
         self.up = True
         self.report()
         self.host.run(t, self.host.life)
+        self._in_place()
+
+    def _in_place(self) -> None:
+        """The agent recovers here what this node still owns; of a heart that stands still it does
+        not know that, and the core, fenced by then, has the calls recovered itself."""
+        host = self.host
+        if host.node is None or not host.alive or host.thaw_at > host.world.now:
+            return
+        if not (self.up and self.agent_up):
+            return
+        for k, service in enumerate(host.node.services):
+            if service.state is State.OWNED and k not in self.calls:
+                self.failed.discard(k)
+                self.calls.add(k)
+                self.recovered_us[k] = host.local(host.world.now)
+                self._ends_later(k, service.recovering)
 
     def hang(self, after_us: int) -> None:
         """It stops answering; the agent says so after three probes."""
@@ -116,6 +132,7 @@ class Telephony:
         self.host.todo.append(inp.AgentChanged(True))
         self.report()
         self.host.run(t, self.host.life)
+        self._in_place()
 
     def recover(self, action: act.Recover) -> None:
         k = action.service
@@ -127,7 +144,10 @@ class Telephony:
         self.failed.discard(k)
         if self.up:
             self.calls.add(k)
-        ended = partial(self._recovered, k, action.identity)
+        self._ends_later(k, action.identity)
+
+    def _ends_later(self, k: int, identity: Identity) -> None:
+        ended = partial(self._recovered, k, identity)
         delay_us = self.host.rng.randrange(*RECOVERY_US)
         self.host.world.at(self.host.world.now + delay_us, ended, self.host.life)
 

@@ -26,3 +26,7 @@ def test_f2_a_slave_whose_freeswitch_died_is_no_candidate_in_its_own_eyes() -> N
 def test_f5_who_released_a_service_recovers_its_calls_when_it_has_it_again() -> None:
     world = World(11, aimed_swarm("release of the present promise only", 11))
     assert world.run(0.5) == []
+
+
+def test_f15_calls_that_came_back_in_place_are_not_taken_up_beside_themselves() -> None:
+    assert World(212).run(1) == []

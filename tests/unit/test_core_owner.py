@@ -303,6 +303,24 @@ def test_lapsed_owner_reclaims_when_its_grant_came_to_nothing() -> None:
     assert not kinds(bench.asked, EndCalls)
 
 
+@pytest.mark.parametrize(("claimant_tells", "row"), [(False, "T505"), (True, "T501")])
+def test_s4_a_voter_that_stands_by_another_at_the_lapsed_owners_own_epoch(
+    claimant_tells: bool, row: str
+) -> None:
+    """Seed 10300 of ten minutes: between two winners of one epoch its voters lost their memory."""
+    bench = Bench()
+    mine = bench.own()
+    bench.pass_ms(101)
+    assert bench.stands_in(State.LAPSED)
+    twin = Identity(mine.epoch, 1, 77)
+    bench.forget()
+    nothing = (1, entry(twin, held=mine.epoch - 1))  # nothing came of its claim, it says itself
+    voter = (2, entry(twin, held=mine.epoch))
+    bench.keep_hearing(400, voter, *([nothing] if claimant_tells else []))
+    assert row in bench.rows
+    assert ("T505" in bench.rows) == bool(kinds(bench.asked, EndCalls)) == (row == "T505")
+
+
 @pytest.mark.parametrize(("first_tells", "row"), [(False, "T505"), (True, "T501")])
 def test_a_later_grant_that_came_to_nothing_says_nothing_of_the_first(
     first_tells: bool, row: str

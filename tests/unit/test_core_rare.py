@@ -6,7 +6,7 @@ import msgspec
 
 from haclusterd.core import inputs as inp
 from haclusterd.core import moves
-from haclusterd.core.actions import Action, EndCalls, KillFreeswitch
+from haclusterd.core.actions import Action, EndCalls, KillFreeswitch, Recover
 from haclusterd.core.model import Echo, Identity, Release, State
 from haclusterd.core.node import is_calm
 from haclusterd.core.state import NEVER
@@ -76,6 +76,65 @@ def test_superseded_owner_of_something_else_keeps_its_freeswitch() -> None:
     found = bench.hear(1, entry(Identity(9, 1, 3), State.OWNED))
     assert [what.service for what in kinds(found, EndCalls)] == [0]
     assert not kinds(found, KillFreeswitch)
+
+
+def own_with_a_new_freeswitch() -> Bench:
+    """Nobody else was ready: the service stayed, and the agent recovers its calls in place."""
+    bench = Bench()
+    bench.own()
+    bench.pass_ms(1)
+    bench.hear(1, entry(bench.service.identity, lease_seq=bench.node.seq, ready=False))
+    bench.give(inp.FreeswitchExited())
+    assert bench.stands_in(State.OWNED)
+    bench.report(freeswitch_up=False)
+    assert not bench.service.holding
+    bench.report()
+    return bench
+
+
+def test_f15_an_owner_whose_freeswitch_came_back_does_not_recover_its_calls_twice() -> None:
+    bench = own_with_a_new_freeswitch()
+    bench.pass_ms(101)
+    assert bench.stands_in(State.LAPSED)
+    bench.forget()
+    bench.hear(1, entry(bench.node.services[0].promise, ready=False))
+    bench.keep_hearing(160, (1, entry(bench.service.promise, ready=False)))
+    bench.hear(1, entry(bench.service.promise, ready=False))
+    assert bench.stands_in(State.OWNED), bench.said
+    assert not kinds(bench.asked, Recover)
+
+
+def test_f15_an_owner_whose_freeswitch_came_back_ends_its_calls_when_superseded() -> None:
+    bench = own_with_a_new_freeswitch()
+    found = bench.hear(1, entry(Identity(9, 1, 3), State.OWNED))
+    assert kinds(found, EndCalls)
+
+
+def test_f15_a_freeswitch_that_comes_back_while_fenced_is_given_its_calls_by_the_reclaim() -> None:
+    bench = own_with_a_new_freeswitch()
+    bench.give(inp.FreeswitchExited())
+    bench.pass_ms(101)
+    assert bench.stands_in(State.LAPSED)
+    bench.report()
+    assert not bench.service.holding
+    bench.forget()
+    bench.keep_hearing(160, (1, entry(bench.service.promise, ready=False)))
+    bench.hear(1, entry(bench.service.promise, ready=False))
+    assert len(kinds(bench.asked, Recover)) == 1
+
+
+def test_f15_what_a_new_agent_recovers_again_is_held_here() -> None:
+    bench = Bench()
+    mine = bench.own()
+    bench.pass_ms(1)
+    bench.hear(1, entry(mine, lease_seq=bench.node.seq, ready=False))
+    bench.give(inp.RecoveryEnded(0, mine, False, "the profile does not start"))
+    bench.give(inp.FreeswitchExited())
+    assert not bench.service.holding
+    bench.give(inp.AgentChanged(False))
+    found = bench.give(inp.AgentChanged(True))
+    assert len(kinds(found, Recover)) == 1
+    assert bench.service.holding
 
 
 def test_calm_is_an_owner_with_a_majority_and_nothing_on_the_move() -> None:
