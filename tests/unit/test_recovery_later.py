@@ -188,7 +188,7 @@ async def test_s9_an_agent_that_cannot_read_the_calls_yet_keeps_the_copies_of_th
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its FreeSWITCH goes on with all of them, while the password of ESL cannot be read."""
-    monkeypatch.setattr("haclusterd.agent.services.RETRY_S", 0.01)
+    monkeypatch.setattr("haclusterd.agent.taking_stock.RETRY_S", 0.01)
     bench.work.switch, bench.why_no_switch = None, "esl.password: Permission denied"
     bench.services.observe(view({"east": ("fs-a", 7)}))
     await asyncio.sleep(0.05)
