@@ -99,7 +99,8 @@ class InPlace:
             self.stranded[name] = Stranded(identity, epoch, records, since, reason)
             text = f"{self._me} cannot recover {name}: {reason}"
             self._history.add("A5", text, None, name, epoch)
-            self._send(RecoveryEnded(self._index(name), identity, False, reason))
+        # Also that it worked: heart may know of an attempt with the process before, which did not.
+        self._send(RecoveryEnded(self._index(name), identity, not reason, reason))
 
     async def repeat(self, name: str) -> None:
         """Once more, for what has not ended since; in the end only to have standby lifted."""

@@ -18,7 +18,8 @@ from haclusterd.agent.history import History
 from haclusterd.agent.leaving import clear_old_rows, end_calls
 from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import Replication
-from haclusterd.agent.switch import Change, Switch, SwitchError
+from haclusterd.agent.switch import Change, Switch
+from haclusterd.agent.taking_stock import Stock, of_the_dead
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.model import ClusterSpec, Identity, ServiceSpec
 from haclusterd.core.records import CallRecord
@@ -26,8 +27,6 @@ from haclusterd.core.view import View
 from haclusterd.lasting import until_done
 
 log = logging.getLogger(__name__)
-
-RETRY_S = 0.5
 
 
 class Services:
@@ -53,6 +52,8 @@ class Services:
         self._busy: dict[str, str] = {}
         self._owned: dict[str, Identity] = {}
         self._unsure: set[str] = set()  # services whose profiles may serve here unseen
+        self._unread: set[str] = set()  # owned, and which calls they have is not known yet
+        self._stock = Stock(spec, replication, history, work, self._say_busy)
         self._again = Again(self._repeat)
 
     @property
@@ -71,29 +72,40 @@ class Services:
 
     # -- what heart says --
 
-    def recover(self, action: Recover, again: Sequence[CallRecord] = ()) -> None:
+    def recover(self, action: Recover, again: Sequence[CallRecord] | None = None) -> None:
         """This node owns the service now: its calls go on here.
 
         `again`: calls that were here already, in a FreeSWITCH that died before all had a verdict.
+        Where heart repeats an order (None), those are in this node's log, and not inherited.
         """
-        name = self._spec.services[action.service].name
+        name, epoch = self._spec.services[action.service].name, action.identity.epoch
+        if again is None:
+            again = self._of_the_dead(name, epoch)
         self._owned[name] = action.identity
         self._unsure.discard(name)
+        self._unread.discard(name)
         self._drop_waiting(name)
         account = self._work.begin(name, action)
         # Its turn comes after this, but before that of the news to all peers that `own` sends.
         self._work.recovering[name] = action
         self._start(name, "recovering its calls", self._work.recover(action, account, again))
         if self._replication is not None:
-            self._replication.own(name, action.identity.epoch, settled=False)
+            self._replication.own(name, epoch, settled=False)
         if self.switch is not None:
             self.switch.set_fenced(name, False)
+
+    def _of_the_dead(self, name: str, epoch: int) -> list[CallRecord]:
+        """Logged as live in the log that is begun already for this epoch."""
+        if self._replication is None or self._replication.owned().get(name, -1) < epoch:
+            return []
+        return of_the_dead(self._replication.own_records(name), self.switch)
 
     def end_calls(self, action: EndCalls) -> None:
         """Another node owns the service: end its calls here, back to standby."""
         service = self._spec.services[action.service]
         self._owned.pop(service.name, None)
         self._unsure.discard(service.name)
+        self._unread.discard(service.name)
         self._drop_waiting(service.name)
         self._again.forget(service.name)
         self._work.recovering.pop(service.name, None)
@@ -119,7 +131,10 @@ class Services:
                     self._resume(name, seen.epoch)
                 elif seen.epoch > known:
                     self._replication.advance(name, seen.epoch)
+                if name in self._unread and name not in self._tasks:
+                    self._read(name)  # the fence was closed before
             elif seen.owner not in ("", self._me) and seen.local_state == "standby":
+                self._unread.discard(name)
                 self._drop_recovery(service, seen.epoch)
         self._make_sure()
 
@@ -161,32 +176,21 @@ class Services:
                 self._start(service.name, "making sure that it stands by", work)
 
     def _resume(self, name: str, epoch: int) -> None:
-        """The agent was restarted, the service stayed: FreeSWITCH has its calls."""
+        """The agent was restarted, the service stayed; its FreeSWITCH maybe not."""
         if self._replication is None:
             return
         self._replication.own(name, epoch, settled=False)
         self._history.add("A1", f"{self._me} goes on replicating {name}", None, name, epoch)
-        what = "reading its calls"
-        self._start(name, what, until_done(partial(self._reread, name), f"{what} {name}"))
+        self._unread.add(name)
+        self._read(name)
 
-    async def _reread(self, name: str) -> None:
-        """Only with all calls logged may standbys forget what the earlier agent told them."""
-        while self._replication is not None:
-            why, switch = self._work.why_no_switch(name), self.switch
-            if switch is None and not why:
-                break
-            try:
-                if switch is None:
-                    raise SwitchError(why)
-                records = [r for r in await switch.snapshot() if r.service == name]
-            except SwitchError as error:
-                log.info("the calls of %s are not read yet: %s", name, error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self._replication.append(records)
-            break
-        if self._replication is not None:
-            self._replication.settle(name)
+    def _read(self, name: str) -> None:
+        what = "reading its calls"
+        self._start(name, what, until_done(partial(self._take_stock, name), f"{what} {name}"))
+
+    async def _take_stock(self, name: str) -> None:
+        if await self._stock.take(name, self._owned.get(name)):
+            self._unread.discard(name)
 
     async def stop(self) -> None:
         """End all tasks."""
@@ -212,14 +216,34 @@ class Services:
         for name, epoch in self._replication.owned().items():
             records = self._replication.own_records(name)
             action = self._work.pending.get(name) or self._work.recovering.get(name)
+            if not self._work.served(name):
+                self._put_off(name, action, records)
+                continue
+            if name in self._unread:
+                self._read(name)  # what was read so far is of the process that is gone
+                continue
             if action is not None:
                 self.recover(action, records)
+                continue
+            if not any(s.name == name and s.profiles for s in self._spec.services):
                 continue
             text = f"FreeSWITCH on {self._me} came back: {len(records)} legs of {name} in place"
             self._history.add("A3", text, None, name, epoch)
             self._again.forget(name)
             work = self._work.in_place.recover(name, self._owned.get(name), epoch, records)
             self._start(name, "recovering in place", work)
+
+    def _put_off(self, name: str, action: Recover | None, records: Sequence[CallRecord]) -> None:
+        """Until the fence is open: behind it no phone can answer, and the call would be buried."""
+        self._drop_waiting(name)
+        self._work.recovering.pop(name, None)
+        if (task := self._tasks.get(name)) is not None:
+            task.cancel()
+        if action is None:
+            self._unread.add(name)
+            return
+        self._work.pending[name], self._work.again[name] = action, records
+        self._again.failed(name)
 
     async def all_calls(self, name: str) -> list[CallRecord] | None:
         """Of an owned service, as FreeSWITCH has them. Raises SwitchError. None where they are not
@@ -238,7 +262,8 @@ class Services:
     def at_rest(self, name: str) -> bool:
         """Served, and nothing of it is being recovered or has to be tried again."""
         waiting = name in self._work.pending or name in self._work.in_place.stranded
-        return self._rests(name) and not waiting
+        unread = name in self._unread and name not in self._tasks
+        return self._rests(name) and not waiting and not unread
 
     def freeswitch_exited(self) -> None:
         """The process is gone: what it carried counts as out from now on."""
@@ -297,6 +322,11 @@ class Services:
         task = asyncio.get_running_loop().create_task(work, name=f"{what} {name}".strip())
         self._tasks[name] = task
         task.add_done_callback(lambda done: self._ended(name, done))
+        self._changed()
+
+    def _say_busy(self, name: str, what: str) -> None:
+        """Of the task that is under way."""
+        self._busy[name] = what
         self._changed()
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:

@@ -117,12 +117,17 @@ def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int
     of that, as the claimant itself says.
 
     It may have won, taken the calls up and gone again, all unheard; also if a later claim, which
-    was granted as well, came to nothing. At this node's own epoch, too: voters that lost their
-    memory between the two may have given that twice.
+    was granted as well, came to nothing. At this node's own epoch, too, where a voter has forgotten
+    that it stood by this node: then that epoch may have been won twice.
     """
     fresh_us = now_us - node.spec.timing.two_way_us
-    told = [p.services[k].promise for p in node.peers if p.services and p.two_way_us >= fresh_us]
-    for held in (service.promise, *service.passed_on, *told):
+    granted = [service.promise, *service.passed_on]
+    for n, peer in enumerate(node.peers):
+        if peer.services and peer.two_way_us >= fresh_us:
+            told = peer.services[k].promise
+            if told.epoch != service.identity.epoch or _has_forgotten(service, n, told):
+                granted.append(told)
+    for held in granted:
         if held.epoch < service.identity.epoch or held.node in (node.spec.me, NOBODY_NODE):
             continue
         peer = node.peers[held.node]
@@ -134,6 +139,14 @@ def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int
         if entry.held >= held.epoch or not at_rest or not remembers:
             return held
     return NOBODY
+
+
+def _has_forgotten(service: Service, voter: int, told: Identity) -> bool:
+    """Of one epoch a node stands by one claim while it remembers. Who stood by this node's, and by
+    `told` now, or made that claim itself, does not: a claim alone that came to nothing says so not.
+    """
+    stood_by = service.stood_by
+    return bool(stood_by >> voter & 1 or (told.node >= 0 and stood_by >> told.node & 1))
 
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:

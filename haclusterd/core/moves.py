@@ -92,6 +92,7 @@ def promise(node: Node, service: Service, identity: Identity, now_us: int) -> No
     """Stand by `identity`; the silence timer starts anew (DESIGN 6, Grant)."""
     node.rank_dirty = True
     service.promise = identity
+    service.restored = False
     service.promised_us = now_us
     service.highest = max(service.highest, identity.epoch)
     service.silence_us = now_us
@@ -134,6 +135,7 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
     if claim is None:
         return
     service.identity = claim.identity
+    service.stood_by = claim.granted
     service.owned_epoch = claim.identity.epoch
     service.passed_on = ()
     service.claim = None
@@ -210,6 +212,7 @@ def _persist(node: Node, k: int, service: Service, now_us: int, out: list[Action
 
 def _end_calls(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     """DESIGN 2.4: the calls live elsewhere now; a FreeSWITCH with nothing else to do is killed."""
+    service.unrecovered = ""
     if not service.holding:
         return
     service.holding = False
@@ -233,6 +236,7 @@ def _publish_release(node: Node, k: int, service: Service, now_us: int, out: lis
     if service.addresses or not service.fence_closed:
         return
     own = service.promise.node == node.spec.me
+    service.unrecovered = ""  # of the term that ends: no reason to let a later one go
     service.release = Release(k, service.promise if own else service.identity, service.moving_to)
     service.released_us = now_us
 

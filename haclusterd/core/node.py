@@ -54,7 +54,7 @@ from haclusterd.core.inputs import (
     SwitchoverRequested,
     Tick,
 )
-from haclusterd.core.model import State
+from haclusterd.core.model import Identity, State
 from haclusterd.core.moves import happen, recover_again
 from haclusterd.core.state import NEVER, Node, flags, owns
 from haclusterd.core.takeover import Event
@@ -191,6 +191,7 @@ def _restored(node: Node, event: Restored, now_us: int, out: list[Action]) -> No
             service.highest = max(service.highest, promise.epoch)
             if promise.node == node.spec.me:  # it may have won after that was written
                 service.owned_epoch = max(service.owned_epoch, promise.epoch)
+                service.restored = True
     for service, epoch in zip(node.services, event.owned, strict=False):
         service.owned_epoch = max(service.owned_epoch, epoch)
 
@@ -260,9 +261,11 @@ def stopped(node: Node) -> bool:
 
 def _recovery_ended(node: Node, event: RecoveryEnded, now_us: int, out: list[Action]) -> None:
     """The word is about one Recover, whatever right the service is held by now: a lease that was
-    renewed or reclaimed since keeps the calls, and what is wrong with them."""
-    service = node.services[event.service]
-    if event.identity != service.recovering:
+    renewed or reclaimed since keeps the calls, and what is wrong with them. An agent that found the
+    service owned here when it started knows no nonce (0)."""
+    service, whose = node.services[event.service], event.identity
+    resumed = whose == Identity(service.identity.epoch, node.spec.me, 0)
+    if whose != service.recovering and not (resumed and service.state is State.OWNED):
         return
     if event.ok:
         service.unrecovered = ""  # a later attempt, while nobody else could have the service

@@ -119,7 +119,7 @@ def waits_for_resume(node: Node, service: Service, now_us: int) -> bool:
     if not is_paused(node, now_us) or _is_free(node, service):
         return False
     held = service.promise
-    owned = service.state is State.LAPSED or service.owned_epoch == held.epoch
+    owned = service.state is State.LAPSED or _was_its_term(service)
     return held.node != node.spec.me or not (owned or service.release is not None)
 
 
@@ -133,8 +133,15 @@ def withholds(node: Node, service: Service, claimant: int, now_us: int) -> bool:
     if not is_paused(node, now_us) or _is_free(node, service):
         return False
     if held.node == node.spec.me:
-        return service.state is not State.STANDBY or service.owned_epoch == held.epoch
+        return service.state is not State.STANDBY or _was_its_term(service)
     return held.node not in (NOBODY_NODE, claimant)
+
+
+def _was_its_term(service: Service) -> bool:
+    """The promise, to this node itself, is its last term; after a restart it may be one, unless
+    somebody owned since. The epoch alone does not tell: another node may have won it."""
+    held = service.promise
+    return held == service.identity or (service.restored and service.owned_epoch == held.epoch)
 
 
 def _is_free(node: Node, service: Service) -> bool:

@@ -24,6 +24,7 @@ def hear_votes(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
         if not owns(service):
             continue
         if entry.promise == service.identity:
+            service.stood_by |= 1 << beat.sender
             sent_us = node.sent_us.get(entry.lease_seq)
             if sent_us is not None and sent_us > service.voter_sent_us[beat.sender]:
                 service.voter_sent_us[beat.sender] = sent_us

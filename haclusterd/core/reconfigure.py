@@ -347,6 +347,7 @@ def _renumbered(service: Service, by: Numbering) -> Service:
     """Promises, lease and claim of one service in the new numbers; all its clocks as they were."""
     heard = service.voter_sent_us
     service.voter_sent_us = [heard[n] if n >= 0 else NEVER for n in by.my_nodes]
+    service.stood_by = _renumbered_mask(service.stood_by, by)
     service.promise = by.identity(service.promise)
     service.identity = by.identity(service.identity)
     service.recovering = by.identity(service.recovering)
@@ -358,9 +359,7 @@ def _renumbered(service: Service, by: Numbering) -> Service:
     claim = service.claim
     if claim is not None:
         claim.identity = by.identity(claim.identity)
-        claim.granted = sum(
-            1 << mine for mine, n in enumerate(by.my_nodes) if n >= 0 and claim.granted >> n & 1
-        )
+        claim.granted = _renumbered_mask(claim.granted, by)
     deferred = service.deferred
     if deferred is not None:
         identity = by.identity(deferred.identity)
@@ -368,6 +367,10 @@ def _renumbered(service: Service, by: Numbering) -> Service:
             msgspec.structs.replace(deferred, identity=identity) if identity.node >= 0 else None
         )
     return service
+
+
+def _renumbered_mask(mask: int, by: Numbering) -> int:
+    return sum(1 << mine for mine, n in enumerate(by.my_nodes) if n >= 0 and mask >> n & 1)
 
 
 def _me(node: Node) -> str:

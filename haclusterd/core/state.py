@@ -105,8 +105,10 @@ class Service(msgspec.Struct):
     owner_seen: bool = False  # a live owner was heard since this node started
     highest: int = 0  # epoch
     owned_epoch: int = 0  # the highest that anybody is known to have owned it at
+    restored: bool = False  # the promise is to this node itself, from before a restart
     # as owner
     identity: Identity = NOBODY
+    stood_by: int = 0  # who granted or echoed `identity` at any time, a bit by node
     lease_until_us: int = NEVER
     fence_until_us: int = NEVER
     fence_closed: bool = True

@@ -159,7 +159,7 @@ class Checkers:
         FreeSWITCH carries calls of this service."""
         recovered = (service, identity) in self.taken_up
         before = self.server.get(service, identity)
-        newer = before.node != node and before.epoch > self.carries.get((service, node), 0)
+        newer = before.node != node and before.epoch >= self.carries.get((service, node), 0)
         newer = newer and self.is_known(service, before)  # who forgot tells of nobody in between
         if not recovered and (newer or not here):
             whose = f"n{before.node} had them" if newer else "they are gone"

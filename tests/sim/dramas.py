@@ -231,6 +231,24 @@ def voters_forget(seed: int) -> list[str]:
     return found
 
 
+def epoch_won_twice(seed: int) -> list[str]:
+    """While the owner stands still the others lose their memory, and one of them wins its epoch
+    anew. It dies as the owner thaws, whose voter stands by the dead one at that epoch (S4)."""
+    world, rng = begin(seed, 3)
+    (owner,) = owners_of(world)
+    thaws_us = world.now + 6_000_000 + rng.randrange(100_000)
+    world.hosts[owner].freeze(world.now, thaws_us - world.now)
+    for host in world.hosts:
+        if host.me != owner:
+            host.kill(world.now, power=True)
+            world.at(world.now + rng.randrange(20_000, 60_000), _boot_blank, host)
+    world.play_until(thaws_us - rng.randrange(1_000, 140_000))
+    (winner,) = (n for n in owners_of(world) if n != owner)
+    world.hosts[winner].kill(world.now, power=True)
+    world.play_until(thaws_us + 1_000_000)
+    return list(world.checkers.violations)
+
+
 def _boot_blank(t: int, host: Host) -> None:
     host.boot(t, remember=False)
     host.run(t, host.life)
@@ -249,5 +267,6 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         late_grants,
         freeswitch_dies_under_load,
         voters_forget,
+        epoch_won_twice,
     )
 }

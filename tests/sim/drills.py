@@ -102,6 +102,7 @@ DRILLS: dict[str, Drill] = {
         **worlds("cut_node", "power_off", "freeze_long"),
     ),
     "a grant may have won unheard": Drill(m.grants_of_others_ignored, drama="winner_unheard"),
+    "a voter that forgot": Drill(m.forgetting_unseen, calls=True, drama="epoch_won_twice"),
     "a FreeSWITCH that came back": Drill(
         m.freeswitch_back_unseen,
         calls=True,

@@ -19,9 +19,11 @@ from haclusterd.core.state import FAR, Node, start
 from tests.sim.clock import Clock
 
 if TYPE_CHECKING:
+    from tests.sim.telephony import Telephony
     from tests.sim.world import World
 
 PERSIST_US_MAX = 50_000
+Asked = tuple[int, tuple[Identity, ...], tuple[int, ...]]  # life, promises, epochs owned
 
 
 class Disk(msgspec.Struct):
@@ -40,6 +42,7 @@ class Member(Clock):
     me: int  # among the hosts of the world
     rng: random.Random
     node: Node | None
+    telephony: Telephony
     alive: bool
     stopping: bool
     life: int
@@ -48,6 +51,7 @@ class Member(Clock):
     def _belong(self, spec: ClusterSpec) -> None:
         self.persisted: tuple[Identity, ...] = (NOBODY,) * len(spec.services)
         self.owned: tuple[int, ...] = ()
+        self.unwritten: Asked | None = None  # the newest promises that no agent was there to write
         self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.disk = Disk(spec)
         self.file = spec  # the configuration file that lies on this host
@@ -206,6 +210,16 @@ class Member(Clock):
         kept = tuple(map(self.globally, action.promises))
         self.world.at(self.written_at, self._persisted, (self.life, kept, action.owned))
 
-    def _persisted(self, t: int, what: tuple[int, tuple[Identity, ...], tuple[int, ...]]) -> None:
-        if what[0] == self.life and self.alive:
+    def _persisted(self, t: int, what: Asked) -> None:
+        if what[0] != self.life or not self.alive:
+            return
+        if self.telephony.agent_up:
             self.persisted, self.owned = what[1], what[2]
+            self.unwritten = None
+        else:
+            self.unwritten = what
+
+    def write_rest(self, t: int) -> None:
+        """An agent is back: what heart asked for meanwhile is written."""
+        if self.unwritten is not None:
+            self._persisted(t, self.unwritten)

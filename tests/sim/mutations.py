@@ -307,6 +307,11 @@ def grants_of_others_ignored() -> None:
     patch(claimant, "_may_have_been_owned_since", since)
 
 
+def forgetting_unseen() -> None:
+    """A voter that forgot tells of a second winner: here its word of one epoch is ignored."""
+    patch(claimant, "_has_forgotten", lambda *args: False)
+
+
 def freeswitch_back_unseen() -> None:
     """What comes back at an owner is held: here its calls count as gone."""
     true = node._TAKE[LocalReport]

@@ -38,6 +38,7 @@ class Telephony:
     def boot(self) -> None:
         """A heart starts: its agent ends calls that FreeSWITCH still has, for others own them."""
         self.calls.clear()
+        self.failed.clear()
         self.agent_up = True
         self.host.todo.append(inp.AgentChanged(True))
         self.report()
@@ -77,6 +78,7 @@ class Telephony:
         """It dies, its calls with it; it is back as a standby one to three seconds later."""
         self.up = False
         self.calls.clear()
+        self.failed.clear()
         self.exited_us = self.host.local(self.host.world.now)
         self.host.todo.append(inp.FreeswitchExited("was killed"))
         self.later(self.host.rng.randrange(*RESTART_US), "back")
@@ -129,6 +131,7 @@ class Telephony:
 
     def agent_back(self, t: int) -> None:
         self.agent_up = True
+        self.host.write_rest(t)
         self.host.todo.append(inp.AgentChanged(True))
         self.report()
         self.host.run(t, self.host.life)
@@ -169,3 +172,4 @@ class Telephony:
         if host.node is not None and owns(host.node.services[action.service]):
             host.world.checkers.ended_foreign(host.world.now, host.me, action.service, "EndCalls")
         self.calls.discard(action.service)
+        self.failed.discard(action.service)

@@ -99,6 +99,20 @@ def test_ml10_what_another_owned_since_is_not_kept_in_a_pause() -> None:
     assert claims(back_from_a_restart(owned=5), Identity(6, 1, 8))
 
 
+def test_f16_an_epoch_that_another_won_is_no_term_of_ones_own_in_a_pause() -> None:
+    """Its own claim of that epoch came to nothing: the winner, fenced since, needs its vote."""
+    bench = standby_bench()
+    bench.keep_hearing(300, (2, entry(OWNER)))
+    void = bench.service.promise
+    assert void.node == bench.node.spec.me
+    bench.hear(1, entry(Identity(void.epoch, 1, 7), State.OWNED, held=void.epoch))
+    bench.give(PAUSE)
+    bench.keep_hearing(150, (2, entry(OWNER)))
+    assert bench.stands_in(State.STANDBY)
+    assert bench.service.promise == void
+    assert claims(bench, Identity(void.epoch + 1, 1, 8))
+
+
 def test_pause_an_own_claim_that_came_to_nothing_is_no_term() -> None:
     bench = standby_bench()
     bench.keep_hearing(300, (2, entry(OWNER)))

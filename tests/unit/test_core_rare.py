@@ -137,6 +137,31 @@ def test_f15_what_a_new_agent_recovers_again_is_held_here() -> None:
     assert bench.service.holding
 
 
+def test_f17_why_a_term_could_not_recover_its_calls_ends_with_it() -> None:
+    bench = Bench()
+    mine = bench.own()
+    bench.pass_ms(1)
+    bench.hear(1, entry(mine, lease_seq=bench.node.seq, ready=False))
+    bench.give(inp.RecoveryEnded(0, mine, False, "the profile does not start"))
+    assert bench.service.unrecovered
+    bench.hear(1, entry(Identity(9, 1, 3), State.OWNED))
+    assert bench.stands_in(State.STANDBY)
+    assert not bench.service.unrecovered
+
+
+def test_f17_a_failure_in_place_counts_also_from_an_agent_that_knows_no_nonce() -> None:
+    bench = own_with_a_new_freeswitch()
+    epoch = bench.service.identity.epoch
+    bench.give(inp.RecoveryEnded(0, Identity(epoch - 1, 0, 0), False, "of an older term"))
+    bench.give(inp.RecoveryEnded(0, Identity(epoch, 1, 0), False, "of another node"))
+    why = ["", "the profile does not start", ""]
+    assert bench.service.unrecovered == why[0]
+    bench.give(inp.RecoveryEnded(0, Identity(epoch, 0, 0), False, why[1]))
+    assert bench.service.unrecovered == why[1]
+    bench.give(inp.RecoveryEnded(0, Identity(epoch, 0, 0), True))
+    assert bench.service.unrecovered == why[2]
+
+
 def test_calm_is_an_owner_with_a_majority_and_nothing_on_the_move() -> None:
     bench = Bench()
     assert not is_calm(bench.node), "no majority"

@@ -130,6 +130,18 @@ async def test_e2_a_later_attempt_in_place_mends_the_verdicts(bench: Bench) -> N
     assert recovered(bench) == ["u1"]
 
 
+async def test_heart_is_told_that_the_next_process_could_be_given_what_the_last_one_could_not(
+    bench: Bench,
+) -> None:
+    await replaced(bench)
+    assert [m.ok for m in bench.sent if isinstance(m, RecoveryEnded)] == [False]
+    bench.switch.fail = None
+    await bench.services.freeswitch_replaced()
+    await until(lambda: recovered(bench) == ["u1", "u2"])
+    await bench.settle()
+    assert [m.ok for m in bench.sent if isinstance(m, RecoveryEnded)] == [False, True]
+
+
 async def test_e2_a_login_is_a_sign_to_try_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +200,7 @@ async def test_s9_an_agent_that_cannot_read_the_calls_yet_keeps_the_copies_of_th
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its FreeSWITCH goes on with all of them, while the password of ESL cannot be read."""
-    monkeypatch.setattr("haclusterd.agent.services.RETRY_S", 0.01)
+    monkeypatch.setattr("haclusterd.agent.taking_stock.RETRY_S", 0.01)
     bench.work.switch, bench.why_no_switch = None, "esl.password: Permission denied"
     bench.services.observe(view({"east": ("fs-a", 7)}))
     await asyncio.sleep(0.05)
