@@ -100,7 +100,7 @@ class InPlace:
             text = f"{self._me} cannot recover {name}: {reason}"
             self._history.add("A5", text, None, name, epoch)
         # Also that it worked: heart may know of an attempt with the process before, which did not.
-        self._send(RecoveryEnded(self._index(name), identity, not reason, reason))
+        self._tell(name, identity, reason)
 
     async def repeat(self, name: str) -> None:
         """Once more, for what has not ended since; in the end only to have standby lifted."""
@@ -122,9 +122,18 @@ class InPlace:
         if reason:
             log.info("%s still cannot recover %s: %s", self._me, name, reason)
             one.reason = reason
+            if not one.identity.nonce:  # the first word may have come while the lease had lapsed
+                self._tell(name, one.identity, reason)
             return
         self.stranded.pop(name, None)
-        self._send(RecoveryEnded(self._index(name), one.identity, True))
+        self._tell(name, one.identity, "")
+
+    def _tell(self, name: str, identity: Identity, reason: str) -> None:
+        """Heart. An agent that found the service owned names it by its epoch, as it is now."""
+        if not identity.nonce and self._replication is not None:
+            epoch = self._replication.owned().get(name, identity.epoch)
+            identity = Identity(epoch, self._spec.me, 0)
+        self._send(RecoveryEnded(self._index(name), identity, not reason, reason))
 
     async def _attempt(
         self, name: str, epoch: int, records: Sequence[CallRecord], account: Account
@@ -141,9 +150,12 @@ class InPlace:
             log.exception("recovery of %s in place", name)
             reason = brief(f"haclusterd failed ({error!r}); see its log (journalctl)")
         else:
+            over = verdicts
             if not self._recovers:
                 verdicts = self._work.by_policy(records)
-            self._work.bury(name, verdicts, {record.uuid: record.version for record in records})
+                # Also where none is given: nobody else tells the end of what is logged as live.
+                over = verdicts or [CallVerdict(r.uuid, "lost", "recovery.calls") for r in records]
+            self._work.bury(name, over, {record.uuid: record.version for record in records})
             return "", verdicts
         why = f"not recovered, and tried again: {reason}"
         return reason, [CallVerdict(record.uuid, "lost", why) for record in records]

@@ -38,7 +38,7 @@ async def hear_all(
         known = {verdict.uuid for verdict in told.verdicts}
         records = await replication.inherited(service, known)
         if not final:
-            records = _whole(records, known)
+            records = whole(records, known)
         if records:
             account = told.account()
             account.replicated += len(records)
@@ -53,7 +53,7 @@ async def hear_all(
             await asyncio.sleep(pause_s)
 
 
-def _whole(records: list[CallRecord], known: Collection[str]) -> list[CallRecord]:
+def whole(records: list[CallRecord], known: Collection[str]) -> list[CallRecord]:
     """Not the legs whose other leg nobody has told of yet: bridged ones go together."""
     there = {record.uuid for record in records}.union(known)
     return [record for record in records if not record.partner or record.partner in there]

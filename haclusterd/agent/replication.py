@@ -44,7 +44,7 @@ class Replication(Protocol):
     async def ask(self, service: str, timeout_ms: int, without: Collection[str] = ()) -> None: ...
     def unasked(self, service: str, without: Collection[str] = ()) -> list[str]: ...
     async def inherited(self, service: str, but: Collection[str] = ()) -> list[CallRecord]: ...
-    def own_records(self, service: str) -> list[CallRecord]: ...
+    def own_records(self, service: str, but: Collection[str] = ()) -> list[CallRecord]: ...
     def own_versions(self, service: str, uuids: Collection[str]) -> dict[str, int]:
         """By call: the version that is logged here as live."""
         ...
@@ -83,10 +83,12 @@ class AgentReplicator(Replicator):
             protected=self._protection.total,
         )  # fmt: skip
 
-    def own_records(self, service: str) -> list[CallRecord]:
-        """Live calls of an owned service, as they were last logged."""
+    def own_records(self, service: str, but: Collection[str] = ()) -> list[CallRecord]:
+        """Live calls of an owned service, as they were last logged; without those in `but`."""
         items = self.change_log.items(service)
-        return [] if items is None else self.store.unpack(items.items.values())
+        if items is None:
+            return []
+        return self.store.unpack(i for u, i in items.items.items() if u not in but)
 
     def own_versions(self, service: str, uuids: Collection[str]) -> dict[str, int]:
         items = self.change_log.items(service)
@@ -113,6 +115,8 @@ class AgentReplicator(Replicator):
         """
         wanted = set(self.unasked(service, without)) - self._collector.asked(service)
         sessions = [s for node, s in self.mesh.sessions.items() if node in wanted]
+        if not sessions:
+            return  # asked ten times a second for hours: a digest of all that is known costs more
         copies = self.store.services.get(service)
         await self._collector.ask(service, copies, sessions, timeout_ms)
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 
 from haclusterd.agent.history import History
-from haclusterd.agent.latecomers import ASK_MS, GIVE_UP_S, WAIT_S
+from haclusterd.agent.latecomers import ASK_MS, GIVE_UP_S, WAIT_S, whole
 from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import Replication
 from haclusterd.agent.switch import Switch, SwitchError
@@ -21,8 +21,9 @@ from haclusterd.core.records import CallRecord
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.5
-PAUSE_S = 0.1
+RETRY_S = 0.2
+PAUSE_S = 0.02
+SOON_S = 0.2  # for nodes that told nothing while FreeSWITCH came up: phones are silent meanwhile
 
 
 def of_the_dead(records: Iterable[CallRecord], switch: Switch | None) -> list[CallRecord]:
@@ -57,22 +58,24 @@ class Stock:
         if not self._has_calls(name):
             replication.settle(name)
             return True
-        up = await self._read(name)
+        up = await self._read(replication, name)
         if up is None:
             return False
         replication.append(up)
-        given, patience_s = {record.uuid for record in up}, 0.0
+        given, patience_s = {record.uuid for record in up}, SOON_S
         until = asyncio.get_running_loop().time() + GIVE_UP_S
         while True:
             missing = await self._ask(replication, name, patience_s)
             found = of_the_dead(await replication.inherited(name, given), self._work.switch)
+            if missing and patience_s == SOON_S:
+                found = whole(found, given)  # a leg without the other one would be ended
             if name not in replication.owned() or not self._work.served(name):
                 return False
             replication.append(found)  # from now on they are safe elsewhere as this node's
             await self._bring_back(replication, name, identity, given, found)
             if not missing or asyncio.get_running_loop().time() >= until:
                 break
-            if patience_s:  # phones are served meanwhile, and what else wants it at rest
+            if patience_s == WAIT_S:  # phones are served meanwhile, and what else wants it at rest
                 self._busy(name, "")
             patience_s = WAIT_S
         if missing:
@@ -86,8 +89,10 @@ class Stock:
         has_profiles = any(s.name == name and s.profiles for s in self._spec.services)
         return has_profiles and bool(self._work.switch or self._work.why_no_switch(name))
 
-    async def _read(self, name: str) -> list[CallRecord] | None:
-        """As FreeSWITCH has them, as soon as it can be read; None where a fence hides them."""
+    async def _read(self, replication: Replication, name: str) -> list[CallRecord] | None:
+        """As FreeSWITCH has them, as soon as it can be read; None where a fence hides them. Until
+        then the others are asked, who would else be waited for while phones are silent."""
+        said = ""
         while self._work.served(name):
             try:
                 switch = self._work.switch
@@ -95,7 +100,10 @@ class Stock:
                     raise SwitchError(self._work.why_no_switch(name))
                 found = await switch.snapshot()
             except SwitchError as error:
-                log.info("the calls of %s are not read yet: %s", name, error)
+                if str(error) != said:
+                    log.info("the calls of %s are not read yet: %s", name, error)
+                said = str(error)
+                await replication.ask(name, ASK_MS)
                 await asyncio.sleep(RETRY_S)
                 continue
             if self._work.served(name):
@@ -122,16 +130,16 @@ class Stock:
     ) -> None:
         """`found`, and what is logged here of a process that died behind the fence, if it is news;
         with what could not be given to the present one before."""
-        mine = {r.uuid: r for r in of_the_dead(replication.own_records(name), self._work.switch)}
-        mine.update((record.uuid, record) for record in found)
-        news = [record for uuid, record in mine.items() if uuid not in given]
+        # Of what is logged only the rest is unpacked: thousands of calls would hold the agent up.
+        logged = of_the_dead(replication.own_records(name, given), self._work.switch)
+        news = list({record.uuid: record for record in (*logged, *found)}.values())
         waiting = self._work.in_place.stranded.get(name)
         if not news:
             if waiting is not None:
                 self._busy(name, "recovering in place")
                 await self._work.in_place.repeat(name)
             return
-        given.update(mine)
+        given.update(record.uuid for record in news)
         epoch, me = replication.owned()[name], self._spec.nodes[self._spec.me].id
         text = f"FreeSWITCH on {me} is another one: {len(news)} legs of {name} in place"
         self._history.add("A3", text, None, name, epoch)

@@ -87,15 +87,16 @@ class Telephony:
         self.up = True
         self.report()
         self.host.run(t, self.host.life)
-        self._in_place()
+        self.in_place(t)
 
-    def _in_place(self) -> None:
-        """The agent recovers here what this node still owns; of a heart that stands still it does
-        not know that, and the core, fenced by then, has the calls recovered itself."""
+    def in_place(self, t: int) -> None:
+        """The agent recovers here what this node still owns. After a heart that stands still: it
+        goes on as the owner, or is fenced, and then the core has the calls recovered itself."""
         host = self.host
-        if host.node is None or not host.alive or host.thaw_at > host.world.now:
+        if host.thaw_at > t:
+            self.later(host.thaw_at - t + 1, "in_place")
             return
-        if not (self.up and self.agent_up):
+        if host.node is None or not (self.up and self.agent_up):
             return
         for k, service in enumerate(host.node.services):
             if service.state is State.OWNED and k not in self.calls:
@@ -135,7 +136,7 @@ class Telephony:
         self.host.todo.append(inp.AgentChanged(True))
         self.report()
         self.host.run(t, self.host.life)
-        self._in_place()
+        self.in_place(t)
 
     def recover(self, action: act.Recover) -> None:
         k = action.service

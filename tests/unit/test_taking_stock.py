@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from haclusterd.agent.recoveries import Recoveries
 from haclusterd.agent.replication import AgentReplicator
 from haclusterd.agent.services import Services
 from haclusterd.agent.switch import SwitchError
+from haclusterd.config import RecoverySection
 from haclusterd.core.actions import EndCalls
 from haclusterd.core.inputs import RecoveryEnded
 from haclusterd.core.model import Identity
@@ -43,6 +44,11 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 def alive(uuid: str, version: int = 1) -> CallRecord:
     """Of the process that runs now; those of `record` are of another one."""
     return msgspec.structs.replace(record(uuid, version=version), runtime_uuid="core-2")
+
+
+def half(uuid: str, partner: str) -> CallRecord:
+    """One leg of a bridge."""
+    return msgspec.structs.replace(record(uuid), partner=partner)
 
 
 async def test_e2_calls_of_an_owner_whose_agent_and_freeswitch_died_are_recovered(
@@ -245,6 +251,100 @@ async def test_an_order_to_end_calls_ends_a_recovery_in_place_and_buries_nothing
     assert not [r for r in bench.replication.appended if isinstance(r, Tombstone)]
     assert bench.work.in_place.stranded == {}
     assert bench.reports.under_way() == {}
+
+
+async def test_e1_heart_knows_the_words_of_an_agent_without_a_nonce_after_a_reclaim(
+    bench: Bench,
+) -> None:
+    """By the epoch of before it takes neither: not that somebody else had better have the calls,
+    and not that they came back here; that would move them without a cause."""
+    bench.replication.late = {"fs-b": [record("u1")]}
+    whole = bench.switch.recover
+
+    async def fails(*given: Any, **named: Any) -> Any:
+        raise SwitchError(LOCKED)
+
+    bench.switch.recover = fails  # type: ignore[method-assign]
+    bench.services.observe(OWNED)
+    await until(lambda: "east" in bench.work.in_place.stranded)
+    assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 0), False, LOCKED)]
+    bench.services.observe(lapsed())
+    bench.services.observe(view({"east": ("fs-a", 9)}))
+    await until(lambda: RecoveryEnded(0, Identity(9, 0, 0), False, LOCKED) in bench.sent)
+    bench.switch.recover = whole  # type: ignore[method-assign]
+    await until(lambda: recovered(bench) == ["u1"])
+    await until(lambda: bench.sent[-1] == RecoveryEnded(0, Identity(9, 0, 0), True))
+
+
+@pytest.mark.parametrize("policy", ["recycle", "ignore"])
+@pytest.mark.parametrize("starts", [False, True])
+async def test_calls_that_are_not_to_be_recovered_are_over_in_the_log_as_well(
+    bench: Bench, policy: Literal["recycle", "ignore"], starts: bool
+) -> None:
+    """Nobody would ever tell their end: they counted as calls of this node for ever, and a drain
+    waited for them."""
+    work = Recoveries(spec(), bench.replication, bench.history, bench.reports, bench.sent.append,
+                      RecoverySection(calls=policy))  # fmt: skip
+    services = Services(spec(), bench.replication, bench.history, work, lambda: None)
+    services.switch = bench.switch
+    if starts:
+        bench.replication.late = {"fs-b": [record("u1", version=3)]}
+        services.observe(OWNED)
+    else:
+        bench.replication.own("east", 7)
+        bench.replication.append([record("u1", version=3)])
+        await services.freeswitch_replaced()
+    await until(lambda: not services.busy("east"))
+    assert recovered(bench) == []
+    assert bench.replication.own_records("east") == []
+    assert len(bench.reports.find("last").calls.verdicts) == (policy == "recycle")
+    await services.stop()
+
+
+async def test_e1_phones_wait_for_no_node_that_is_slow_to_tell(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others have told while FreeSWITCH came up. Of a bridge nothing goes without the rest."""
+    monkeypatch.setattr("haclusterd.agent.taking_stock.WAIT_S", 0.6)
+    bench.replication.late = {"fs-b": [record("u1"), half("v1", "v2")], "fs-c": [half("v2", "v1")]}
+    bench.replication.silent = {"fs-c"}
+    bench.switch.fail = SwitchError("nothing listens")
+    bench.services.observe(OWNED)
+    await until(lambda: "fs-b" not in bench.replication.late)
+    began = asyncio.get_running_loop().time()
+    bench.switch.fail = None
+    await until(lambda: recovered(bench) == ["u1"])
+    assert asyncio.get_running_loop().time() - began < 0.5
+    assert bench.replication.settled == []
+    bench.replication.silent = set()
+    await until(lambda: bench.replication.settled == ["east"])
+    assert recovered(bench) == ["u1", "v1", "v2"]
+
+
+async def test_e1_half_of_a_bridge_does_not_wait_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haclusterd.agent.taking_stock.SOON_S", 0.02)
+    monkeypatch.setattr("haclusterd.agent.taking_stock.WAIT_S", 0.1)
+    bench.replication.late = {"fs-b": [half("v1", "v2")], "fs-c": []}
+    bench.replication.silent = {"fs-c"}
+    bench.services.observe(OWNED)
+    await until(lambda: recovered(bench) == ["v1"])
+
+
+async def test_why_calls_are_not_read_yet_is_said_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A FreeSWITCH that is away for hours would fill the log."""
+    caplog.set_level("INFO", "haclusterd.agent.taking_stock")
+    bench.switch.fail = SwitchError("nothing listens")
+    bench.services.observe(OWNED)
+    await asyncio.sleep(0.08)
+    bench.switch.fail = SwitchError(LOCKED)
+    await asyncio.sleep(0.08)
+    assert [line.rpartition(": ")[2] for line in caplog.messages] == [
+        "nothing listens", "database is locked",
+    ]  # fmt: skip
 
 
 async def test_a_service_without_profiles_is_not_given_up_for_a_new_freeswitch(
