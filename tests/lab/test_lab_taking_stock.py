@@ -59,7 +59,11 @@ def silent(lab: Laboratory) -> list[str]:
 
 
 def test_s9_e2_calls_whose_agent_and_freeswitch_died_together_come_back_in_place() -> None:
-    with ready_cluster(LabPlan(masters=1, slaves=2), None, print) as lab:
+    both_die(LabPlan(masters=1, slaves=2))
+
+
+def both_die(plan: LabPlan) -> None:
+    with ready_cluster(plan, None, print) as lab:
         bring_calls(lab, {"east1": CALLS}, print)
         for node in STANDBYS:
             assert lab.nodes[node].ctl("maintenance", "on").returncode == 0

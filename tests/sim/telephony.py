@@ -34,6 +34,7 @@ class Telephony:
         self.recoveries_fail = 0.0  # a chance
         self.exited_us = NEVER  # by this host's clock
         self.recovered_us: dict[int, int] = {}  # by service: when the newest was decided
+        self.ordered: dict[int, Identity] = {}  # by service: of the Recover that brought its calls
 
     def boot(self) -> None:
         """A heart starts: its agent ends calls that FreeSWITCH still has, for others own them."""
@@ -103,6 +104,7 @@ class Telephony:
                 self.failed.discard(k)
                 self.calls.add(k)
                 self.recovered_us[k] = host.local(host.world.now)
+                self.ordered[k] = service.recovering
                 self._ends_later(k, service.recovering)
 
     def hang(self, after_us: int) -> None:
@@ -141,9 +143,12 @@ class Telephony:
     def recover(self, action: act.Recover) -> None:
         k = action.service
         # Of a turn that stood still: the core has heard since that FreeSWITCH ended before it was
-        # carried out. FreeSWITCH refuses what it has (FREESWITCH.md 1.3, Duplicate UUID).
+        # carried out. FreeSWITCH refuses what it has (FREESWITCH.md 1.3, Duplicate UUID). An agent
+        # that is given the same order as the one before it finds what that one has done.
         again = k in self.calls and self.recovered_us[k] > self.exited_us
+        again = again and self.ordered[k] != action.identity
         self.recovered_us[k] = self.host.now_us
+        self.ordered[k] = action.identity
         self.host.world.recovered(self.host.me, action, again)
         self.failed.discard(k)
         if self.up:
@@ -167,6 +172,9 @@ class Telephony:
             self.failed.add(k)
             host.world.checkers.given_up.add((k, identity))
         host.give(t, inp.RecoveryEnded(k, identity, not fails, reason))
+        service = host.node.services[k] if host.node is not None else None
+        if service is not None and service.state is State.STANDBY and not service.holding:
+            self.calls.discard(k)  # given up meanwhile for an earlier failure: the agent ends them
 
     def end_calls(self, action: act.EndCalls) -> None:
         host = self.host

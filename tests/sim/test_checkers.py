@@ -116,7 +116,11 @@ def test_s10_a_freeswitch_that_ended_meanwhile_may_be_given_its_calls_twice(worl
     host.telephony.recover(Recover(0, identity, -1, "", {}))
     assert world.checkers.violations == []
     world.checkers.given_up.add((0, identity))
-    host.telephony.recover(Recover(0, identity, -1, "", {}))
+    host.telephony.recover(Recover(0, identity, -1, "", {}))  # to an agent that started meanwhile
+    assert world.checkers.violations == []
+    later = Identity(identity.epoch + 1, identity.node, 1)
+    world.checkers.won_ever.add((0, later))
+    host.telephony.recover(Recover(0, later, -1, "", {}))
     assert "beside themselves" in world.checkers.violations[-1]
 
 
