@@ -142,8 +142,8 @@ def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int
 
 
 def _has_forgotten(service: Service, voter: int, told: Identity) -> bool:
-    """Of one epoch a node stands by one claim while it remembers. Who stood by this node's, and by
-    `told` now, or made that claim itself, does not: a claim alone that came to nothing says so not.
+    """Of one epoch a node stands by one claim while it remembers. Who stood by this node's, and
+    stands by `told` now or made that claim, has forgotten; that there is such a claim is no sign.
     """
     stood_by = service.stood_by
     return bool(stood_by >> voter & 1 or (told.node >= 0 and stood_by >> told.node & 1))

@@ -31,6 +31,17 @@ pytestmark = pytest.mark.timeout(20)
 OWNED, ELSEWHERE = view({"east": ("fs-a", 7)}), view({"east": ("fs-b", 8)})
 
 
+def refusing(bench: Bench) -> pytest.MonkeyPatch:
+    """FreeSWITCH answers, but can be given no call, until `undo`."""
+
+    async def fails(*given: Any, **named: Any) -> Any:
+        raise SwitchError(LOCKED)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(bench.switch, "recover", fails)
+    return patch
+
+
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr("haclusterd.agent.taking_stock.PAUSE_S", 0.01)
@@ -116,17 +127,12 @@ async def test_e2_what_the_new_freeswitch_does_not_take_is_tried_again(
     bench.replication.late = {"fs-b": [record("u1")]}
     if silent:
         bench.replication.late["fs-c"], bench.replication.silent = [], {"fs-c"}
-    whole = bench.switch.recover
-
-    async def fails(*given: Any, **named: Any) -> Any:
-        raise SwitchError(LOCKED)
-
-    bench.switch.recover = fails  # type: ignore[method-assign]
+    refusal = refusing(bench)
     bench.services.observe(OWNED)
     await until(lambda: "east" in bench.work.in_place.stranded)
     if not silent:
         await until(lambda: bench.replication.settled == ["east"])
-    bench.switch.recover = whole  # type: ignore[method-assign]
+    refusal.undo()
     await until(lambda: recovered(bench) == ["u1"])
     await until(lambda: not bench.work.in_place.stranded)
 
@@ -259,19 +265,14 @@ async def test_e1_heart_knows_the_words_of_an_agent_without_a_nonce_after_a_recl
     """By the epoch of before it takes neither: not that somebody else had better have the calls,
     and not that they came back here; that would move them without a cause."""
     bench.replication.late = {"fs-b": [record("u1")]}
-    whole = bench.switch.recover
-
-    async def fails(*given: Any, **named: Any) -> Any:
-        raise SwitchError(LOCKED)
-
-    bench.switch.recover = fails  # type: ignore[method-assign]
+    refusal = refusing(bench)
     bench.services.observe(OWNED)
     await until(lambda: "east" in bench.work.in_place.stranded)
     assert bench.sent == [RecoveryEnded(0, Identity(7, 0, 0), False, LOCKED)]
     bench.services.observe(lapsed())
     bench.services.observe(view({"east": ("fs-a", 9)}))
     await until(lambda: RecoveryEnded(0, Identity(9, 0, 0), False, LOCKED) in bench.sent)
-    bench.switch.recover = whole  # type: ignore[method-assign]
+    refusal.undo()
     await until(lambda: recovered(bench) == ["u1"])
     await until(lambda: bench.sent[-1] == RecoveryEnded(0, Identity(9, 0, 0), True))
 
