@@ -5,11 +5,11 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 
 from __future__ import annotations
 
+from haclusterd.core import quorum
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, Identity, State
 from haclusterd.core.moves import happen, name_of
 from haclusterd.core.orders import waits_for_resume
-from haclusterd.core.quorum import needed
 from haclusterd.core.reconfigure import may_claim
 from haclusterd.core.standing import odd_config, refresh
 from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down, is_departing
@@ -36,7 +36,7 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
 def _nurse(node: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
     """Resend the claim at its set times; void it when its grants could not count any more."""
     timing = node.spec.timing
-    if needed(node) == 1:
+    if quorum.needed(node) == 1:
         happen(node, k, Event.GRANTED, now_us, out)
         return FAR
     if now_us - claim.sent_us > timing.lease_us:
@@ -117,15 +117,22 @@ def _may_have_been_owned_since(node: Node, k: int, service: Service, now_us: int
     of that, as the claimant itself says.
 
     It may have won, taken the calls up and gone again, all unheard; also if a later claim, which
-    was granted as well, came to nothing. At this node's own epoch, too, where a voter has forgotten
-    that it stood by this node: then that epoch may have been won twice.
+    was granted as well, came to nothing. At this node's own epoch, too, where that was won twice,
+    or may have been: a voter has forgotten that it stood by this node, or the claimant is in reach,
+    and this node not known to be the newest that won it.
     """
     fresh_us = now_us - node.spec.timing.two_way_us
     granted = [service.promise, *service.passed_on]
+    is_newest = _is_newest(node, k, service, fresh_us)
+    one_owner = quorum.needed(node) > 1  # else every part has one, and epochs say nothing
     for n, peer in enumerate(node.peers):
+        if service.won_too >> n & 1 and one_owner and not is_newest:
+            return Identity(service.identity.epoch, n, 0)
         if peer.services and peer.two_way_us >= fresh_us:
             told = peer.services[k].promise
-            if told.epoch != service.identity.epoch or _has_forgotten(service, n, told):
+            twin = told.epoch == service.identity.epoch
+            doubtful = (told.node == n and one_owner) or _has_forgotten(service, n, told)
+            if not twin or (doubtful and not is_newest):
                 granted.append(told)
     for held in granted:
         if held.epoch < service.identity.epoch or held.node in (node.spec.me, NOBODY_NODE):
@@ -147,6 +154,19 @@ def _has_forgotten(service: Service, voter: int, told: Identity) -> bool:
     """
     stood_by = service.stood_by
     return bool(stood_by >> voter & 1 or (told.node >= 0 and stood_by >> told.node & 1))
+
+
+def _is_newest(node: Node, k: int, service: Service, fresh_us: int) -> bool:
+    """Of all that won this node's epoch it was the last: who stands by it still has granted that
+    epoch to nobody since, and the others are no majority; also of those that are marked dead now,
+    for they may have voted since.
+    """
+    stands_by = 1 << node.spec.me
+    for n, peer in enumerate(node.peers):
+        if peer.services and peer.two_way_us >= fresh_us:
+            stands_by |= (peer.services[k].promise == service.identity) << n
+    others = len(node.spec.nodes) - stands_by.bit_count()
+    return others < node.spec.needed
 
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:

@@ -135,7 +135,7 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
     if claim is None:
         return
     service.identity = claim.identity
-    service.stood_by = claim.granted
+    service.stood_by, service.won_too = claim.granted, 0
     service.owned_epoch = claim.identity.epoch
     service.passed_on = ()
     service.claim = None

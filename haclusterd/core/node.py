@@ -194,6 +194,7 @@ def _restored(node: Node, event: Restored, now_us: int, out: list[Action]) -> No
                 service.restored = True
     for service, epoch in zip(node.services, event.owned, strict=False):
         service.owned_epoch = max(service.owned_epoch, epoch)
+        service.highest = max(service.highest, epoch)
 
 
 def _fence_closed(node: Node, event: FenceClosed, now_us: int, out: list[Action]) -> None:

@@ -348,6 +348,7 @@ def _renumbered(service: Service, by: Numbering) -> Service:
     heard = service.voter_sent_us
     service.voter_sent_us = [heard[n] if n >= 0 else NEVER for n in by.my_nodes]
     service.stood_by = _renumbered_mask(service.stood_by, by)
+    service.won_too = _renumbered_mask(service.won_too, by)
     service.promise = by.identity(service.promise)
     service.identity = by.identity(service.identity)
     service.recovering = by.identity(service.recovering)

@@ -109,6 +109,7 @@ class Service(msgspec.Struct):
     # as owner
     identity: Identity = NOBODY
     stood_by: int = 0  # who granted or echoed `identity` at any time, a bit by node
+    won_too: int = 0  # who won the epoch of `identity` as well, a bit by node
     lease_until_us: int = NEVER
     fence_until_us: int = NEVER
     fence_closed: bool = True

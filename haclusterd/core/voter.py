@@ -59,6 +59,14 @@ def hear_entries(
             and (entry.held > service.owned_epoch or service.holding or service.state in _KEEPERS)
         ):
             _hear_of_successor(node, k, service, entry, beat.sender, now_us, out)
+        elif (
+            two_way
+            and entry.held == service.identity.epoch
+            and not owns(service)
+            and (entry.state in _KEEPERS or entry.state in _HOLDERS)
+        ):
+            # Had it only heard of this node's term it would have ended its own: it won that epoch.
+            service.won_too |= 1 << beat.sender
     return answer
 
 

@@ -249,6 +249,39 @@ def epoch_won_twice(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def winners_meet(seed: int) -> list[str]:
+    """One node wins an epoch while another is down. Then nobody hears it; its voter loses its
+    memory, grants that epoch to the other, and dies for good. The two winners, both fenced, one of
+    them perhaps restarted, meet: neither may go on without the calls of the other (S4)."""
+    world, rng = begin(seed, 3)
+    (owner,) = owners_of(world)
+    late, *others = rng.sample(world.hosts, 3)
+    for host in world.hosts:
+        if host is late or host.me == owner:
+            host.kill(world.now, power=True)
+    for host in others:
+        world.at(world.now + 500_000, world.boot, host)
+    world.play_until(world.now + 3_000_000)
+    (first,) = owners_of(world)
+    (voter,) = (host for host in others if host.me != first)
+    heals_us = world.now + 6_000_000 + rng.randrange(100_000)
+    of_first = [w for w in all_ways(world) if first in w[:2]]
+    world.network.add_cut(of_first, world.now, heals_us - world.now)
+    voter.kill(world.now, power=True)
+    world.at(world.now + 1_000, _boot_blank, voter)
+    world.at(world.now + 1_000, world.boot, late)
+    world.play_until(heals_us - rng.randrange(500_000, 900_000))
+    voter.kill(world.now, power=True)
+    if rng.random() < 0.5:
+        late.kill(world.now, power=False)
+        world.at(world.now + 1_000, world.boot, late)
+    world.play_until(heals_us + 5_000_000)
+    found = list(world.checkers.violations)
+    if not owners_of(world):
+        found.append("V3: nobody owns s0")
+    return found
+
+
 def _boot_blank(t: int, host: Host) -> None:
     host.boot(t, remember=False)
     host.run(t, host.life)
@@ -268,5 +301,6 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         freeswitch_dies_under_load,
         voters_forget,
         epoch_won_twice,
+        winners_meet,
     )
 }

@@ -103,6 +103,7 @@ DRILLS: dict[str, Drill] = {
     ),
     "a grant may have won unheard": Drill(m.grants_of_others_ignored, drama="winner_unheard"),
     "a voter that forgot": Drill(m.forgetting_unseen, calls=True, drama="epoch_won_twice"),
+    "two winners of one epoch": Drill(m.always_newest, calls=True, drama="winners_meet"),
     "a FreeSWITCH that came back": Drill(
         m.freeswitch_back_unseen,
         calls=True,

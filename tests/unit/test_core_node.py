@@ -368,3 +368,12 @@ def test_every_decision_says_a_sentence() -> None:
     bench.give(inp.FreeswitchExited("was killed"))
     for said in kinds(bench.asked, Decided):
         assert said.text.split()[0] in {"n0", "n1", "n2", "FreeSWITCH", "link"}, said
+
+
+def test_an_epoch_that_was_owned_is_not_claimed_again_after_a_restart() -> None:
+    """DESIGN 6, Claim: above the highest epoch that is known as promised or owned."""
+    bench = Bench()
+    bench.give(inp.Restored((Identity(4, 1, 9),), (7,)))
+    bench.after_hold_down()
+    bench.keep_hearing(400, (1, STANDBY), (2, STANDBY))
+    assert next(d.epoch for d in bench.said if d.row == "T101") == 8

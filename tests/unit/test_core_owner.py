@@ -303,62 +303,6 @@ def test_lapsed_owner_reclaims_when_its_grant_came_to_nothing() -> None:
     assert not kinds(bench.asked, EndCalls)
 
 
-@pytest.mark.parametrize(("claimant_tells", "row"), [(False, "T505"), (True, "T501")])
-@pytest.mark.parametrize("forgot", ["voter", "claimant"])
-def test_s4_a_voter_that_stands_by_another_at_the_lapsed_owners_own_epoch(
-    forgot: str, claimant_tells: bool, row: str
-) -> None:
-    """Seed 10300 of ten minutes: between two winners of one epoch its voters lost their memory."""
-    bench = Bench()
-    mine = bench.own()  # with the vote of node 1
-    if forgot == "voter":
-        bench.hear(2, entry(mine, lease_seq=bench.node.seq))
-        bench.service.stood_by &= ~0b10
-    bench.pass_ms(101)
-    assert bench.stands_in(State.LAPSED)
-    twin = Identity(mine.epoch, 1, 77)
-    bench.forget()
-    nothing = (1, entry(twin, held=mine.epoch - 1))  # nothing came of its claim, it says itself
-    voter = (2, entry(twin, held=mine.epoch))
-    bench.keep_hearing(400, voter, *([nothing] if claimant_tells else []))
-    assert row in bench.rows
-    assert ("T505" in bench.rows) == bool(kinds(bench.asked, EndCalls)) == (row == "T505")
-
-
-def test_a_claim_of_the_same_epoch_that_came_to_nothing_ends_no_calls() -> None:
-    """Of five, one granted a claim that failed, and its claimant died: nobody forgot anything."""
-    bench = Bench(spec_of(nodes=5)).after_hold_down()
-    bench.hear(4)
-    bench.keep_hearing(100, (1, STANDBY), (2, STANDBY), (4, STANDBY))
-    mine = bench.service.promise
-    assert bench.stands_in(State.CLAIMING)
-    twin = entry(Identity(mine.epoch, 3, 77), held=mine.epoch)
-    bench.hear(4, twin)
-    for n in (1, 2):
-        bench.hear(n, entry(mine))
-        bench.hear(n, entry(mine, lease_seq=bench.node.seq, held=mine.epoch))
-    assert bench.stands_in(State.OWNED)
-    bench.pass_ms(101)
-    assert bench.stands_in(State.LAPSED)
-    bench.forget()
-    told = entry(mine, held=mine.epoch)
-    bench.keep_hearing(120, (1, told), (2, told), (4, twin))
-    assert "T501" in bench.rows
-    assert not kinds(bench.asked, EndCalls)
-
-
-def test_a_claimant_that_heard_of_the_term_has_not_won_its_epoch() -> None:
-    bench = Bench()
-    mine = bench.own()
-    bench.pass_ms(101)
-    bench.service.stood_by &= ~0b10  # node 2 voted
-    bench.forget()
-    twin = entry(Identity(mine.epoch, 1, 77), held=mine.epoch)
-    bench.keep_hearing(400, (1, twin), (2, entry(mine, held=mine.epoch)))
-    assert "T501" in bench.rows
-    assert not kinds(bench.asked, EndCalls)
-
-
 @pytest.mark.parametrize(("first_tells", "row"), [(False, "T505"), (True, "T501")])
 def test_a_later_grant_that_came_to_nothing_says_nothing_of_the_first(
     first_tells: bool, row: str
