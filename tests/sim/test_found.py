@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.scenarios.player import Player
 from tests.sim.drills import aimed_swarm
 from tests.sim.world import World
@@ -30,3 +32,9 @@ def test_f5_who_released_a_service_recovers_its_calls_when_it_has_it_again() -> 
 
 def test_f15_calls_that_came_back_in_place_are_not_taken_up_beside_themselves() -> None:
     assert World(212).run(1) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [10300, 6727])
+def test_f14_f18_an_epoch_that_was_won_twice(seed: int) -> None:
+    assert World(seed).run(10) == []
