@@ -70,6 +70,7 @@ class StreamCopy:
         self.frozen = False
         self.position = 0
         self.head = 0
+        self.reached = 0  # nothing here is newer, not even of half a snapshot
         self.items = ItemSet()
         self.staging: _Staging | None = None
         self.caught_up_ms: int | None = None  # when this copy last had all that the origin had
@@ -100,12 +101,14 @@ class StreamCopy:
             else:
                 at.settled = True
         at.position += len(message.entries)
+        self.reached = max(self.reached, at.position)
         self.saw_head(message.head, now_ms)
 
     def begin(self, message: SnapshotBegin, now_ms: int = 0) -> None:
         """A snapshot starts; one that was under way is forgotten."""
         self.staging = _Staging(message, now_ms)
         self.head = max(self.head, message.position)
+        self.reached = max(self.reached, message.position)
 
     def chunk(self, message: Chunk, now_ms: int) -> None:
         """Stage some items. Raises StreamGap outside a snapshot, LimitExceeded."""
@@ -225,7 +228,7 @@ class ServiceCopies:
         """This node lost the service: its own log becomes one more copy, frozen."""
         copy = StreamCopy(log.stream, log.epoch, self.limits)
         copy.items, copy.settled, copy.frozen = log.items, log.settled, True
-        copy.position = copy.head = log.head
+        copy.position = copy.head = copy.reached = log.head
         copy.caught_up_ms = now_ms
         self.copies[log.stream] = copy
         self.supersede()

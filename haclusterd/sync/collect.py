@@ -70,12 +70,11 @@ def outlived(
 
 
 def _outlived(copy: StreamCopy, position: int | None, now_ms: int) -> bool:
-    at = max(copy.head, copy.position)  # nothing here is newer, not even of half a snapshot
-    if position is None or at >= position:
+    if position is None or copy.reached >= position:
         return False
     if copy.caught_up_ms is None or now_ms - copy.caught_up_ms > GRAVE_MS // 2:
         return True
-    return position - at > GRAVES_MAX // 2
+    return position - copy.reached > GRAVES_MAX // 2
 
 
 def tellable(items: Iterable[Item], old: Sequence[StreamCopy]) -> list[Item]:

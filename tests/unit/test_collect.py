@@ -11,7 +11,15 @@ import pytest
 
 from haclusterd.core import replication
 from haclusterd.core.records import Tombstone
-from haclusterd.core.replication import Delta, Item, Limits, Offer, SequencedLog, StreamId
+from haclusterd.core.replication import (
+    Delta,
+    Item,
+    Limits,
+    Offer,
+    SequencedLog,
+    SnapshotBegin,
+    StreamId,
+)
 from haclusterd.sync import collect, rpc
 from haclusterd.sync.codec import Message, Want, item_of
 from haclusterd.sync.replicator import Replicator
@@ -45,7 +53,6 @@ def age(one: Replicator) -> None:
     assert newest is not None
     assert newest.caught_up_ms is not None
     newest.caught_up_ms -= replication.GRAVE_MS
-    newest.head = newest.position  # cut off, it has heard no beat either
 
 
 async def forgotten(a: Replicator, b: Replicator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +71,9 @@ async def test_s8_a_node_cut_off_for_long_resurrects_no_call(
     a, b, c = await parted(cluster)
     await forgotten(a, b, monkeypatch)
     age(c)
+    copy = c.store.services["east"].newest()
+    assert copy is not None
+    await until(lambda: copy.head > copy.position)  # by the beats of a, which tell no call
     await cluster.kill("a")
     b.own("east", 2)
     assert len(held(c)) == CALLS
@@ -219,7 +229,11 @@ def test_s8_only_a_copy_that_is_far_behind_keeps_its_calls_to_itself() -> None:
     assert told(9, StreamId("east", "a", 2, 5), long_ms) == both, "another stream"
     assert told(9, after_ms=long_ms) == dead
     assert told(4 + replication.GRAVES_MAX // 2) == dead
-    copy.head = 10  # half of a snapshot may have brought what the asker lacks
-    assert told(9, after_ms=long_ms) == both
-    copy.head, copy.caught_up_ms = 3, None
+    copy.head = 10  # it has only heard how far the origin is
+    assert told(9, after_ms=long_ms) == dead
+    at_ms, copy.caught_up_ms = copy.caught_up_ms, None
     assert told(9) == dead
+    copy.caught_up_ms = at_ms
+    copy.begin(SnapshotBegin(log.stream, 10, 2, 5, True))
+    copy.salvage()  # half of a snapshot may have brought what the asker lacks
+    assert told(9, after_ms=long_ms) == both
