@@ -311,7 +311,7 @@ def _fill(read: _Reader, by_service: StoreOf) -> Told:
             copy = StreamCopy(head.stream, head.epoch, store.limits)
             copy.settled, copy.frozen = head.settled, head.frozen
             copy.position, copy.head, copy.lag_ms = head.position, head.head, head.lag_ms
-            copy.reached = head.head  # as far as it can be
+            copy.reached = head.head  # what half of a snapshot brought is not handed over apart
             if head.complete:
                 fresh = read.age_ms <= FRESH_MS
                 copy.caught_up_ms = at_ms if fresh else at_ms - read.age_ms - head.lag_ms
