@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.model import (
     NOBODY,
     NOBODY_NODE,
@@ -64,6 +65,14 @@ class Numbering(msgspec.Struct, frozen=True):
             for r in theirs
             if self.services[r.service] >= 0
         )
+
+    def order(self, theirs: Recover | EndCalls) -> Recover | EndCalls:
+        """What an agent was told, for one that counts by my numbers."""
+        service, identity = self.services[theirs.service], self.identity(theirs.identity)
+        if isinstance(theirs, EndCalls):
+            return EndCalls(service, identity)
+        from_node = self.node(theirs.from_node)
+        return Recover(service, identity, from_node, theirs.cause, theirs.times)
 
 
 def numbering(theirs: ClusterSpec, mine: ClusterSpec) -> Numbering:

@@ -207,8 +207,8 @@ def may_claim(node: Node) -> bool:
 def judge(node: Node, now_us: int, out: list[Action]) -> None:
     """With every Tick: is the staged set decided, and is it time to take it up?"""
     roll = node.roll
-    if not roll.staged:
-        return
+    if not roll.staged or now_us < node.start_us + node.spec.timing.hold_down_us:
+        return  # who has just come back may stand by nobody yet, and an owner may count without it
     if roll.due_us == FAR:
         if not is_decided(node):
             return

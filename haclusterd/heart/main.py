@@ -212,7 +212,7 @@ class _Opening:
         self._realtime()
         predecessor.ready(self._spec.config_hash)
         state, descriptors = predecessor.receive()
-        node, wire = self._voters.taken_over(state, self._ring, now_us())
+        node, wire, orders = self._voters.taken_over(state, self._ring, now_us())
         self._lock = lock = NodeLock(self._config, descriptors[-1])
         heart = self._heart(
             node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,
@@ -224,7 +224,7 @@ class _Opening:
         if isinstance(fence, RuleFence):
             fence.adopt(state.held)
         lock.write_pid()
-        self._agent.take_up(state.recovering)
+        self._agent.take_up(orders)
         heart.go_on(_gone(state), state.freeswitch)
         return heart
 

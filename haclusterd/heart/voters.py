@@ -8,6 +8,7 @@ from __future__ import annotations
 from haclusterd.config import Config, cluster_spec, seen_by
 from haclusterd.config.revisions import Start
 from haclusterd.core import reconfigure
+from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.inputs import StageRequested
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.numbering import numbering
@@ -63,16 +64,20 @@ class Voters:
             found.append(StageRequested(_NOBODYS, self._newer, voted=False))
         return found
 
-    def taken_over(self, state: HandOver, ring: KeyRing, now_us: int) -> tuple[Node, Wire]:
-        """What a predecessor handed over, in the numbers of this set of voters."""
+    def taken_over(
+        self, state: HandOver, ring: KeyRing, now_us: int
+    ) -> tuple[Node, Wire, tuple[Recover | EndCalls, ...]]:
+        """What a predecessor handed over, in the numbers of this set of voters: the core's state,
+        the wire, and what the first agent has to be told."""
         node, before = state.node, state.node.spec
-        memory = unpack_wire(state.wire)
+        memory, orders = unpack_wire(state.wire), state.recovering
         if before.revision == self.spec.revision:
             node.spec = self.spec
         else:
             reconfigure.adopt(node, self.spec, now_us)
-            memory = wire_state_in(memory, numbering(before, self.spec))
+            by = numbering(before, self.spec)
+            memory, orders = wire_state_in(memory, by), tuple(map(by.order, orders))
         wire = self.wire(ring, node.incarnation, node.dialect)
         wire.know(before)
         wire.import_state(memory)
-        return node, wire
+        return node, wire, orders

@@ -62,9 +62,9 @@ def _bring_for(nemesis: Nemesis, revision: int) -> Callable[[int, Host], None]:
 
 
 def _in_force(world: World) -> int:
-    return max(
-        (h.node.spec.revision for h in world.hosts if h.node and h.node.roll.proven), default=1
-    )
+    """The newest that a node knows to be in force; of a dead one it is remembered until the end."""
+    nodes = [h.node for h in world.hosts if h.node and (h.alive or not world.nemesis.over)]
+    return max((node.spec.revision for node in nodes if node.roll.proven), default=1)
 
 
 def next_revision(world: World) -> int:
@@ -121,6 +121,7 @@ def _join(t: int, host: Host, revision: int) -> None:
         host.kill(t, power=True)
     host.file = spec_of(world.swarm, world.sets[revision - 1], revision, host.me)
     world.retired.discard(host.me)
+    host.telephony.up = True
     world.note(f"n{host.me} JOINS with the file of revision {host.file.revision}")
     host.boot(t, remember=False)
     host.run(t, host.life)
@@ -185,12 +186,48 @@ def see_through(world: World) -> None:
 
 
 def _again(t: int, world: World) -> None:
+    if len(world.sets) > 1 and _nobody_knows(world):
+        _begin_anew(t, world)
     for host in world.hosts:
         if host.me not in world.outside:
+            _unmark_who_goes(t, host)
             bring(t, host, next_revision(world))
     running = all(world.hosts[n].alive for n in world.sets[-1] if n not in world.outside)
     if not running or not _is_in_force(world):
         world.at(t + RELOADED_EVERY_US, _again, world)
+
+
+def _unmark_who_goes(t: int, host: Host) -> None:
+    """A dead node is removed without a mark: the refusal of a reload asks for that."""
+    if host.node is None or not host.alive:
+        return
+    for mark in host.node.marks:
+        if not mark.cleared and host.numbers[mark.node] not in host.world.sets[-1]:
+            host.world.operators.unmark(host, t, mark.node)
+
+
+def _nobody_knows(world: World) -> bool:
+    """Every node that runs has lost what it knew of the sets."""
+    nodes = [h.node for h in world.hosts if h.alive and h.node is not None]
+    return bool(nodes) and not any(node.roll.proven for node in nodes)
+
+
+def _begin_anew(t: int, world: World) -> None:
+    """All are stopped, and the newest set is called revision 1 (docs/adr/0009)."""
+    newest = world.sets[-1]
+    world.note(f"OPERATOR begins anew: {newest}")
+    world.sets[:] = [newest]
+    for host in world.hosts:
+        if host.alive:
+            host.kill(t, power=True)
+        host.telephony.up = True
+        host.file = spec_of(world.swarm, newest, 1, host.me)
+    world.retired.update(h.me for h in world.hosts if h.me not in newest)
+    world.retired.difference_update(newest)
+    for n in newest:
+        if n not in world.outside:
+            world.hosts[n].boot(t, remember=False)
+            world.hosts[n].run(t, world.hosts[n].life)
 
 
 def what_is_missing(world: World, left: list[Host]) -> list[str]:

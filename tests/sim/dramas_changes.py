@@ -18,6 +18,7 @@ from tests.sim.world import World
 
 SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
 GROWING = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6))
+SHRUNK_AND_GROWING = ((0, 1, 2, 3), (0, 1, 2), (0, 1, 2, 4))
 TWO_AT_ONCE = ((0, 1, 2), (2, 3, 4))
 
 
@@ -197,10 +198,39 @@ def agreed_twice(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
-def _mark(world: World, *tellers: int) -> None:
+def back_with_a_staged_set(seed: int) -> list[str]:
+    """n1 and n2 have staged set 3, die one after the other, and n0 serves without their votes. Back
+    together they decide set 3 at once, in which they do not hear n0 as their owner any more."""
+    world = _begin(seed, SHRUNK_AND_GROWING, 5)
+    hosts = world.hosts
+    for host in hosts:
+        host.swift = True
+    _reload(world, 2, 0, 1, 2, 3)
+    world.play_until(world.now + 4_000_000)
+    for n in (1, 2):
+        _reload(world, 3, n)
+        world.play_until(world.now + 100_000)
+        world.operators.burnt.add(n)
+        hosts[n].kill(world.now, power=True)
+    world.play_until(world.now + 600_000)
+    _mark(world, 0, dead=("n1", "n2"))
+    world.play_until(world.now + 1_500_000)
+    world.operators.burnt.clear()
+    world.operators.apart = True
+    for n in (1, 2):
+        world.boot(world.now, hosts[n])
+    _reload(world, 3, 4)
+    world.play_until(world.now + 1_500_000)
+    found = list(world.checkers.violations)
+    if not found and (not owners_of(world) or hosts[1].spec.revision != 3):
+        found.append(f"V3: {owners_of(world)} serve s0, n1 counts by {hosts[1].spec.revision}")
+    return found
+
+
+def _mark(world: World, *tellers: int, dead: tuple[str, ...] = ("n3", "n4")) -> None:
     for n in tellers:
-        for dead in ("n3", "n4"):
-            world.operators.mark(world.hosts[n], world.now, dead)
+        for name in dead:
+            world.operators.mark(world.hosts[n], world.now, name)
 
 
 DRAMAS: dict[str, Callable[[int], list[str]]] = {
@@ -213,6 +243,7 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         without_a_majority,
         late_file,
         marked_beside_a_change,
+        back_with_a_staged_set,
         agreed_twice,
     )
 }

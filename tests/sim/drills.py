@@ -141,6 +141,9 @@ DRILLS: dict[str, Drill] = {
     "one node at a time": Drill(c.many_at_once, drama="two_at_once"),
     "written before it is said": Drill(c.said_before_written, drama="unwritten"),
     "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
+    "no set is taken up in the hold-down": Drill(
+        c.taken_up_in_the_hold_down, drama="back_with_a_staged_set"
+    ),
     "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
     "agreed to one file at a time": Drill(c.agrees_twice, drama="agreed_twice"),

@@ -137,6 +137,9 @@ class Member(Clock):
         if life != self.life or not self.alive:
             return
         self.reloading = False
+        if self.disk.active.revision < self.spec.revision:
+            # What this process counts by is written before anything that is to follow it.
+            self.disk = Disk(self.spec, True, None, self.disk.active)
         if self.disk.active.revision < event.spec.revision:
             self.disk.staged = event.spec
         self.kin[event.spec.config_hash] = event.spec

@@ -9,7 +9,7 @@ from haclusterd.core import node as core
 from haclusterd.core.actions import Action
 from haclusterd.core.inputs import StageRequested
 from haclusterd.core.model import ClusterSpec
-from haclusterd.core.state import Node
+from haclusterd.core.state import NEVER, Node
 from tests.sim.member import Member
 
 
@@ -62,6 +62,18 @@ def taken_up_at_once() -> None:
         return 0
 
     reconfigure.wait_us = wait_us
+
+
+def taken_up_in_the_hold_down() -> None:
+    """Who has just come back takes no set up before it can have heard who owns what."""
+    true = reconfigure.judge
+
+    def judge(node: Node, now_us: int, out: list[Action]) -> None:
+        start_us, node.start_us = node.start_us, NEVER
+        true(node, now_us, out)
+        node.start_us = start_us
+
+    reconfigure.judge = judge
 
 
 def decided_by_one() -> None:

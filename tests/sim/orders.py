@@ -119,6 +119,11 @@ class Operators:
         host.give(t, self.agreed[host.me].marks_input(request))
         return True
 
+    def unmark(self, host: Host, t: int, n: int) -> None:
+        """Take the mark of node `n`, in the host's numbers, back."""
+        self.agreed[host.me].order_mark(host.spec.nodes[n].id, "an operator", dead=False)
+        host.give(t, self.agreed[host.me].marks_input(self._request()))
+
     def answered(self, host: Host, action: act.Answered) -> None:
         """What heart refuses to mark is not marked: the agent takes it back for all."""
         name = self.marking.pop((host.me, action.request), "")
@@ -194,8 +199,9 @@ def mark_dead(blow: Blow, host: Host) -> None:
 def tell_of_the_dead(blow: Blow, host: Host) -> None:
     operators = blow.world.operators
     talking = [h for h in blow.world.hosts if operators._talks(h, blow.t)]
-    newest = max((h.spec.revision for h in talking), default=0)
-    living = [h for h in talking if h.spec.revision == newest]
+    nodes = [h.node for h in blow.world.hosts if h.node is not None]  # the dead ones', too
+    in_force = max((n.spec.revision for n in nodes if n.roll.proven), default=1)
+    living = [h for h in talking if h.spec.revision >= in_force]
     for n in sorted(operators.burnt) if living else ():
         teller = blow.rng.choice(living)
         if operators.agreed[teller.me].mark_of(f"n{n}") is None:

@@ -34,7 +34,8 @@ class Telephony:
         self.recoveries_fail = 0.0  # a chance
         self.exited_us = NEVER  # by this host's clock
         self.recovered_us: dict[int, int] = {}  # by service: when the newest was decided
-        self.ordered: dict[int, Identity] = {}  # by service: of the Recover that brought its calls
+        # By service: of the Recover that brought its calls, in the numbers of the world's hosts.
+        self.ordered: dict[int, Identity] = {}
 
     def boot(self) -> None:
         """A heart starts: its agent ends calls that FreeSWITCH still has, for others own them."""
@@ -104,8 +105,8 @@ class Telephony:
                 self.failed.discard(k)
                 self.calls.add(k)
                 self.recovered_us[k] = host.local(host.world.now)
-                self.ordered[k] = service.recovering
-                self._ends_later(k, service.recovering)
+                self.ordered[k] = host.globally(service.recovering)
+                self._ends_later(k, self.ordered[k])
 
     def hang(self, after_us: int) -> None:
         """It stops answering; the agent says so after three probes."""
@@ -145,22 +146,23 @@ class Telephony:
         # Of a turn that stood still: the core has heard since that FreeSWITCH ended before it was
         # carried out. FreeSWITCH refuses what it has (FREESWITCH.md 1.3, Duplicate UUID). An agent
         # that is given the same order as the one before it finds what that one has done.
+        whose = self.host.globally(action.identity)
         again = k in self.calls and self.recovered_us[k] > self.exited_us
-        again = again and self.ordered[k] != action.identity
+        again = again and self.ordered[k] != whose
         self.recovered_us[k] = self.host.now_us
-        self.ordered[k] = action.identity
+        self.ordered[k] = whose
         self.host.world.recovered(self.host.me, action, again)
         self.failed.discard(k)
         if self.up:
             self.calls.add(k)
-        self._ends_later(k, action.identity)
+        self._ends_later(k, whose)
 
-    def _ends_later(self, k: int, identity: Identity) -> None:
-        ended = partial(self._recovered, k, identity)
+    def _ends_later(self, k: int, whose: Identity) -> None:
+        ended = partial(self._recovered, k, whose)
         delay_us = self.host.rng.randrange(*RECOVERY_US)
         self.host.world.at(self.host.world.now + delay_us, ended, self.host.life)
 
-    def _recovered(self, k: int, identity: Identity, t: int, life: int) -> None:
+    def _recovered(self, k: int, whose: Identity, t: int, life: int) -> None:
         host = self.host
         if life != host.life or not host.alive or not self.agent_up:
             return
@@ -170,8 +172,8 @@ class Telephony:
         if fails := bool(reason):
             self.calls.discard(k)  # the agent ends what it had taken up
             self.failed.add(k)
-            host.world.checkers.given_up.add((k, identity))
-        host.give(t, inp.RecoveryEnded(k, identity, not fails, reason))
+            host.world.checkers.given_up.add((k, whose))
+        host.give(t, inp.RecoveryEnded(k, host.locally(whose), not fails, reason))
         service = host.node.services[k] if host.node is not None else None
         if service is not None and service.state is State.STANDBY and not service.holding:
             self.calls.discard(k)  # given up meanwhile for an earlier failure: the agent ends them

@@ -1,0 +1,60 @@
+"""heart.voters: what a predecessor hands over, in the numbers of the next set of voters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from haclusterd.config import cluster_spec, load
+from haclusterd.config.revisions import Start
+from haclusterd.core.actions import EndCalls, Recover
+from haclusterd.core.model import Identity
+from haclusterd.core.state import start
+from haclusterd.heart.upgrade import HandOver, pack_wire
+from haclusterd.heart.voters import Voters
+from haclusterd.wire import ClusterKey, KeyRing, Wire
+from tests.unit.test_config_revisions import toml
+
+RING = KeyRing((ClusterKey(1, bytes(32)),))
+MINE = Identity(7, 2, 99)
+
+
+def taken_over(
+    folder: Path, ids: str, revision: int, *told: Recover | EndCalls
+) -> tuple[Recover | EndCalls, ...]:
+    """By node c of the next set: what node c of `abc` (revision 1) has told its agent."""
+    file = folder / "haclusterd.toml"
+    file.write_text(toml(1))
+    before = cluster_spec(load(file, node="c"))
+    node = start(before, 1_000_000, 5)
+    node.services[0].recovering = MINE
+    wire = pack_wire(Wire(before, RING, 5).export_state())
+    state = HandOver(node, wire, (), (), 1_000_000, (0, 0), 0, told)
+    file.write_text(toml(revision, ids))
+    voters = Voters(Start(load(file, node="c")))
+    adopted, _wire, orders = voters.taken_over(state, RING, 1_000_000)
+    for order in orders:
+        if isinstance(order, Recover):
+            assert order.identity == adopted.services[0].recovering, "RecoveryEnded has to match"
+    return orders
+
+
+@pytest.mark.parametrize(
+    ("ids", "revision", "me", "lost"),
+    [("abc", 1, 2, 0), ("abcd", 2, 2, 0), ("bc", 2, 1, -1), ("cab", 2, 0, 1)],
+)
+def test_an_order_to_the_agent_is_told_anew_in_the_numbers_of_the_next_set(
+    tmp_path: Path, ids: str, revision: int, me: int, lost: int
+) -> None:
+    """The new agent counts by the new set: an old number names another node there, or none."""
+    order = Recover(0, MINE, 0, "a silent on 1/1 links", {"dead": 3})
+    (told,) = taken_over(tmp_path, ids, revision, order)
+    assert told == Recover(0, Identity(7, me, 99), lost, order.cause, order.times)
+
+
+def test_the_end_of_calls_names_the_new_owner_or_somebody_who_is_gone(tmp_path: Path) -> None:
+    orders = taken_over(tmp_path, "bc", 2, EndCalls(0, Identity(8, 1, 5)))
+    assert orders == (EndCalls(0, Identity(8, 0, 5)),)
+    orders = taken_over(tmp_path, "bc", 2, EndCalls(0, Identity(8, 0, 5)))
+    assert orders == (EndCalls(0, Identity(8, -1, 5)),)
