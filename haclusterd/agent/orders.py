@@ -140,7 +140,7 @@ class Orders:
         """`by` has looked: `node` is dead, and stays so. Raises OperatorError."""
         self._check_name(node)
         by = self._signed(by, place=False)
-        await self._refuse_if_heard(node)
+        await self._refuse_if_heard(node, "it is not dead; stop it first")
         text = f"{node} is marked dead, verified by {by}"
         try:
             return await self._carry_out(text, marking(node, by, True), self._marks_at_heart, node)
@@ -149,10 +149,11 @@ class Orders:
             raise OperatorError(str(error)) from None
 
     async def unmark(self, node: str, by: str) -> str:
-        """Take the mark back. Raises OperatorError."""
+        """Take a mark back; who lives loses it by itself (docs/design.md). Raises OperatorError."""
         self._check_name(node)
         if self._agreed.mark_of(node) is None:
             raise OperatorError(f"{node} is not marked dead, as far as {self._me} knows")
+        await self._refuse_if_heard(node, "its mark goes by itself once it stands by; or stop it")
         text, give = f"{node} is not marked dead any more", marking(node, self._signed(by), False)
         return await self._carry_out(text, give, self._marks_at_heart)
 
@@ -283,16 +284,16 @@ class Orders:
             return False
         return True
 
-    async def _refuse_if_heard(self, node: str) -> None:
+    async def _refuse_if_heard(self, node: str, fix: str) -> None:
         """Nobody here may hear it, and who lives must have been asked. Raises OperatorError."""
         if self._hears(node):
-            raise OperatorError(f"{self._me} hears {node}: it is not dead; stop it first")
+            raise OperatorError(f"{self._me} hears {node}: {fix}")
         others = (n.id for n in self._spec.nodes if n.id not in (self._me, node))
         living = [n for n in others if self._lives(n)]
         answers = await asyncio.gather(*(self._ask_hears(n, node) for n in living))
         for other, answer in zip(living, answers, strict=True):
             if answer == YES:
-                raise OperatorError(f"{other} hears {node}: it is not dead; stop it first")
+                raise OperatorError(f"{other} hears {node}: {fix}")
             if answer != NO:
                 raise OperatorError(f"{other} lives but could not be asked whether it hears {node}")
 
@@ -356,8 +357,6 @@ class Orders:
         if cleared:
             self._tell()
             await self._pass_on("")
-
-    # -- parts --
 
     @property
     def _me(self) -> str:

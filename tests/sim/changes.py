@@ -201,9 +201,10 @@ def _unmark_who_goes(t: int, host: Host) -> None:
     """A dead node is removed without a mark: the refusal of a reload asks for that."""
     if host.node is None or not host.alive:
         return
-    for mark in host.node.marks:
-        if not mark.cleared and host.numbers[mark.node] not in host.world.sets[-1]:
-            host.world.operators.unmark(host, t, mark.node)
+    world = host.world
+    for n in [host.numbers[mark.node] for mark in host.node.marks if not mark.cleared]:
+        if n not in world.sets[-1] and not world.hosts[n].alive:
+            world.operators.unmark(host, t, n)
 
 
 def _nobody_knows(world: World) -> bool:

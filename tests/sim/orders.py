@@ -108,10 +108,7 @@ class Operators:
     def mark(self, host: Host, t: int, name: str) -> bool:
         """Refused where this node, or one that it hears, hears the other one; as the agents do."""
         n = int(name[1:])
-        if host.number_of(n) < 0:
-            return False
-        asked = [h for h in self.world.hosts if h is host or _hears(host, h.me)]
-        if any(h.me != n and _hears(h, n) for h in asked):
+        if host.number_of(n) < 0 or self._is_heard(host, n):
             return False
         self.agreed[host.me].order_mark(name, "an operator", dead=True)
         request = self._request()
@@ -119,9 +116,16 @@ class Operators:
         host.give(t, self.agreed[host.me].marks_input(request))
         return True
 
+    def _is_heard(self, host: Host, n: int) -> bool:
+        """By this node or by one that it hears."""
+        asked = [h for h in self.world.hosts if h is host or _hears(host, h.me)]
+        return any(h.me != n and _hears(h, n) for h in asked)
+
     def unmark(self, host: Host, t: int, n: int) -> None:
-        """Take the mark of node `n`, in the host's numbers, back."""
-        self.agreed[host.me].order_mark(host.spec.nodes[n].id, "an operator", dead=False)
+        """Take the mark of a node back. Refused where it is heard: it goes by itself there."""
+        if self._is_heard(host, n):
+            return
+        self.agreed[host.me].order_mark(f"n{n}", "an operator", dead=False)
         host.give(t, self.agreed[host.me].marks_input(self._request()))
 
     def answered(self, host: Host, action: act.Answered) -> None:

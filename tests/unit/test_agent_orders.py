@@ -235,6 +235,20 @@ async def test_ml18_hearts_refusal_takes_the_mark_back_from_the_disk(bench: Benc
     assert "is not marked dead" in str(await refused(bench.orders.unmark("fs-c", "ben")))
 
 
+async def test_ml18_a_mark_is_taken_back_by_hand_only_from_who_is_away(bench: Bench) -> None:
+    """Of who lives it goes where its vote is in hand; before that two majorities may be apart."""
+    bench.view = seen(("fs-c",))
+    await bench.orders.mark_dead("fs-c", "ben")
+    bench.hears = b"yes"
+    assert "fs-b hears fs-c: its mark" in str(await refused(bench.orders.unmark("fs-c", "ben")))
+    bench.view = seen()
+    assert "fs-a hears fs-c: its mark" in str(await refused(bench.orders.unmark("fs-c", "ben")))
+    assert bench.orders.word().marks[0].dead
+    bench.view, bench.hears = seen(("fs-c",)), b"no"
+    assert await bench.orders.unmark("fs-c", "ben") == "fs-c is not marked dead any more"
+    assert bench.sent[-1] == MarksOrdered(5, ())
+
+
 async def test_ml18_what_heart_has_cleared_is_cleared_for_all(bench: Bench) -> None:
     bench.view = seen(("fs-c",))
     await bench.orders.mark_dead("fs-c", "ben")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
 from tests.unit.core_bench import Bench, kinds
-from tests.unit.test_core_reconfigure import FOUR, at_revision_2, say, stage
+from tests.unit.test_core_reconfigure import FOUR, at_revision_2, decided, flips, say, stage
 
 
 def mark(bench: Bench, n: int) -> str:
@@ -38,3 +38,18 @@ def test_ml18_no_change_beside_a_mark() -> None:
     assert stage(bench, FOUR, kept=True).ok, "what was staged before a restart stays so"
     (found,) = kinds(bench.give(inp.MarksOrdered(9, ())), act.Answered)
     assert found.ok, "taking a mark back is never refused"
+
+
+def test_s1_what_was_agreed_to_before_a_start_is_not_taken_up_in_the_hold_down() -> None:
+    """An owner that counts this node as dead serves on: it has to be heard, and to hear, first."""
+    bench = at_revision_2()
+    stage(bench, FOUR, kept=True)
+    for _ in range(4):
+        say(bench, 1, FOUR)
+        bench.pass_ms(60)
+    assert not decided(bench)
+    say(bench, 1, FOUR)
+    bench.pass_ms(20)
+    assert decided(bench)
+    assert flips(bench, 130) == []
+    assert len(flips(bench, 30)) == 1

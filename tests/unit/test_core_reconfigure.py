@@ -173,21 +173,6 @@ def test_a_majority_of_the_present_set_decides_and_dead_ms_later_it_is_taken_up(
     assert len(flips(bench, 1_000)) == 1, "an upgrade that did not come about is tried again"
 
 
-def test_s1_what_was_agreed_to_before_a_start_is_not_taken_up_in_the_hold_down() -> None:
-    """An owner that counts this node as dead serves on: it has to be heard, and to hear, first."""
-    bench = at_revision_2()
-    stage(bench, FOUR, kept=True)
-    for _ in range(4):
-        say(bench, 1, FOUR)
-        bench.pass_ms(60)
-    assert not decided(bench)
-    say(bench, 1, FOUR)
-    bench.pass_ms(20)
-    assert decided(bench)
-    assert flips(bench, 130) == []
-    assert len(flips(bench, 30)) == 1
-
-
 def turn(bench: Bench) -> str:
     return reconfigure.whose_turn(bench.node, bench.now_us)
 
