@@ -152,6 +152,33 @@ def test_a_fenced_owner_with_an_odd_configuration_does_not_reclaim() -> None:
 # claimants --------------------------------------------------------------------------------------
 
 
+def test_a_node_that_is_letting_go_grants_nobody() -> None:
+    """Its address may be up still. Its lease has mostly ended before a claim can come."""
+    bench = Bench()
+    mine = bench.own()
+    bench.keep_hearing(50, (1, entry(mine)), (2, entry(mine)))
+    bench.obeys = False
+    bench.give(inp.SwitchoverRequested(1, 0, 2))
+    assert bench.stands_in(State.RELEASING)
+    assert not claims(bench, Identity(9, 2, 7))
+    bench.give(inp.FenceClosed(0, True))
+    bench.give(inp.AddressesRemoved(0, True))
+    assert bench.stands_in(State.STANDBY)
+    assert claims(bench, Identity(9, 2, 7))
+
+
+@pytest.mark.parametrize("state", [State.CLAIMING, State.RECLAIMING])
+def test_a_claimant_grants_a_later_claim_only_after_dead_ms(state: State) -> None:
+    """It may have won: that nobody has a lease by its own claim is known `dead` after it."""
+    bench = lapsed() if state is State.RECLAIMING else Bench().after_hold_down()
+    bench.keep_hearing(10 if state is State.RECLAIMING else 100, (1, STANDBY), (2, STANDBY))
+    assert bench.stands_in(state)
+    bench.obeys = False
+    assert not claims(bench, Identity(9, 2, 7))
+    assert bench.service.deferred is None
+    assert bench.stands_in(state)
+
+
 def test_after_a_start_the_hold_down_counts_as_hearing_the_owner() -> None:
     """Or all nodes that start together would claim as it ends, without grace and ranks."""
     bench = Bench()
