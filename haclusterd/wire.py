@@ -253,8 +253,6 @@ class Wire:
         node = self._senders[link].get(source)
         if tag != self._tag or its_link != link or node is None:
             return Outcome.FOREIGN
-        if sender != node and version == 1:
-            return Outcome.FOREIGN
         key = self._ring.get(key_id)
         if key is None:
             return Outcome.UNKNOWN_KEY

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from haclusterd.core.actions import Action, Decided, Speak
 from haclusterd.core.model import Beat, Flag
-from haclusterd.core.state import Node, holding_down
+from haclusterd.core.state import NEVER, Node, holding_down
 
 OLDEST, NEWEST = 1, 2
 _READS_2 = int(Flag.READS_2)
@@ -35,7 +35,8 @@ def settle(node: Node, now_us: int, out: list[Action]) -> None:
     needless = silent_us > _SILENT_TIMES * node.spec.timing.dead_us and not holding_down(
         node, now_us
     )
-    if needless or node.spec.revision > 1:
+    agreed = node.roll.voted and node.plain_us == NEVER  # before this start, when all read it
+    if needless or agreed or node.spec.revision > 1:
         _speak(node, NEWEST, now_us, out)
 
 

@@ -14,7 +14,7 @@ from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, Se
 from haclusterd.core.moves import happen, name_of, persist, promise
 from haclusterd.core.orders import withholds
 from haclusterd.core.reconfigure import is_akin
-from haclusterd.core.state import NEVER, Deferred, Node, Service, holding_down, owns
+from haclusterd.core.state import NEVER, Deferred, Node, Peer, Service, holding_down, owns
 from haclusterd.core.takeover import Event
 
 
@@ -237,6 +237,8 @@ def _judge(
     claimant = node.peers[identity.node]
     if not is_akin(node, claimant.config_hash) or claimant.revision < node.roll.floor:
         return
+    if _is_left_behind(node, claimant):
+        return
     if identity.node in node.marked or withholds(node, service, identity.node, now_us):
         return
     if owns(service) or (service.state is State.RELEASING) or not _stopped(service):
@@ -248,6 +250,16 @@ def _judge(
             node.wake_us = now_us
         return
     grant(node, k, service, identity, now_us, out)
+
+
+def _is_left_behind(node: Node, claimant: Peer) -> bool:
+    """Others have gone on to a set of voters that it is not about to take up: `may_claim` of one
+    that has not heard of that."""
+    roll = node.roll
+    if roll.known <= claimant.revision:
+        return False
+    in_force = node.spec.config_hash if roll.known == node.spec.revision else roll.known_hash
+    return (claimant.staged, claimant.staged_hash) != (roll.known, in_force)
 
 
 def _stopped(service: Service) -> bool:

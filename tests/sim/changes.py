@@ -30,7 +30,7 @@ def reconfigure(blow: Blow, host: Host) -> None:
         _write_next(world, rng)
     revision = len(world.sets) if rng.random() < 0.1 else next_revision(world)
     members = set(world.sets[revision - 1]) | set(world.sets[max(0, revision - 2)])
-    for n in sorted(members, key=lambda _: rng.random()):
+    for n in sorted(sorted(members), key=lambda _: rng.random()):
         if rng.random() < 0.85:
             world.at(
                 blow.t + 1 + rng.randrange(600_000),

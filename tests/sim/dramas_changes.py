@@ -19,13 +19,14 @@ from tests.sim.world import World
 SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
 GROWING = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6))
 SHRUNK_AND_GROWING = ((0, 1, 2, 3), (0, 1, 2), (0, 1, 2, 4))
+WITHOUT_N1 = ((0, 1, 2, 3, 4), (0, 2, 3, 4))
 TWO_AT_ONCE = ((0, 1, 2), (2, 3, 4))
 
 
-def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int) -> World:
+def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int, services: int = 1) -> World:
     """Set 1 at rest, everybody speaking version 2."""
     rng = random.Random(seed)
-    swarm = dataclasses.replace(calm(nodes, 1, 1), delay_mean_us=100, members=len(sets[0]))
+    swarm = dataclasses.replace(calm(nodes, 1, services), delay_mean_us=100, members=len(sets[0]))
     world = World(seed, swarm)
     stage.append(world)
     for host in world.hosts:
@@ -227,6 +228,34 @@ def back_with_a_staged_set(seed: int) -> list[str]:
     return found
 
 
+def returned_with_who_was_removed(seed: int) -> list[str]:
+    """n0 and n3 count by set 2, without n1, and have marked n2 and n4 dead. All start at once: n1
+    does not know that it was removed, n2, which does, is asked for its vote, and n4, which has not
+    staged set 2, cannot hear n3."""
+    world = _begin(seed, WITHOUT_N1, 5, services=2)
+    hosts, rng = world.hosts, random.Random(seed)
+    for host in hosts:
+        host.swift = True
+    hosts[2].stubborn = True
+    _reload(world, 2, 0, 2, 3)
+    world.play_until(world.now + 3_000_000)
+    for n in (1, 2, 4):
+        world.operators.burnt.add(n)
+        hosts[n].kill(world.now, power=True)
+    world.play_until(world.now + 600_000)
+    _mark(world, 3, dead=("n2", "n4"))
+    world.play_until(world.now + 2_000_000)
+    world.operators.burnt.clear()
+    world.operators.apart = True
+    for n in (0, 3):
+        hosts[n].kill(world.now, power=True)
+    world.play_until(world.now + 500_000)
+    for host in hosts:
+        world.at(world.now + rng.randrange(2_000), world.boot, host)
+    world.play_until(world.now + 1_000_000)
+    return list(world.checkers.violations)
+
+
 def _mark(world: World, *tellers: int, dead: tuple[str, ...] = ("n3", "n4")) -> None:
     for n in tellers:
         for name in dead:
@@ -244,6 +273,7 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         late_file,
         marked_beside_a_change,
         back_with_a_staged_set,
+        returned_with_who_was_removed,
         agreed_twice,
     )
 }

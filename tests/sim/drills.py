@@ -144,6 +144,9 @@ DRILLS: dict[str, Drill] = {
     "no set is taken up in the hold-down": Drill(
         c.taken_up_in_the_hold_down, drama="back_with_a_staged_set"
     ),
+    "no grant for who was left behind": Drill(
+        c.left_behind_may_win, drama="returned_with_who_was_removed"
+    ),
     "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
     "agreed to one file at a time": Drill(c.agrees_twice, drama="agreed_twice"),

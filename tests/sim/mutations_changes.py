@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from haclusterd.core import marks, reconfigure
+from haclusterd.core import marks, reconfigure, voter
 from haclusterd.core import node as core
 from haclusterd.core.actions import Action
 from haclusterd.core.inputs import StageRequested
@@ -74,6 +74,11 @@ def taken_up_in_the_hold_down() -> None:
         node.start_us = start_us
 
     reconfigure.judge = judge
+
+
+def left_behind_may_win() -> None:
+    """Nobody is granted who is not about to take up the set that is known to be in force."""
+    voter._is_left_behind = lambda node, claimant: False
 
 
 def decided_by_one() -> None:

@@ -98,6 +98,19 @@ def test_a_neighbours_numbers_become_ones_own_by_name() -> None:
     assert said.config_hash == after.config_hash
 
 
+def test_version_1_of_a_neighbour_that_counts_otherwise_is_read_too() -> None:
+    """Node c has just started with set 1 and seals version 1 for seconds; it is number 1 by now."""
+    before, after = spec("c", "abc", 1), spec("a", "ac", 2)
+    alice = Wire(after, RING, 1)
+    datagram = Wire(before, RING, BOOT).seal(beat(before))
+    assert alice.open(datagram, 0, "10.1.0.99") is Outcome.OTHER_CONFIG, "set 1 is not known"
+    alice = Wire(after, RING, 1)
+    alice.know(before)
+    said = alice.open(datagram, 0, "10.1.0.99")
+    assert isinstance(said, Beat)
+    assert (said.sender, said.services[0].promise) == (1, Identity(7, 1, 5))
+
+
 def test_an_identity_of_a_removed_node_keeps_its_epoch_and_is_not_nobody() -> None:
     before, after = spec("a", "abc", 1), spec("c", "ac", 2)
     carol = Wire(after, RING, 1)
