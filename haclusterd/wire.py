@@ -57,7 +57,7 @@ _MAGIC = b"HC"
 VERSIONS = (1, 2)  # that are opened
 _VERSION_1_FIELDS = 15
 _HEADER = struct.Struct(">2sBB4sBBQQ")
-_TAG_BYTES = 16
+_TAG_BYTES, _STRANGERS_MAX = 16, 32  # addresses of strangers, by link
 _DATAGRAM_BYTES_MIN = _HEADER.size + _TAG_BYTES + 1
 _CONTEXT = b"haclusterd beat 1"
 
@@ -139,11 +139,13 @@ class Wire:
         self._kin: dict[int, Numbering] = {}
         self._spec = spec
         self._nodes, self._services = len(spec.nodes), len(spec.services)
+        self._me = spec.nodes[spec.me].id
         name = spec.name.encode()
         self._cluster_id = hashlib.sha256(_CONTEXT + b"\0" + name).digest()
         self._tag = self._cluster_id[:4]
         others = [(index, node) for index, node in enumerate(spec.nodes) if index != spec.me]
         self._senders = tuple({n.links[x]: i for i, n in others} for x in range(spec.links))
+        self._strangers: tuple[dict[str, str], ...] = tuple({} for _ in range(spec.links))
         self._peers = tuple(PeerWindows() for _ in spec.nodes)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Beat).decode
@@ -151,9 +153,15 @@ class Wire:
         self.set_incarnation(incarnation)
 
     def know(self, neighbour: ClusterSpec) -> None:
-        """Read those, too, that count by the set before or after one's own."""
+        """Read those, too, that count by the set before or after one's own; of nodes that are in
+        that set alone, whether a later one is in force."""
         if neighbour.config_hash == self._spec.config_hash:
             return
+        mine = {node.id for node in self._spec.nodes}
+        for node in neighbour.nodes:
+            for strangers, address in zip(self._strangers, node.links, strict=False):
+                if node.id not in mine and len(strangers) < _STRANGERS_MAX:
+                    strangers.setdefault(address, node.id)
         if len(self._kin) >= KIN_MAX and neighbour.config_hash not in self._kin:
             del self._kin[next(iter(self._kin))]
         self._kin[neighbour.config_hash] = numbering(neighbour, self._spec)
@@ -167,12 +175,12 @@ class Wire:
                 if known is not None:
                     known.ciphers.clear()
         if hasattr(self, "_incarnation"):
-            self._seal_cipher = self._derive(self._seal_key, self._spec.me, self._incarnation)
+            self._seal_cipher = self._derive(self._seal_key, self._me, self._incarnation)
 
     def set_incarnation(self, incarnation: int) -> None:
         """Seal as `incarnation` (64 random bits) from now on: after a start and after a thaw."""
         self._incarnation = incarnation
-        self._seal_cipher = self._derive(self._seal_key, self._spec.me, incarnation)
+        self._seal_cipher = self._derive(self._seal_key, self._me, incarnation)
         self._sealed = [-1] * self._spec.links
 
     def peer_current(self, node: int, incarnation: int) -> None:
@@ -244,14 +252,16 @@ class Wire:
             return Outcome.OVERSIZE
         if size < _DATAGRAM_BYTES_MIN:
             return Outcome.MALFORMED
-        header = datagram[: _HEADER.size]
-        magic, version, key_id, tag, sender, its_link, number, seq = _HEADER.unpack(header)
+        magic, version, key_id, tag, sender, its_link, number, seq = _HEADER.unpack_from(datagram)
         if magic != _MAGIC:
             return Outcome.MALFORMED
         if version not in VERSIONS:
             return Outcome.VERSION
         node = self._senders[link].get(source)
-        if tag != self._tag or its_link != link or node is None:
+        if tag != self._tag or its_link != link:
+            return Outcome.FOREIGN
+        if node is None:
+            self._overhear(datagram, self._strangers[link].get(source), key_id, number)
             return Outcome.FOREIGN
         key = self._ring.get(key_id)
         if key is None:
@@ -259,14 +269,15 @@ class Wire:
         peer = self._peers[node]
         incarnation = peer.find(number)
         if incarnation is None:
-            cipher = self._derive(key, node, number)
+            cipher = self._derive(key, self._spec.nodes[node].id, number)
         else:
             if incarnation.windows[link].has(seq):
                 return Outcome.REPLAY
-            cipher = incarnation.ciphers.get(key_id) or self._derive(key, node, number)
-        nonce = b"\0\0\0" + header[9:10] + header[18:]
+            cipher = incarnation.ciphers.get(key_id) or self._derive(
+                key, self._spec.nodes[node].id, number
+            )
         try:
-            body = cipher.decrypt(nonce, datagram[_HEADER.size :], self._cluster_id + header)
+            body = self._decrypted(cipher, datagram)
         except InvalidTag:
             return Outcome.BAD_MAC if sender == node else Outcome.FOREIGN
         # From here on the bytes are a key holder's.
@@ -285,6 +296,23 @@ class Wire:
         if version == 1 and (beat.revision != 1 or beat.staged):
             return Outcome.MALFORMED
         return self._in_my_numbers(beat, node)
+
+    def _overhear(self, datagram: bytes, stranger: str | None, key_id: int, number: int) -> None:
+        """Who came with a later set than one's own may be the only one left to tell of it."""
+        key = self._ring.get(key_id)
+        if stranger is None or key is None:
+            return
+        try:
+            beat = self._decode(self._decrypted(self._derive(key, stranger, number), datagram))
+        except (InvalidTag, msgspec.DecodeError):
+            return
+        if beat.revision > self._spec.revision:
+            self.overheard = max(self.overheard, (beat.revision, beat.config_hash))
+
+    def _decrypted(self, cipher: AESGCM, datagram: bytes) -> bytes:
+        header = datagram[: _HEADER.size]
+        nonce = b"\0\0\0" + header[9:10] + header[18:]
+        return cipher.decrypt(nonce, datagram[_HEADER.size :], self._cluster_id + header)
 
     def _in_my_numbers(self, beat: Beat, node: int) -> Beat | Outcome:
         """The beat of `node`, by its address, as it is to be read here.
@@ -307,13 +335,15 @@ class Wire:
             return Outcome.FOREIGN
         return beat if is_sound(beat, self._nodes, self._services) else Outcome.OTHER_CONFIG
 
-    def _derive(self, key: ClusterKey, sender: int, incarnation: int) -> AESGCM:
-        """The cipher of one boot of one node."""
-        node = self._spec.nodes[sender].id.encode()
-        context = b"\0".join(
-            (_CONTEXT, self._spec.name.encode(), node, incarnation.to_bytes(8, "big"))
+    def _derive(self, key: ClusterKey, sender: str, incarnation: int) -> AESGCM:
+        """The cipher of one boot of one node, by its id."""
+        parts = (
+            _CONTEXT,
+            self._spec.name.encode(),
+            sender.encode(),
+            incarnation.to_bytes(8, "big"),
         )
-        derived = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=context)
+        derived = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"\0".join(parts))
         return AESGCM(derived.derive(key.secret))
 
     def export_state(self) -> WireState:

@@ -96,10 +96,12 @@ def review(node: Node, now_us: int, out: list[Action]) -> None:
 
 def _take_effect(node: Node, now_us: int) -> None:
     marked = frozenset(mark.node for mark in node.marks if not mark.cleared)
+    # Who has just joined may know marks that were cleared while it belonged to nobody.
+    joined = now_us >= node.roll.joined_us + node.spec.timing.discovery_us
     unvoting = frozenset(
         mark.node
         for mark in node.marks
-        if not mark.cleared and now_us >= mark.in_force_us and mark.node != node.spec.me
+        if not mark.cleared and now_us >= mark.in_force_us and mark.node != node.spec.me and joined
     )
     if (marked, unvoting) != (node.marked, node.unvoting):
         node.marked, node.unvoting = marked, unvoting

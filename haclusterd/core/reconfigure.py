@@ -102,6 +102,7 @@ def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> 
         roll.staged_us = now_us
     roll.staged, roll.staged_hash = wanted.revision, wanted.config_hash
     roll.voted, roll.stays = event.voted, wanted.me >= 0
+    roll.returned |= event.kept or not event.voted
     roll.kin = tuple(dict.fromkeys((wanted.config_hash, *roll.kin)))[:KIN_MAX]
     roll.due_us = FAR
     _set_floor(node)
@@ -171,7 +172,7 @@ def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
     spec = node.spec
     if (beat.revision, beat.config_hash) != (spec.revision, spec.config_hash):
         return
-    node.roll.proven = True
+    node.roll.proven, node.roll.joined_us = True, now_us
     node.rank_dirty = True
     node.wake_us = now_us
     out.append(InForce(spec.revision))
@@ -209,6 +210,7 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
     roll = node.roll
     if not roll.staged or now_us < node.start_us + node.spec.timing.hold_down_us:
         return  # who has just come back may stand by nobody yet, and an owner may count without it
+    roll.returned &= roll.known > node.spec.revision
     if roll.due_us == FAR:
         if not is_decided(node):
             return
@@ -231,7 +233,7 @@ def whose_turn(node: Node, now_us: int) -> str:
     owners last, and each waits until the one before it is in sync; not for ever.
     """
     roll = node.roll
-    if roll.decided_us == NEVER or now_us - roll.decided_us >= TURNS_US:
+    if roll.decided_us == NEVER or roll.returned or now_us - roll.decided_us >= TURNS_US:
         return ""
     owners = {service.promise.node for service in node.services}
     mine = (node.spec.me in owners, node.spec.me)
@@ -331,8 +333,7 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
     node.rank_dirty = True
     node.wake_us = now_us
     roll = node.roll
-    known = max(roll.known, spec.revision)
-    node.roll = Roll(known=known, kin=(old.config_hash,), floor=roll.floor)
+    node.roll = Roll(known=max(roll.known, spec.revision), kin=(old.config_hash,), floor=roll.floor)
     node.dialect = max(node.dialect, 2 if spec.revision > 1 else 1)
     if roll.known > spec.revision:
         node.roll.known_hash = roll.known_hash

@@ -168,6 +168,8 @@ class Roll(msgspec.Struct):
     stays: bool = True  # this node is in the staged set
     due_us: int = FAR  # when the staged set is taken up
     decided_us: int = NEVER
+    joined_us: int = NEVER  # when it was heard that the set is in force
+    returned: bool = False  # it started with a later set beside the one it counts by
 
 
 class Node(msgspec.Struct):
@@ -245,8 +247,12 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
 
 def holding_down(node: Node, now_us: int) -> bool:
     """In the hold-down after a start a node neither echoes, grants nor claims (DESIGN 6); nor
-    while it does not know that the set it counts by is in force."""
-    return now_us < node.start_us + node.spec.timing.hold_down_us or not node.roll.proven
+    while it does not know that the set it counts by is in force, or knows by its end that a later
+    one is and has that: who counts by it, and cannot read others, may own already by marks."""
+    roll = node.roll
+    if now_us < node.start_us + node.spec.timing.hold_down_us or not roll.proven:
+        return True
+    return roll.returned and roll.known > node.spec.revision
 
 
 def is_departing(node: Node) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable
 
+from haclusterd.core.inputs import SwitchoverRequested
 from tests.sim import changes
 from tests.sim.dramas import calm, owners_of, stage
 from tests.sim.swarm import spec_of
@@ -20,6 +21,7 @@ SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
 GROWING = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6))
 SHRUNK_AND_GROWING = ((0, 1, 2, 3), (0, 1, 2), (0, 1, 2, 4))
 WITHOUT_N1 = ((0, 1, 2, 3, 4), (0, 2, 3, 4))
+ONE_MORE = ((0, 1, 2, 3), (0, 1, 2, 3, 4))
 TWO_AT_ONCE = ((0, 1, 2), (2, 3, 4))
 
 
@@ -256,6 +258,66 @@ def returned_with_who_was_removed(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def joined_with_old_marks(seed: int) -> list[str]:
+    """n3 has heard that n1 and n2 are marked dead, and not that they are back, when n0 takes set 2
+    up and n3 joins. n0 releases s0 to n3, which cannot hear n1 and n2: they are at set 1 still."""
+    world = _begin(seed, SETS[:2], 4)
+    hosts = world.hosts
+    for host in hosts:
+        host.swift = True
+    _reload(world, 2, 3)
+    for n in (1, 2):
+        world.operators.burnt.add(n)
+        hosts[n].kill(world.now, power=True)
+    world.play_until(world.now + 600_000)
+    _mark(world, 0, dead=("n1", "n2"))
+    world.play_until(world.now + 1_500_000)
+    world.operators.burnt.clear()
+    world.operators.apart = True
+    for n in (1, 2):
+        world.boot(world.now, hosts[n])
+        hosts[n].stubborn = True
+    world.play_until(world.now + 5_000_000)
+    _reload(world, 2, 0, 1, 2)
+    world.play_until(world.now + 700_000)
+    hosts[0].give(world.now, SwitchoverRequested(1, 0, 3))
+    world.play_until(world.now + 500_000)
+    return list(world.checkers.violations)
+
+
+def returned_before_it_takes_up(seed: int) -> list[str]:
+    """n0, n2 and n3 have agreed to set 2 and die before they take it up; n4, which has joined by
+    it, serves with n1, by their marks. They come back, and n4 cannot hear them in set 1."""
+    world = _begin(seed, ONE_MORE, 5)
+    hosts, rng = world.hosts, random.Random(seed)
+    for host in hosts:
+        host.swift = True
+    for n in (0, 2, 3):
+        hosts[n].stubborn = True
+    _reload(world, 2, *ONE_MORE[1])
+    world.play_until(world.now + 3_000_000)
+    for n in (0, 2, 3):
+        world.operators.burnt.add(n)
+        hosts[n].kill(world.now, power=True)
+        hosts[n].stubborn = False
+    world.play_until(world.now + 600_000)
+    _mark(world, 1, dead=("n0", "n2", "n3"))
+    world.play_until(world.now + 3_000_000)
+    if owners_of(world) == [1]:
+        hosts[1].give(world.now, SwitchoverRequested(1, 0, 4))
+        world.play_until(world.now + 500_000)
+    found = [] if owners_of(world) == [4] else [f"the drama did not take place: {owners_of(world)}"]
+    world.operators.burnt.clear()
+    world.operators.apart = True
+    for n in (0, 2, 3):
+        world.at(world.now + rng.randrange(10_000), world.boot, hosts[n])
+    world.play_until(world.now + 1_500_000)
+    found += world.checkers.violations
+    if not found and (owners_of(world) == [] or hosts[0].spec.revision != 2):
+        found.append(f"V3: {owners_of(world)} serve s0, n0 counts by {hosts[0].spec.revision}")
+    return found
+
+
 def _mark(world: World, *tellers: int, dead: tuple[str, ...] = ("n3", "n4")) -> None:
     for n in tellers:
         for name in dead:
@@ -274,6 +336,8 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         marked_beside_a_change,
         back_with_a_staged_set,
         returned_with_who_was_removed,
+        joined_with_old_marks,
+        returned_before_it_takes_up,
         agreed_twice,
     )
 }

@@ -147,6 +147,12 @@ DRILLS: dict[str, Drill] = {
     "no grant for who was left behind": Drill(
         c.left_behind_may_win, drama="returned_with_who_was_removed"
     ),
+    "no old marks of who has just joined": Drill(
+        c.joined_with_marks, drama="joined_with_old_marks"
+    ),
+    "no vote of who is about to take a set up": Drill(
+        c.returned_votes_at_once, drama="returned_before_it_takes_up"
+    ),
     "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
     "agreed to one file at a time": Drill(c.agrees_twice, drama="agreed_twice"),

@@ -8,7 +8,7 @@ from haclusterd.core import marks, reconfigure, voter
 from haclusterd.core import node as core
 from haclusterd.core.actions import Action
 from haclusterd.core.inputs import StageRequested
-from haclusterd.core.model import ClusterSpec
+from haclusterd.core.model import Beat, ClusterSpec
 from haclusterd.core.state import NEVER, Node
 from tests.sim.member import Member
 
@@ -79,6 +79,28 @@ def taken_up_in_the_hold_down() -> None:
 def left_behind_may_win() -> None:
     """Nobody is granted who is not about to take up the set that is known to be in force."""
     voter._is_left_behind = lambda node, claimant: False
+
+
+def joined_with_marks() -> None:
+    """Who has just joined counts by no mark that it was told of before."""
+    true = reconfigure.join
+
+    def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
+        true(node, beat, now_us, out)
+        node.roll.joined_us = NEVER
+
+    reconfigure.join = join
+
+
+def returned_votes_at_once() -> None:
+    """Who comes back with a set that is in force meanwhile does not vote before it takes it up."""
+    true = reconfigure.stage
+
+    def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> None:
+        true(node, event, now_us, out)
+        node.roll.returned = False
+
+    core._TAKE[StageRequested] = stage
 
 
 def decided_by_one() -> None:

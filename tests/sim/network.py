@@ -164,8 +164,9 @@ class Network:
         if beat.config_hash == host.spec.config_hash:
             return beat
         kin = host.kin.get(beat.config_hash)
-        if kin is not None:
-            return renumbered(beat, numbering(kin, host.spec))
+        read = renumbered(beat, numbering(kin, host.spec)) if kin is not None else None
+        if read is not None:
+            return read
         if host.node is not None and beat.revision > host.node.roll.known:
             host.give(self.world.now, Overheard(beat.revision, beat.config_hash))
         return None

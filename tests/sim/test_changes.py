@@ -46,6 +46,27 @@ def test_marks_and_changes_meet_in_these_worlds() -> None:
     assert sum(world.operators.refused for world in worlds) > 0
 
 
+def test_s10_a_recovery_that_failed_is_known_by_whichever_numbers_its_node_counts() -> None:
+    """The order was given in set 5, failed, and was given again in set 6."""
+    world = World(880005, swarm_of_changes(880005))
+    assert world.run(1.0) == []
+    assert any(host.me != host.number_of(host.me) >= 0 for host in world.hosts)
+
+
+def test_v8_a_dead_node_is_removed_without_a_mark() -> None:
+    """Those that stay have it marked, and a mark keeps them from their vote: `node unmark`."""
+    world = World(880010, swarm_of_marks(880010))
+    assert world.run(1.0) == []
+    assert any("is not marked dead any more" in line for line in world.history)
+
+
+def test_v8_where_all_have_forgotten_the_set_it_begins_anew() -> None:
+    world = World(629, swarm_of_changes(629))
+    assert world.run(1.0) == []
+    assert any("OPERATOR begins anew" in line for line in world.history)
+    assert {h.spec.revision for h in world.hosts if h.alive} == {1}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(16))
 def test_two_versions_of_the_wire_live_beside_each_other(seed: int) -> None:

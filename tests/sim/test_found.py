@@ -6,6 +6,7 @@ import pytest
 
 from tests.scenarios.player import Player
 from tests.sim.drills import aimed_swarm
+from tests.sim.swarm import swarm_of_marks
 from tests.sim.world import World
 
 BEGIN = ["boot all", "run 2000ms"]
@@ -38,3 +39,7 @@ def test_f15_calls_that_came_back_in_place_are_not_taken_up_beside_themselves() 
 @pytest.mark.parametrize("seed", [10300, 6727])
 def test_f14_f18_an_epoch_that_was_won_twice(seed: int) -> None:
     assert World(seed).run(10) == []
+
+
+def test_f20_marked_nodes_come_back_beside_a_change_of_the_voters() -> None:
+    assert World(770, swarm_of_marks(770)).run(1) == []

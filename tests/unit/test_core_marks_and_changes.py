@@ -6,7 +6,9 @@ import msgspec
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import ClusterSpec, Identity, State
+from haclusterd.core import reconfigure
+from haclusterd.core.model import ClusterSpec, Flag, Identity, State
+from haclusterd.core.state import holding_down
 from tests.unit.core_bench import Bench, entry, kinds
 from tests.unit.test_core_reconfigure import (
     FOUR,
@@ -96,3 +98,55 @@ def test_s1_the_same_at_a_node_that_has_taken_the_next_set_up() -> None:
     assert bench.service.promise != claim.promise
     bench.hear(1, claim, staged=2, staged_hash=THREE.config_hash, **words)
     assert bench.service.promise == claim.promise
+
+
+def test_s1_who_returns_with_a_set_that_is_in_force_meanwhile_votes_once_it_counts_by_it() -> None:
+    """Some of those who count by it cannot hear it before, and may own by marks."""
+    bench = at_revision_2()
+    stage(bench, FOUR, kept=True)
+    bench.give(inp.Overheard(3, FOUR.config_hash))
+    bench.after_hold_down()
+    assert not asks(bench, 1, FOUR)
+    assert kinds(bench.asked, act.SendBeat)[-1].beats[0].flags & Flag.STARTING
+    reconfigure.adopt(bench.node, FOUR, bench.now_us)
+    assert not holding_down(bench.node, bench.now_us)
+
+
+def test_who_returned_before_the_set_was_in_force_goes_on_voting_when_it_is() -> None:
+    """A lease may hang on its echo."""
+    bench = at_revision_2()
+    stage(bench, FOUR, kept=True)
+    bench.after_hold_down().pass_ms(30)
+    bench.give(inp.Overheard(3, FOUR.config_hash))
+    bench.pass_ms(30)
+    assert asks(bench, 1, FOUR)
+    reloaded = at_revision_2().after_hold_down()
+    assert stage(reloaded, FOUR).ok
+    reloaded.give(inp.Overheard(3, FOUR.config_hash))
+    assert asks(reloaded, 1, FOUR)
+
+
+def test_who_returned_waits_for_nobody_to_take_the_set_up() -> None:
+    bench = at_revision_2()
+    stage(bench, FOUR, kept=True)
+    bench.give(inp.Overheard(3, FOUR.config_hash))
+    bench.after_hold_down()
+    bench.node.services[0].promise = Identity(1, 0, 5)
+    say(bench, 1, FOUR)
+    assert reconfigure.whose_turn(bench.node, bench.now_us) == ""
+    bench.node.roll.returned = False
+    assert reconfigure.whose_turn(bench.node, bench.now_us) == "n1"
+
+
+def test_s1_a_mark_from_before_this_node_joined_counts_after_discovery_ms() -> None:
+    """It may be cleared: nobody could hear that of a node that belonged to nobody."""
+    bench = at_revision_2(proven=False).after_hold_down()
+    bench.give(inp.MarksOrdered(-1, (inp.Marked(2, 256, "anna"),)))
+    bench.pass_ms(5_000)
+    assert bench.node.unvoting == frozenset({2})
+    say(bench, 1)
+    assert bench.node.roll.proven
+    bench.pass_ms(1_900)
+    assert bench.node.unvoting == frozenset()
+    bench.pass_ms(200)
+    assert bench.node.unvoting == frozenset({2})

@@ -134,6 +134,31 @@ def test_an_unknown_set_is_not_read_but_overheard() -> None:
     assert other.overheard == (0, 0)
 
 
+def test_a_later_set_is_overheard_also_from_who_came_with_the_one_between() -> None:
+    """Node a has agreed to set 2, which adds c; c and b have gone on to set 3, and b is dead."""
+    before, between, later = spec("a", "ab", 1), spec("a", "abc", 2), spec("c", "ac", 3)
+    datagram = speaking(later).seal(beat(later))
+    alice = Wire(before, RING, 1)
+    assert alice.open(datagram, 0, "10.1.0.99") is Outcome.FOREIGN
+    assert alice.overheard == (0, 0), "nothing is known of c"
+    alice.know(between)
+    forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
+    unknown = Wire(later, KeyRing((ClusterKey(9, bytes(32)),)), BOOT)
+    unknown.version = 2
+    for other in (forged, unknown.seal(beat(later)), speaking(before).seal(beat(before, 1, "a"))):
+        assert alice.open(other, 0, "10.1.0.99") is Outcome.FOREIGN
+    assert alice.overheard == (0, 0)
+    assert alice.open(datagram, 0, "10.1.0.99") is Outcome.FOREIGN
+    assert alice.overheard == (3, later.config_hash)
+
+
+def test_addresses_of_strangers_are_bounded() -> None:
+    alice = Wire(spec("a", "ab", 1), RING, 1)
+    for n in range(60):
+        alice.know(spec("a", "ab" + chr(ord("c") + n), 2 + n))
+    assert max(map(len, alice._strangers)) == 32
+
+
 def test_another_file_of_the_same_revision_is_read_if_it_counts_alike() -> None:
     mine = spec("a", "abc", 1)
     theirs = msgspec.structs.replace(spec("c", "abc", 1), config_hash=123)
