@@ -76,9 +76,6 @@ class Outcome(enum.StrEnum):
     OTHER_CONFIG = "other config"  # authentic, but nodes or services are not numbered as here
 
 
-_OK = Outcome.OK
-
-
 @dataclass(frozen=True, slots=True)
 class ClusterKey:
     """One key of the ring: 32 secret bytes, and the id (0..255) that travels in clear."""
@@ -114,7 +111,7 @@ class Heard(msgspec.Struct):
 
     readable: int = 0
     unreadable: int = 0
-    outcome: Outcome = _OK
+    outcome: Outcome = Outcome.OK
 
 
 class WireState(msgspec.Struct, frozen=True, array_like=True):
@@ -244,7 +241,7 @@ class Wire:
     def counters(self) -> tuple[dict[Outcome, int], ...]:
         """By link: what became of its datagrams. Put together here, off the hot path."""
         opened = (sum(heard.readable for heard in heards) for heards in self.heard)
-        return tuple({**r, _OK: n} for r, n in zip(self._refused, opened, strict=True))
+        return tuple({**r, Outcome.OK: n} for r, n in zip(self._refused, opened, strict=True))
 
     def _open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
         size = len(datagram)
@@ -257,9 +254,9 @@ class Wire:
             return Outcome.MALFORMED
         if version not in VERSIONS:
             return Outcome.VERSION
-        node = self._senders[link].get(source)
         if tag != self._tag or its_link != link:
             return Outcome.FOREIGN
+        node = self._senders[link].get(source)
         if node is None:
             self._overhear(datagram, self._strangers[link].get(source), key_id, number)
             return Outcome.FOREIGN
@@ -268,14 +265,12 @@ class Wire:
             return Outcome.UNKNOWN_KEY
         peer = self._peers[node]
         incarnation = peer.find(number)
-        if incarnation is None:
-            cipher = self._derive(key, self._spec.nodes[node].id, number)
-        else:
+        cipher = None
+        if incarnation is not None:
             if incarnation.windows[link].has(seq):
                 return Outcome.REPLAY
-            cipher = incarnation.ciphers.get(key_id) or self._derive(
-                key, self._spec.nodes[node].id, number
-            )
+            cipher = incarnation.ciphers.get(key_id)
+        cipher = cipher or self._derive(key, self._spec.nodes[node].id, number)
         try:
             body = self._decrypted(cipher, datagram)
         except InvalidTag:
