@@ -203,7 +203,8 @@ def _unmark_who_goes(t: int, host: Host) -> None:
         return
     world = host.world
     for n in [host.numbers[mark.node] for mark in host.node.marks if not mark.cleared]:
-        if n not in world.sets[-1] and not world.hosts[n].alive:
+        goes = n not in world.sets[-1] or n in world.retired
+        if goes and not world.hosts[n].alive:
             world.operators.unmark(host, t, n)
 
 

@@ -270,7 +270,7 @@ def joined_with_old_marks(seed: int) -> list[str]:
         world.operators.burnt.add(n)
         hosts[n].kill(world.now, power=True)
     world.play_until(world.now + 600_000)
-    _mark(world, 0, dead=("n1", "n2"))
+    _mark(world, 0, 3, dead=("n1", "n2"))
     world.play_until(world.now + 1_500_000)
     world.operators.burnt.clear()
     world.operators.apart = True

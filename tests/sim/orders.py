@@ -48,7 +48,7 @@ class Operators:
         for a in hosts:
             self._clear_marks(a, t)
             for b in hosts:
-                if a is not b and self._reaches(a.me, b.me):
+                if a is not b and self._reaches(a, b):
                     word = self.agreed[a.me].word(a.local(t))
                     if self.agreed[b.me].merge(word, b.local(t)):
                         self.tell(b, t)
@@ -56,12 +56,12 @@ class Operators:
     def _talks(self, host: Host, t: int) -> bool:
         return host.alive and host.thaw_at <= t and host.telephony.agent_up and not host.busy
 
-    def _reaches(self, a: int, b: int) -> bool:
-        if self.apart:
+    def _reaches(self, a: Host, b: Host) -> bool:
+        """Agents talk only to nodes of their own set."""
+        if self.apart or a.number_of(b.me) < 0 or b.number_of(a.me) < 0:
             return False
-        cut = self.world.network.cut
-        links = range(self.world.swarm.links)
-        return any((a, b, x) not in cut and (b, a, x) not in cut for x in links)
+        cut, links = self.world.network.cut, range(self.world.swarm.links)
+        return any((a.me, b.me, x) not in cut and (b.me, a.me, x) not in cut for x in links)
 
     def renew(self, host: Host, t: int) -> None:
         """Another agent, perhaps of another set of voters, reads what the one before has kept."""

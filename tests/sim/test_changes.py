@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.swarm import swarm_of_changes, swarm_of_marks, swarm_of_versions
+from tests.sim import changes
+from tests.sim.dramas import begin, owners_of
+from tests.sim.swarm import spec_of, swarm_of_changes, swarm_of_marks, swarm_of_versions
 from tests.sim.world import World
 
 MEETING = (3, 9, 39)  # a set is taken up, marks come and go; a mark is refused in the last
@@ -60,10 +62,23 @@ def test_v8_a_dead_node_is_removed_without_a_mark() -> None:
     assert any("is not marked dead any more" in line for line in world.history)
 
 
-def test_v8_where_all_have_forgotten_the_set_it_begins_anew() -> None:
-    world = World(629, swarm_of_changes(629))
-    assert world.run(1.0) == []
-    assert any("OPERATOR begins anew" in line for line in world.history)
+def test_v8_where_all_have_lost_their_state_the_cluster_begins_anew() -> None:
+    """docs/adr/0009: nobody can tell that the set in their files is in force."""
+    world, _ = begin(1, 3)
+    world.sets.append((0, 1))
+    for host in world.hosts:
+        host.kill(world.now, power=True)
+        host.file = spec_of(world.swarm, (0, 1), 2, host.me)
+    world.play_until(world.now + 500_000)
+    for host in world.hosts[:2]:
+        host.boot(world.now, remember=False)
+        host.run(world.now, host.life)
+    world.retired.add(2)
+    world.play_until(world.now + 3_000_000)
+    assert owners_of(world) == []
+    changes.see_through(world)
+    world.play_until(world.now + 3_000_000)
+    assert owners_of(world) != []
     assert {h.spec.revision for h in world.hosts if h.alive} == {1}
 
 
