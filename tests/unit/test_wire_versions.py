@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.model import (
     NOBODY_NODE,
     Beat,
@@ -152,6 +153,14 @@ def test_a_later_set_is_overheard_also_from_who_came_with_the_one_between() -> N
     assert alice.overheard == (3, later.config_hash)
 
 
+def test_of_who_was_removed_nothing_is_overheard() -> None:
+    before, after = spec("b", "abc", 2), spec("a", "ac", 3)
+    alice = Wire(after, RING, 1)
+    alice.know(before)
+    assert alice.open(speaking(before).seal(beat(before)), 0, "10.1.0.98") is Outcome.FOREIGN
+    assert alice.overheard == (0, 0)
+
+
 def test_addresses_of_strangers_are_bounded() -> None:
     alice = Wire(spec("a", "ab", 1), RING, 1)
     for n in range(60):
@@ -200,3 +209,10 @@ def test_few_neighbours_are_known_and_oneself_is_none() -> None:
     assert len(alice._kin) == KIN_MAX
     later = spec("b", "abcd", 8)
     assert isinstance(alice.open(speaking(later).seal(beat(later)), 0, "10.1.0.98"), Beat)
+
+
+def test_what_an_agent_was_told_in_the_numbers_of_the_next_set() -> None:
+    by = numbering(spec("c", "abc", 1), spec("c", "bc", 2))
+    told = by.order(Recover(1, Identity(7, 2, 5), 0, "a is silent", {"dead": 3}))
+    assert told == Recover(1, Identity(7, 1, 5), -1, "a is silent", {"dead": 3})
+    assert by.order(EndCalls(0, Identity(8, 1, 6))) == EndCalls(0, Identity(8, 0, 6))
