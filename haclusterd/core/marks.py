@@ -50,6 +50,12 @@ def _refusal(node: Node, n: NodeIndex, now_us: int) -> str:
     me = _id(node, node.spec.me)
     if n == node.spec.me:
         return f"{me} is alive: it was asked"
+    if not node.roll.proven:
+        # It would keep the mark until it joins, and nobody could tell it that it is cleared.
+        return (
+            f"{me} does not know whether revision {node.spec.revision} is in force, and has no "
+            "vote: order it on a node that is part of the cluster"
+        )
     peer = node.peers[n]
     silent_us = now_us - max(peer.heard_us, peer.two_way_us)
     if peer.alive or silent_us < 2 * node.spec.timing.dead_us:

@@ -270,7 +270,10 @@ def joined_with_old_marks(seed: int) -> list[str]:
         world.operators.burnt.add(n)
         hosts[n].kill(world.now, power=True)
     world.play_until(world.now + 600_000)
-    _mark(world, 0, 3, dead=("n1", "n2"))
+    _mark(world, 0, dead=("n1", "n2"))
+    for name in ("n1", "n2"):  # as a node that has lost its sets, and kept its orders
+        world.operators.agreed[3].order_mark(name, "an operator", dead=True)
+    world.operators.tell(hosts[3], world.now)
     world.play_until(world.now + 1_500_000)
     world.operators.burnt.clear()
     world.operators.apart = True

@@ -150,3 +150,11 @@ def test_s1_a_mark_from_before_this_node_joined_counts_after_discovery_ms() -> N
     assert bench.node.unvoting == frozenset()
     bench.pass_ms(200)
     assert bench.node.unvoting == frozenset({2})
+
+
+def test_ml18_no_mark_on_a_node_that_has_no_vote() -> None:
+    bench = at_revision_2(proven=False).after_hold_down()
+    assert "order it on a node that is part of the cluster" in mark(bench, 2)
+    say(bench, 1)
+    bench.pass_ms(400)
+    assert mark(bench, 2) == ""
