@@ -146,6 +146,7 @@ class Orders:
             return await self._carry_out(text, marking(node, by, True), self._marks_at_heart, node)
         except _HeartRefused as error:
             await self._keep(marking(node, by, False))
+            self._tell()  # it may have heard of the mark beside the request, and keeps that
             raise OperatorError(str(error)) from None
 
     async def unmark(self, node: str, by: str) -> str:

@@ -135,6 +135,7 @@ class Operators:
             self.refused += 1
             self.world.note(f"n{host.me} REFUSES to mark {name} dead: {action.text}")
             self.agreed[host.me].order_mark(name, "an operator", dead=False)
+            host.todo.append(self.agreed[host.me].marks_input(-1))
 
     def relinquish(self, host: Host, action: act.Relinquish) -> None:
         """The agent's switchover: the core asks for it, and may refuse it by then."""

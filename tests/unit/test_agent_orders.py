@@ -232,6 +232,7 @@ async def test_ml18_hearts_refusal_takes_the_mark_back_from_the_disk(bench: Benc
     bench.heart = Answered(0, False, "fs-c is heard by fs-a")
     assert str(await refused(bench.orders.mark_dead("fs-c", "ben"))) == bench.heart.text
     assert bench.orders.word().marks[0].dead is False
+    assert bench.sent[-1] == MarksOrdered(-1, ()), "heart may have heard of it by another way"
     assert "is not marked dead" in str(await refused(bench.orders.unmark("fs-c", "ben")))
 
 
