@@ -170,7 +170,10 @@ def _is_newest(node: Node, k: int, service: Service, fresh_us: int) -> bool:
 
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:
-    """Somebody in two-way reach has a valid lease, at whatever epoch: a claim could only fail."""
+    """Somebody in two-way reach has a valid lease, at whatever epoch: a claim could only fail. Or
+    an owner by marks was heard in the hold-down, and is not silent for long enough (voter)."""
+    if now_us - node.services[k].guard_us < node.spec.timing.dead_us:
+        return True
     return any(
         peer.services
         and peer.services[k].state in (State.ACQUIRING, State.OWNED)
@@ -215,9 +218,9 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
 
 
 def _listened_us(node: Node, service: Service) -> int:
-    """Where one vote is enough, nobody refuses an owner that stood still while another took over:
-    it has to hear of that first, two beats long."""
-    if node.spec.needed > 1 or len(node.spec.nodes) == 1:
+    """Where one vote is enough, by policy or by marks, nobody refuses an owner that stood still
+    while another took over: it has to hear of that first, two beats long."""
+    if quorum.needed(node) > 1 or len(node.spec.nodes) == 1:
         return NEVER
     return service.silence_us + 2 * node.spec.timing.heartbeat_us
 

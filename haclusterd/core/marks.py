@@ -116,7 +116,7 @@ def _take_effect(node: Node, now_us: int) -> None:
 
 
 def _stands_by(node: Node, n: NodeIndex, now_us: int) -> bool:
-    """Node `n` is back, holds nothing, and supports whoever owns something now."""
+    """Node `n` is back, and supports whoever owns something now; it may own something itself."""
     peer = node.peers[n]
     timing = node.spec.timing
     if n == node.spec.me or not peer.alive or now_us - peer.two_way_us > timing.two_way_us:
@@ -124,12 +124,13 @@ def _stands_by(node: Node, n: NodeIndex, now_us: int) -> bool:
     if peer.flags & Flag.STARTING or not peer.services:
         return False
     for k, (service, entry) in enumerate(zip(node.services, peer.services, strict=True)):
-        if entry.state != State.STANDBY:
+        if entry.state != State.STANDBY and entry.state not in _HOLDERS:
             return False
         if owns(service):
             # Its vote may be needed from now on: it has to have given it.
             echoed = now_us - service.voter_sent_us[n] <= timing.two_way_us
-            if entry.promise != service.identity or not echoed:
+            stands = entry.state == State.STANDBY and entry.promise == service.identity
+            if not stands or not echoed:
                 return False
         elif any(
             other.alive

@@ -174,6 +174,7 @@ class Flag(enum.IntFlag):
     PAUSED = 64  # knows of a pause that is in force
     MARKED = 128  # knows that an operator marked it dead
     READS_2 = 256  # opens wire version 2, whatever it seals
+    BY_MARKS = 512  # counts without nodes that an operator marked dead
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -4,7 +4,7 @@ Every set has a revision. A node *stages* the next one when an operator has it r
 then on, and only once that is on disk, it says so in its beats. When a majority of the present
 voters has staged the same configuration it is *decided* for good; `dead_us` later each node takes
 it up by itself, which is an upgrade of its heart (`Flip`) whose state is put into the new numbers
-(`adopt`).
+(`core.adoption`).
 
 Safety rests on two things. Neighbouring sets differ by one node, so a majority of one and a
 majority of the next share a voter, and the rules of promises hold between them as within one set.
@@ -16,14 +16,10 @@ then has run out when set n+2 is taken up.
 
 from __future__ import annotations
 
-import msgspec
-
 from haclusterd.core.actions import Action, Answered, Decided, Flip, InForce
 from haclusterd.core.inputs import Overheard, StageRequested
 from haclusterd.core.model import Beat, ClusterSpec, Flag
-from haclusterd.core.numbering import Numbering, numbering
-from haclusterd.core.ranking import service_order
-from haclusterd.core.state import FAR, NEVER, Node, Peer, PeerLink, Roll, Service, is_departing
+from haclusterd.core.state import FAR, NEVER, Node, Roll, is_departing
 
 FLIP_AGAIN_US = 2_000_000  # an upgrade that did not come about is tried again
 TURNS_US = 60_000_000  # after which a node does not wait for the others any more
@@ -35,9 +31,12 @@ KIN_MAX = 3
 def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
     """At a start: what is known from the disk, before the first step."""
     revision = node.spec.revision
-    node.roll = Roll(proven=proven, known=revision if proven else revision - 1, kin=kin)
+    known = revision if proven else revision - 1
+    # Who came with this set does not know the one before; it joins again with every start.
+    joined_us = node.start_us if revision > 1 and not kin else NEVER
+    node.roll = Roll(proven=proven, known=known, kin=kin, joined_us=joined_us, returned=True)
     node.dialect = 2 if revision > 1 else 1
-    _set_floor(node)
+    set_floor(node)
 
 
 def objections(present: ClusterSpec, wanted: ClusterSpec) -> list[str]:
@@ -102,10 +101,9 @@ def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> 
         roll.staged_us = now_us
     roll.staged, roll.staged_hash = wanted.revision, wanted.config_hash
     roll.voted, roll.stays = event.voted, wanted.me >= 0
-    roll.returned |= event.kept or not event.voted
     roll.kin = tuple(dict.fromkeys((wanted.config_hash, *roll.kin)))[:KIN_MAX]
     roll.due_us = FAR
-    _set_floor(node)
+    set_floor(node)
     node.rank_dirty = True
     node.next_beat_us = node.wake_us = now_us
     if event.voted:
@@ -160,7 +158,7 @@ def overhear(node: Node, revision: int, config_hash: int, now_us: int, out: list
     if revision <= roll.known:
         return
     roll.known, roll.known_hash = revision, config_hash
-    _set_floor(node)
+    set_floor(node)
     node.wake_us = now_us
 
 
@@ -185,7 +183,8 @@ def heard_beyond(node: Node, event: Overheard, now_us: int, out: list[Action]) -
     overhear(node, event.revision, event.config_hash, now_us, out)
 
 
-def _set_floor(node: Node) -> None:
+def set_floor(node: Node) -> None:
+    """From its own set, from what it has agreed to, and from what is in force elsewhere."""
     roll = node.roll
     staged = roll.staged if roll.voted else 0
     # Never lower again: what was refused because of a staged set stays refused.
@@ -208,9 +207,11 @@ def may_claim(node: Node) -> bool:
 def judge(node: Node, now_us: int, out: list[Action]) -> None:
     """With every Tick: is the staged set decided, and is it time to take it up?"""
     roll = node.roll
-    if not roll.staged or now_us < node.start_us + node.spec.timing.hold_down_us:
+    if now_us < node.start_us + node.spec.timing.hold_down_us:
         return  # who has just come back may stand by nobody yet, and an owner may count without it
     roll.returned &= roll.known > node.spec.revision
+    if not roll.staged:
+        return
     if roll.due_us == FAR:
         if not is_decided(node):
             return
@@ -306,81 +307,11 @@ def complaint(node: Node, now_us: int) -> str:
     return ""
 
 
-# taking it up -------------------------------------------------------------------------------------
-
-
-def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
-    """Go on as `spec` says: the same memory in its numbers. Its services are those of before."""
-    by = numbering(node.spec, spec)
-    before, old = node.peers, node.spec
-    node.peers = [before[n] if n >= 0 else _stranger(spec) for n in by.my_nodes]
-    for peer in node.peers:
-        if peer.services:
-            peer.services = by.entries(peer.services)
-        peer.releases = by.releases(peer.releases)
-    node.services = [_renumbered(node.services[k], by) for k in by.my_services]
-    node.marks = [
-        msgspec.structs.replace(mark, node=by.node(mark.node))
-        for mark in node.marks
-        if by.node(mark.node) >= 0
-    ]
-    node.marked = frozenset(by.node(n) for n in node.marked) - {-1}
-    node.unvoting = frozenset(by.node(n) for n in node.unvoting) - {-1}
-    node.spare_node, node.spare_since_us = -1, NEVER
-    node.spec = spec
-    node.order = service_order(spec)
-    node.slaves, node.successors, node.ranked_doomed = (), (), frozenset()
-    node.rank_dirty = True
-    node.wake_us = now_us
-    roll = node.roll
-    node.roll = Roll(known=max(roll.known, spec.revision), kin=(old.config_hash,), floor=roll.floor)
-    node.dialect = max(node.dialect, 2 if spec.revision > 1 else 1)
-    if roll.known > spec.revision:
-        node.roll.known_hash = roll.known_hash
-    _set_floor(node)
-
-
-def _stranger(spec: ClusterSpec) -> Peer:
-    return Peer(links=[PeerLink() for _ in range(spec.links)])
-
-
-def _renumbered(service: Service, by: Numbering) -> Service:
-    """Promises, lease and claim of one service in the new numbers; all its clocks as they were."""
-    heard = service.voter_sent_us
-    service.voter_sent_us = [heard[n] if n >= 0 else NEVER for n in by.my_nodes]
-    service.stood_by = _renumbered_mask(service.stood_by, by)
-    service.won_too = _renumbered_mask(service.won_too, by)
-    service.promise = by.identity(service.promise)
-    service.identity = by.identity(service.identity)
-    service.recovering = by.identity(service.recovering)
-    granted = (by.identity(i) for i in service.passed_on)
-    service.passed_on = tuple(i for i in granted if i.node >= 0)
-    service.moving_to, service.from_node = by.node(service.moving_to), by.node(service.from_node)
-    if service.release is not None:
-        service.release = next(iter(by.releases((service.release,))), None)
-    claim = service.claim
-    if claim is not None:
-        claim.identity = by.identity(claim.identity)
-        claim.granted = _renumbered_mask(claim.granted, by)
-    deferred = service.deferred
-    if deferred is not None:
-        identity = by.identity(deferred.identity)
-        service.deferred = (
-            msgspec.structs.replace(deferred, identity=identity) if identity.node >= 0 else None
-        )
-    return service
-
-
-def _renumbered_mask(mask: int, by: Numbering) -> int:
-    return sum(1 << mine for mine, n in enumerate(by.my_nodes) if n >= 0 and mask >> n & 1)
-
-
 def _me(node: Node) -> str:
     return node.spec.nodes[node.spec.me].id
 
 
 __all__ = [
-    "adopt",
     "begin",
     "complaint",
     "heard_beyond",

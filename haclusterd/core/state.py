@@ -24,6 +24,7 @@ from haclusterd.core.ranking import service_order
 
 NEVER = -(10**15)  # a time so long ago that every deadline from it has passed
 FAR = 1 << 62  # a time that does not come
+RETURN_TIMES = 10  # `discovery_us` that who has just started waits for a later set
 SENT_TIMES_KEPT = 512  # own sends remembered: 3 heartbeats of regular beats and replies to spare
 
 
@@ -135,6 +136,8 @@ class Service(msgspec.Struct):
     release: Release | None = None  # of the present promise; own or heard
     released_us: int = NEVER
     deferred: Deferred | None = None
+    guard: NodeIndex = -1  # an owner by marks, heard while this node could not stand by it,
+    guard_us: int = NEVER  # and when
     # report of the agent
     ready: bool = False
     reason: str = "no report yet"
@@ -169,7 +172,8 @@ class Roll(msgspec.Struct):
     due_us: int = FAR  # when the staged set is taken up
     decided_us: int = NEVER
     joined_us: int = NEVER  # when it was heard that the set is in force
-    returned: bool = False  # it started with a later set beside the one it counts by
+    returned: bool = False  # it has just started, and a later set is in force
+    listens_us: int = NEVER  # until when it holds down once more, for it took that set up
 
 
 class Node(msgspec.Struct):
@@ -247,12 +251,14 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
 
 def holding_down(node: Node, now_us: int) -> bool:
     """In the hold-down after a start a node neither echoes, grants nor claims (DESIGN 6); nor
-    while it does not know that the set it counts by is in force, or knows by its end that a later
-    one is and has that: who counts by it, and cannot read others, may own already by marks."""
-    roll = node.roll
-    if now_us < node.start_us + node.spec.timing.hold_down_us or not roll.proven:
+    while it does not know that the set it counts by is in force; nor where it hears by then that a
+    later one is, before it has taken that up and listened anew: who counts by it, and cannot read
+    others, may own already by marks. Not for ever: a set that cannot be taken up costs no vote."""
+    roll, timing = node.roll, node.spec.timing
+    if now_us < max(node.start_us + timing.hold_down_us, roll.listens_us) or not roll.proven:
         return True
-    return roll.returned and roll.known > node.spec.revision
+    waits_us = RETURN_TIMES * timing.discovery_us
+    return roll.returned and roll.known > node.spec.revision and now_us < node.start_us + waits_us
 
 
 def is_departing(node: Node) -> bool:
@@ -275,7 +281,7 @@ def draw(node: Node) -> int:
 _STARTING, _MAINTENANCE, _LEAVING = int(Flag.STARTING), int(Flag.MAINTENANCE), int(Flag.LEAVING)
 _READS_2 = int(Flag.READS_2)
 _FREESWITCH_UP, _AGENT_UP, _SYNCING = int(Flag.FREESWITCH_UP), int(Flag.AGENT_UP), int(Flag.SYNCING)
-_PAUSED, _MARKED = int(Flag.PAUSED), int(Flag.MARKED)
+_PAUSED, _MARKED, _BY_MARKS = int(Flag.PAUSED), int(Flag.MARKED), int(Flag.BY_MARKS)
 _OWNED, _ACQUIRING = State.OWNED, State.ACQUIRING
 
 
@@ -290,6 +296,7 @@ def flags(node: Node, now_us: int) -> int:
         | (_SYNCING if node.syncing else 0)
         | (_PAUSED if now_us < node.paused_until_us else 0)
         | (_MARKED if node.spec.me in node.marked else 0)
+        | (_BY_MARKS if node.unvoting else 0)
         | _READS_2
     )
 

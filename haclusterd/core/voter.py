@@ -10,7 +10,16 @@ from __future__ import annotations
 import enum
 
 from haclusterd.core.actions import Action, Decided
-from haclusterd.core.model import EPOCH_MAX, NOBODY, Beat, Identity, Release, ServiceEntry, State
+from haclusterd.core.model import (
+    EPOCH_MAX,
+    NOBODY,
+    Beat,
+    Flag,
+    Identity,
+    Release,
+    ServiceEntry,
+    State,
+)
 from haclusterd.core.moves import happen, name_of, persist, promise
 from haclusterd.core.orders import withholds
 from haclusterd.core.reconfigure import is_akin
@@ -29,6 +38,7 @@ class Answer(enum.IntEnum):
 _HOLDERS = (State.ACQUIRING, State.OWNED)
 _CLAIMANTS = (State.CLAIMING, State.RECLAIMING)
 _KEEPERS = (State.LAPSED, State.RECLAIMING)  # of what may be theirs still
+_BY_MARKS = int(Flag.BY_MARKS)
 
 
 def hear_entries(
@@ -36,7 +46,9 @@ def hear_entries(
 ) -> Answer:
     """Take in what a peer says of every service; how soon it wants an answer."""
     # Neither echo nor grant for who counts by a set that has been left behind (core.reconfigure).
-    hold_down = holding_down(node, now_us) or beat.revision < node.roll.floor
+    starting = holding_down(node, now_us)
+    hold_down = starting or beat.revision < node.roll.floor
+    guarded = starting and two_way and beat.flags & _BY_MARKS and beat.sender not in node.marked
     if news:
         for release in beat.releases:
             if two_way and not hold_down:
@@ -52,6 +64,9 @@ def hear_entries(
             service.highest = epoch
         if entry.promise.node == beat.sender:
             fresh = two_way and not hold_down
+            if guarded and entry.state in _HOLDERS:
+                # Nobody else's lease is in its way: it is waited for as if this node stood by it.
+                service.guard, service.guard_us = beat.sender, now_us
             answer = max(answer, _hear_own(node, k, service, entry, beat, fresh, now_us, out))
         if (
             two_way
@@ -268,7 +283,13 @@ def _stopped(service: Service) -> bool:
 
 
 def _silence_missing(node: Node, service: Service, identity: Identity, now_us: int) -> int:
-    """How many us of silence of the promised owner are missing for this claim; 0: none."""
+    """How many us of silence are missing for this claim; 0: none."""
+    guard_us = NEVER if service.guard == identity.node else service.guard_us
+    guarded_us = guard_us + node.spec.timing.dead_us - now_us
+    return max(guarded_us, _silence_of_promised(node, service, identity, now_us))
+
+
+def _silence_of_promised(node: Node, service: Service, identity: Identity, now_us: int) -> int:
     held = service.promise
     if held == NOBODY or held.node == identity.node or held.node in node.unvoting:
         return 0

@@ -9,6 +9,7 @@ from haclusterd.config import Config, cluster_spec, seen_by
 from haclusterd.config.revisions import Start
 from haclusterd.core import reconfigure
 from haclusterd.core.actions import EndCalls, Recover
+from haclusterd.core.adoption import adopt
 from haclusterd.core.inputs import StageRequested
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.numbering import numbering
@@ -74,7 +75,7 @@ class Voters:
         if before.revision == self.spec.revision:
             node.spec = self.spec
         else:
-            reconfigure.adopt(node, self.spec, now_us)
+            adopt(node, self.spec, now_us)
             by = numbering(before, self.spec)
             memory, orders = wire_state_in(memory, by), tuple(map(by.order, orders))
         wire = self.wire(ring, node.incarnation, node.dialect)

@@ -11,7 +11,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable
 
-from haclusterd.core.inputs import SwitchoverRequested
+from haclusterd.core.model import LastResort
 from tests.sim import changes
 from tests.sim.dramas import calm, owners_of, stage
 from tests.sim.swarm import spec_of
@@ -19,16 +19,24 @@ from tests.sim.world import World
 
 SETS = ((0, 1, 2), (0, 1, 2, 3), (1, 2, 3))
 GROWING = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6))
-SHRUNK_AND_GROWING = ((0, 1, 2, 3), (0, 1, 2), (0, 1, 2, 4))
-WITHOUT_N1 = ((0, 1, 2, 3, 4), (0, 2, 3, 4))
-ONE_MORE = ((0, 1, 2, 3), (0, 1, 2, 3, 4))
 TWO_AT_ONCE = ((0, 1, 2), (2, 3, 4))
 
 
-def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int, services: int = 1) -> World:
+def begin_with(
+    seed: int,
+    sets: tuple[tuple[int, ...], ...],
+    nodes: int,
+    services: int = 1,
+    last_resort: LastResort = LastResort.MASTERS,
+) -> World:
     """Set 1 at rest, everybody speaking version 2."""
     rng = random.Random(seed)
-    swarm = dataclasses.replace(calm(nodes, 1, services), delay_mean_us=100, members=len(sets[0]))
+    swarm = dataclasses.replace(
+        calm(nodes, services, 1),
+        delay_mean_us=100,
+        members=len(sets[0]),
+        last_resort=last_resort,
+    )
     world = World(seed, swarm)
     stage.append(world)
     for host in world.hosts:
@@ -43,17 +51,17 @@ def _cut(world: World, left: Iterable[int], right: Iterable[int]) -> None:
     world.network.add_cut(ways + [(b, a, 0) for a, b, _ in ways], world.now, 60_000_000)
 
 
-def _reload(world: World, revision: int, *nodes: int) -> None:
+def reload(world: World, revision: int, *nodes: int) -> None:
     for n in nodes:
         changes.bring(world.now, world.hosts[n], revision)
 
 
 def _at_set_2(seed: int) -> World:
     """n1, n2 and n3 count by set 2; n0 has staged it and cannot take it up."""
-    world = _begin(seed, SETS, 4)
+    world = begin_with(seed, SETS, 4)
     world.hosts[0].stubborn = True
     _cut(world, [0], [2, 3])
-    _reload(world, 2, 0, 1, 2, 3)
+    reload(world, 2, 0, 1, 2, 3)
     world.play_until(world.now + 4_000_000)
     return world
 
@@ -70,7 +78,7 @@ def left_behind(seed: int) -> list[str]:
     """n1 has staged set 3 and does not get to take it up: may it still serve n0's lease?"""
     world = _at_set_2(seed)
     world.hosts[1].stubborn = True
-    _reload(world, 3, 1, 2, 3)
+    reload(world, 3, 1, 2, 3)
     return _outcome(world)
 
 
@@ -78,11 +86,11 @@ def lease_left_over(seed: int) -> list[str]:
     """n0 has an echo from just before n1 staged set 3, and n2 has long been waiting to claim."""
     world = _at_set_2(seed)
     world.hosts[1].stubborn = True
-    _reload(world, 3, 2, 3)
+    reload(world, 3, 2, 3)
     world.play_until(world.now + 500_000)
     for host in world.hosts:
         host.swift = True
-    _reload(world, 3, 1)
+    reload(world, 3, 1)
     return _outcome(world)
 
 
@@ -90,7 +98,7 @@ def unwritten(seed: int) -> list[str]:
     """n1 has staged set 3, crashes, and comes back in reach of n0 alone."""
     world = _at_set_2(seed)
     world.hosts[1].stubborn = True
-    _reload(world, 3, 1, 2, 3)
+    reload(world, 3, 1, 2, 3)
     world.play_until(world.now + 400_000)
     world.hosts[1].kill(world.now, power=False)
     _cut(world, [1], [2, 3])
@@ -101,29 +109,29 @@ def unwritten(seed: int) -> list[str]:
 
 def two_at_once(seed: int) -> list[str]:
     """Set 2 would share one node with set 1, and a majority of each none at all."""
-    world = _begin(seed, TWO_AT_ONCE, 5)
+    world = begin_with(seed, TWO_AT_ONCE, 5)
     world.hosts[0].stubborn = world.hosts[1].stubborn = True
     _cut(world, [0, 1], [3, 4])
     _cut(world, [0], [2])
-    _reload(world, 2, 1, 2, 3, 4)
+    reload(world, 2, 1, 2, 3, 4)
     world.play_until(world.now + 3_000_000)
     return list(world.checkers.violations)
 
 
 def without_a_majority(seed: int) -> list[str]:
     """n2 alone has staged set 2, and then set 3 together with n3."""
-    world = _begin(seed, SETS, 4)
+    world = begin_with(seed, SETS, 4)
     _cut(world, [0, 1], [2, 3])
-    _reload(world, 2, 2, 3)
+    reload(world, 2, 2, 3)
     world.play_until(world.now + 4_000_000)
-    _reload(world, 3, 2, 3)
+    reload(world, 3, 2, 3)
     world.play_until(world.now + 3_000_000)
     return list(world.checkers.violations)
 
 
 def late_file(seed: int) -> list[str]:
     """n2 lost its disk and n3 is new; both start with the file of set 3, which nobody agreed to."""
-    world = _begin(seed, SETS, 4)
+    world = begin_with(seed, SETS, 4)
     _cut(world, [0, 1], [2, 3])
     lost, new = world.hosts[2], world.hosts[3]
     lost.kill(world.now, power=True)
@@ -138,26 +146,26 @@ def late_file(seed: int) -> list[str]:
 def marked_beside_a_change(seed: int) -> list[str]:
     """n0 and n1 missed set 2, n2 to n5 have decided set 3, then n3 and n4 die. They are marked
     first by n0 and n1, who hear what n2 has staged, and then by those who go on."""
-    world = _begin(seed, GROWING, 7)
+    world = begin_with(seed, GROWING, 7)
     hosts = world.hosts
     world.operators.apart = True
     hosts[0].stubborn = hosts[1].stubborn = True
-    _reload(world, 2, *GROWING[1])
+    reload(world, 2, *GROWING[1])
     world.play_until(world.now + 5_000_000)
     hosts[2].stubborn = hosts[5].stubborn = True
-    _reload(world, 3, 2, 3, 4, 5)
+    reload(world, 3, 2, 3, 4, 5)
     world.play_until(world.now + 140_000)
     for n in (3, 4):
         world.operators.burnt.add(n)
         hosts[n].kill(world.now, power=True)
     world.play_until(world.now + 600_000)
-    _mark(world, 0, 1)
+    mark(world, 0, 1)
     world.play_until(world.now + 50_000)
     _cut(world, [0, 1], [2, 5, 6])
     hosts[2].stubborn = hosts[5].stubborn = False
-    _reload(world, 3, 6)
+    reload(world, 3, 6)
     world.play_until(world.now + 4_000_000)
-    _mark(world, 2, 5, 6)
+    mark(world, 2, 5, 6)
     world.play_until(world.now + 3_000_000)
     found = list(world.checkers.violations)
     if not found and (owners_of(world) == [] or hosts[2].spec.revision != 3):
@@ -168,20 +176,20 @@ def marked_beside_a_change(seed: int) -> list[str]:
 def agreed_twice(seed: int) -> list[str]:
     """n1 and n2 agree to a set without n3, and only n0 hears that it is decided. They start again
     with a file of revision 3, and are asked to agree to another revision 2, without n0."""
-    world = _begin(seed, SETS[1:2], 4)
+    world = begin_with(seed, SETS[1:2], 4)
     hosts = world.hosts
     without_3, without_0 = (0, 1, 2), (1, 2, 3)
 
-    def reload(members: tuple[int, ...], *nodes: int) -> None:
+    def tell(members: tuple[int, ...], *nodes: int) -> None:
         for n in nodes:
             hosts[n].reload(world.now, spec_of(world.swarm, members, 2, n))
 
     for host in hosts:
         host.swift = True
-    reload(without_3, 1, 2)
+    tell(without_3, 1, 2)
     world.play_until(world.now + 300_000)
     _cut(world, [0], [1, 2, 3])
-    reload(without_3, 0)
+    tell(without_3, 0)
     world.play_until(world.now + 600_000)
     for n in (1, 2):
         hosts[n].kill(world.now, power=False)
@@ -190,10 +198,10 @@ def agreed_twice(seed: int) -> list[str]:
     for n in (1, 2):
         world.boot(world.now, hosts[n])
     world.play_until(world.now + 4_000_000)
-    reload(without_0, 1)
+    tell(without_0, 1)
     world.play_until(world.now + 120_000)
     _cut(world, [1], [2, 3])
-    reload(without_0, 2, 3)
+    tell(without_0, 2, 3)
     world.play_until(world.now + 1_500_000)
     world.network.cut.pop((0, 1, 0), None)
     world.network.cut.pop((1, 0, 0), None)
@@ -201,127 +209,7 @@ def agreed_twice(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
-def back_with_a_staged_set(seed: int) -> list[str]:
-    """n1 and n2 have staged set 3, die one after the other, and n0 serves without their votes. Back
-    together they decide set 3 at once, in which they do not hear n0 as their owner any more."""
-    world = _begin(seed, SHRUNK_AND_GROWING, 5)
-    hosts = world.hosts
-    for host in hosts:
-        host.swift = True
-    _reload(world, 2, 0, 1, 2, 3)
-    world.play_until(world.now + 4_000_000)
-    for n in (1, 2):
-        _reload(world, 3, n)
-        world.play_until(world.now + 100_000)
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
-    world.play_until(world.now + 600_000)
-    _mark(world, 0, dead=("n1", "n2"))
-    world.play_until(world.now + 1_500_000)
-    world.operators.burnt.clear()
-    world.operators.apart = True
-    for n in (1, 2):
-        world.boot(world.now, hosts[n])
-    _reload(world, 3, 4)
-    world.play_until(world.now + 1_500_000)
-    found = list(world.checkers.violations)
-    if not found and (not owners_of(world) or hosts[1].spec.revision != 3):
-        found.append(f"V3: {owners_of(world)} serve s0, n1 counts by {hosts[1].spec.revision}")
-    return found
-
-
-def returned_with_who_was_removed(seed: int) -> list[str]:
-    """n0 and n3 count by set 2, without n1, and have marked n2 and n4 dead. All start at once: n1
-    does not know that it was removed, n2, which does, is asked for its vote, and n4, which has not
-    staged set 2, cannot hear n3."""
-    world = _begin(seed, WITHOUT_N1, 5, services=2)
-    hosts, rng = world.hosts, random.Random(seed)
-    for host in hosts:
-        host.swift = True
-    hosts[2].stubborn = True
-    _reload(world, 2, 0, 2, 3)
-    world.play_until(world.now + 3_000_000)
-    for n in (1, 2, 4):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
-    world.play_until(world.now + 600_000)
-    _mark(world, 3, dead=("n2", "n4"))
-    world.play_until(world.now + 2_000_000)
-    world.operators.burnt.clear()
-    world.operators.apart = True
-    for n in (0, 3):
-        hosts[n].kill(world.now, power=True)
-    world.play_until(world.now + 500_000)
-    for host in hosts:
-        world.at(world.now + rng.randrange(2_000), world.boot, host)
-    world.play_until(world.now + 1_000_000)
-    return list(world.checkers.violations)
-
-
-def joined_with_old_marks(seed: int) -> list[str]:
-    """n3 has heard that n1 and n2 are marked dead, and not that they are back, when n0 takes set 2
-    up and n3 joins. n0 releases s0 to n3, which cannot hear n1 and n2: they are at set 1 still."""
-    world = _begin(seed, SETS[:2], 4)
-    hosts = world.hosts
-    for host in hosts:
-        host.swift = True
-    _reload(world, 2, 3)
-    for n in (1, 2):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
-    world.play_until(world.now + 600_000)
-    _mark(world, 0, dead=("n1", "n2"))
-    for name in ("n1", "n2"):  # as a node that has lost its sets, and kept its orders
-        world.operators.agreed[3].order_mark(name, "an operator", dead=True)
-    world.operators.tell(hosts[3], world.now)
-    world.play_until(world.now + 1_500_000)
-    world.operators.burnt.clear()
-    world.operators.apart = True
-    for n in (1, 2):
-        world.boot(world.now, hosts[n])
-        hosts[n].stubborn = True
-    world.play_until(world.now + 5_000_000)
-    _reload(world, 2, 0, 1, 2)
-    world.play_until(world.now + 700_000)
-    hosts[0].give(world.now, SwitchoverRequested(1, 0, 3))
-    world.play_until(world.now + 500_000)
-    return list(world.checkers.violations)
-
-
-def returned_before_it_takes_up(seed: int) -> list[str]:
-    """n0, n2 and n3 have agreed to set 2 and die before they take it up; n4, which has joined by
-    it, serves with n1, by their marks. They come back, and n4 cannot hear them in set 1."""
-    world = _begin(seed, ONE_MORE, 5)
-    hosts, rng = world.hosts, random.Random(seed)
-    for host in hosts:
-        host.swift = True
-    for n in (0, 2, 3):
-        hosts[n].stubborn = True
-    _reload(world, 2, *ONE_MORE[1])
-    world.play_until(world.now + 3_000_000)
-    for n in (0, 2, 3):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
-        hosts[n].stubborn = False
-    world.play_until(world.now + 600_000)
-    _mark(world, 1, dead=("n0", "n2", "n3"))
-    world.play_until(world.now + 3_000_000)
-    if owners_of(world) == [1]:
-        hosts[1].give(world.now, SwitchoverRequested(1, 0, 4))
-        world.play_until(world.now + 500_000)
-    found = [] if owners_of(world) == [4] else [f"the drama did not take place: {owners_of(world)}"]
-    world.operators.burnt.clear()
-    world.operators.apart = True
-    for n in (0, 2, 3):
-        world.at(world.now + rng.randrange(10_000), world.boot, hosts[n])
-    world.play_until(world.now + 1_500_000)
-    found += world.checkers.violations
-    if not found and (owners_of(world) == [] or hosts[0].spec.revision != 2):
-        found.append(f"V3: {owners_of(world)} serve s0, n0 counts by {hosts[0].spec.revision}")
-    return found
-
-
-def _mark(world: World, *tellers: int, dead: tuple[str, ...] = ("n3", "n4")) -> None:
+def mark(world: World, *tellers: int, dead: tuple[str, ...] = ("n3", "n4")) -> None:
     for n in tellers:
         for name in dead:
             world.operators.mark(world.hosts[n], world.now, name)
@@ -337,10 +225,6 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         without_a_majority,
         late_file,
         marked_beside_a_change,
-        back_with_a_staged_set,
-        returned_with_who_was_removed,
-        joined_with_old_marks,
-        returned_before_it_takes_up,
         agreed_twice,
     )
 }

@@ -13,7 +13,9 @@ import random
 from collections.abc import Callable
 from functools import partial
 
+from haclusterd.core.inputs import SwitchoverRequested
 from tests.sim.dramas import SERVED_WITHIN_MS, begin, owners_of
+from tests.sim.host import Host
 from tests.sim.windows import FOR_LONG_US, MS, cut, others, start_again, stop_now, watch
 from tests.sim.world import World
 
@@ -145,6 +147,50 @@ def owner_dies_as_the_marked_starts(seed: int) -> list[str]:
     return found
 
 
+def _alone(seed: int) -> tuple[World, random.Random]:
+    """n0 of three serves by marks, and the other two start."""
+    rng = random.Random(seed)
+    world, _ = begin(seed, 3)
+    if owners_of(world) != [0]:
+        world.hosts[owners_of(world)[0]].give(world.now, SwitchoverRequested(1, 0, 0))
+        world.play_until(world.now + 1_000 * MS)
+    for n in (1, 2):
+        world.operators.burnt.add(n)
+        world.hosts[n].kill(world.now, power=True)
+    world.play_until(world.now + 600 * MS)
+    for n in (1, 2):
+        world.operators.mark(world.hosts[0], world.now, f"n{n}")
+    world.play_until(world.now + 1_500 * MS)
+    world.operators.burnt.clear()
+    for n in (1, 2):
+        world.at(world.now + 1 + rng.randrange(5_000), world.boot, world.hosts[n])
+    return world, rng
+
+
+def _stand_still(world: World, in_ms: int, for_ms: int) -> None:
+    def freeze(t: int, host: Host) -> None:
+        host.freeze(t, for_ms * MS)
+
+    world.at(world.now + in_ms * MS, freeze, world.hosts[0])
+
+
+def stunned_as_they_return(seed: int) -> list[str]:
+    """It stands still for less than its lease when their hold-down ends: they have heard it."""
+    world, rng = _alone(seed)
+    world.operators.apart = True
+    _stand_still(world, rng.randrange(205, 260), rng.randrange(75, 99))
+    world.play_until(world.now + 2_000 * MS)
+    return list(world.checkers.violations)
+
+
+def thaws_when_they_are_back(seed: int) -> list[str]:
+    """It stands still for longer, and they take s0 over: no vote is needed, as far as it knows."""
+    world, rng = _alone(seed)
+    _stand_still(world, rng.randrange(10, 250), rng.randrange(300, 1_500))
+    world.play_until(world.now + 3_000 * MS)
+    return list(world.checkers.violations)
+
+
 DRAMAS: dict[str, Callable[[int], list[str]]] = {
     f.__name__: f
     for f in (
@@ -153,5 +199,7 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         alone_with_the_marked,
         marked_dies_again,
         owner_dies_as_the_marked_starts,
+        stunned_as_they_return,
+        thaws_when_they_are_back,
     )
 }

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from tests.sim import dramas_changes, dramas_marks, dramas_orders
+from tests.sim import dramas_changes, dramas_marks, dramas_orders, dramas_returns
 from tests.sim import mutations as m
 from tests.sim import mutations_changes as c
 from tests.sim import mutations_marks as d
@@ -37,6 +37,7 @@ ALL_DRAMAS = {
     **dramas_changes.DRAMAS,
     **dramas_marks.DRAMAS,
     **dramas_orders.DRAMAS,
+    **dramas_returns.DRAMAS,
 }
 NET_SEEDS = 60
 
@@ -144,8 +145,8 @@ DRILLS: dict[str, Drill] = {
     "no set is taken up in the hold-down": Drill(
         c.taken_up_in_the_hold_down, drama="back_with_a_staged_set"
     ),
-    "no grant for who was left behind": Drill(
-        c.left_behind_may_win, drama="returned_with_who_was_removed"
+    "who took a set up on its return listens": Drill(
+        c.taken_up_and_deaf, drama="agrees_as_the_marked_returns"
     ),
     "no old marks of who has just joined": Drill(
         c.joined_with_marks, drama="joined_with_old_marks"
@@ -161,6 +162,11 @@ DRILLS: dict[str, Drill] = {
     ),
     # nodes marked dead
     "grants of marked nodes": Drill(d.marked_grants_count, drama="marked_grants"),
+    "an owner by marks is waited for": Drill(d.marks_unsaid, drama="stunned_as_they_return"),
+    "an owner by marks listens after a thaw": Drill(d.deaf_thaw, drama="thaws_when_they_are_back"),
+    "cleared though it owns something": Drill(
+        d.cleared_only_at_rest, drama="returned_and_own_something_else"
+    ),
     "leases and marked nodes": Drill(d.marked_echoes_count, drama="marked_carries_a_lease"),
     "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
     "not cleared in its hold-down": Drill(
@@ -179,6 +185,12 @@ NETS: dict[str, Net] = {
         "alone_with_the_marked",
         "who reaches no majority without marked nodes does not claim, and their grants would not "
         "count; the former alone is of no effect where others are in reach",
+    ),
+    "no winner by who was left behind": Net(
+        (c.left_behind_may_win, c.returned_votes_at_once),
+        "returned_with_who_was_removed",
+        "who has just started and hears of a later set does not vote; who votes grants nothing to "
+        "a claimant that is not about to take that set up",
     ),
     "the past after a thaw": Net(
         (t.no_flush, t.same_incarnation, t.old_echoes_count),

@@ -18,7 +18,7 @@ import msgspec
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core import reconfigure
+from haclusterd.core.adoption import adopt
 from haclusterd.core.model import Beat, ClusterSpec
 from haclusterd.core.node import next_deadline_us, step, stopped
 from haclusterd.core.state import Node
@@ -150,7 +150,7 @@ class Host(Member):
             self.world.checkers.report(t, f"upgrade: n{self.me} is not what it was")
         before = self.spec
         if spec is not None:
-            reconfigure.adopt(self.node, spec, self.local(t))
+            adopt(self.node, spec, self.local(t))
             self._count_by(spec)
             self.queue.clear()  # it is in the former numbers; in a socket it would be as sealed
             self.kin = {before.config_hash: before}

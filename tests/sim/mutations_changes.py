@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from haclusterd.core import marks, reconfigure, voter
+from haclusterd.core import adoption, marks, reconfigure, voter
 from haclusterd.core import node as core
 from haclusterd.core.actions import Action
 from haclusterd.core.inputs import StageRequested
 from haclusterd.core.model import Beat, ClusterSpec
 from haclusterd.core.state import NEVER, Node
 from tests.sim.member import Member
+from tests.sim.mutations import patch
 
 
 def no_floor() -> None:
@@ -19,7 +20,8 @@ def no_floor() -> None:
     def set_floor(node: Node) -> None:
         node.roll.floor = -1
 
-    reconfigure._set_floor = set_floor
+    for module in (reconfigure, adoption):
+        patch(module, "set_floor", set_floor)
 
 
 def many_at_once() -> None:
@@ -93,14 +95,25 @@ def joined_with_marks() -> None:
 
 
 def returned_votes_at_once() -> None:
-    """Who comes back with a set that is in force meanwhile does not vote before it takes it up."""
-    true = reconfigure.stage
+    """Who starts, and hears of a later set in force, does not vote before it has taken it up."""
+    true = reconfigure.begin
 
-    def stage(node: Node, event: StageRequested, now_us: int, out: list[Action]) -> None:
-        true(node, event, now_us, out)
+    def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
+        true(node, proven=proven, kin=kin)
         node.roll.returned = False
 
-    core._TAKE[StageRequested] = stage
+    reconfigure.begin = begin
+
+
+def taken_up_and_deaf() -> None:
+    """Who has taken up the set that it found in force listens before it votes."""
+    true = reconfigure.judge
+
+    def judge(node: Node, now_us: int, out: list[Action]) -> None:
+        node.roll.listens_us = NEVER
+        true(node, now_us, out)
+
+    reconfigure.judge = judge
 
 
 def decided_by_one() -> None:

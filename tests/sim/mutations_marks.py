@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from haclusterd.core import detector, marks, moves, owner, quorum
+from haclusterd.core import claimant, detector, marks, moves, owner, quorum, state
 from haclusterd.core.actions import Action
-from haclusterd.core.model import Flag
-from haclusterd.core.state import Node, Service
+from haclusterd.core.model import Flag, State
+from haclusterd.core.state import NEVER, Node, Service
 from tests.sim.mutations import patch
 
 
@@ -71,5 +71,30 @@ def cleared_while_starting() -> None:
         answer = true(node, n, now_us)
         peer.flags = flags
         return answer
+
+    patch(marks, "_stands_by", stands_by)
+
+
+def marks_unsaid() -> None:
+    """An owner that counts by marks says so, and is waited for by who has heard it."""
+    patch(state, "_BY_MARKS", 0)
+
+
+def deaf_thaw() -> None:
+    """Who owned by one vote, thaws and is alone by marks listens before it goes on."""
+
+    def listened_us(node: Node, service: Service) -> int:
+        return NEVER
+
+    patch(claimant, "_listened_us", listened_us)
+
+
+def cleared_only_at_rest() -> None:
+    """A mark goes where that node stands by what is owned here, whatever else it owns."""
+    true = marks._stands_by
+
+    def stands_by(node: Node, n: int, now_us: int) -> bool:
+        at_rest = all(entry.state == State.STANDBY for entry in node.peers[n].services)
+        return at_rest and true(node, n, now_us)
 
     patch(marks, "_stands_by", stands_by)

@@ -1,11 +1,11 @@
-"""core.reconfigure.adopt: the memory of a node in the numbers of the next set of voters."""
+"""core.adoption: the memory of a node in the numbers of the next set of voters."""
 
 from __future__ import annotations
 
 import msgspec
 
 from haclusterd.core import inputs as inp
-from haclusterd.core import reconfigure
+from haclusterd.core.adoption import adopt
 from haclusterd.core.model import Identity, Release, State
 from haclusterd.core.state import Claim, Deferred, Mark, Node
 from tests.unit.core_bench import STANDBY, Bench, entry
@@ -33,7 +33,7 @@ def test_the_memory_of_a_node_is_put_into_the_new_numbers() -> None:
     turned = msgspec.structs.replace(
         FOUR, me=3, nodes=(FOUR.nodes[3], FOUR.nodes[2], FOUR.nodes[1], FOUR.nodes[0])
     )
-    reconfigure.adopt(node, turned, bench.now_us)
+    adopt(node, turned, bench.now_us)
     service = node.services[0]
     assert service.identity.node == service.promise.node == 3
     assert service.voter_sent_us[2] == heard_us
@@ -59,7 +59,7 @@ def test_what_a_removed_node_had_is_nobodys_and_still_not_free() -> None:
     bench.hear(2, entry(gone, State.OWNED), **owner_of(2))
     bench.service.deferred = Deferred(Identity(5, 2, 1), bench.now_us)
     bench.service.passed_on = (gone,)
-    reconfigure.adopt(bench.node, TWO, bench.now_us)
+    adopt(bench.node, TWO, bench.now_us)
     bench.spec = TWO
     assert bench.service.promise == Identity(4, -1, 9)
     assert not bench.node.services[0].passed_on
@@ -76,7 +76,7 @@ def test_what_a_removed_node_had_is_nobodys_and_still_not_free() -> None:
 def test_what_is_known_of_later_sets_stays_known() -> None:
     bench = at_revision_2()
     bench.give(inp.Overheard(6, 66))
-    reconfigure.adopt(bench.node, TWO, bench.now_us)
+    adopt(bench.node, TWO, bench.now_us)
     assert (bench.node.roll.known, bench.node.roll.known_hash) == (6, 66)
     assert bench.node.roll.floor == 5
 
@@ -104,6 +104,6 @@ def test_marks_follow_their_nodes_and_go_with_them() -> None:
     node.marks = [Mark(1, 5, "olga", 9), Mark(2, 5, "olga", 9)]
     node.marked = node.unvoting = frozenset({1, 2})
     turned = msgspec.structs.replace(TWO, me=1, nodes=(TWO.nodes[1], TWO.nodes[0]))
-    reconfigure.adopt(node, turned, bench.now_us)
+    adopt(node, turned, bench.now_us)
     assert node.marks == [Mark(0, 5, "olga", 9)]
     assert node.marked == node.unvoting == frozenset({0})

@@ -7,6 +7,7 @@ import msgspec
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
 from haclusterd.core import reconfigure
+from haclusterd.core.adoption import adopt
 from haclusterd.core.model import ClusterSpec, Flag, Identity, State
 from haclusterd.core.state import holding_down
 from tests.unit.core_bench import Bench, entry, kinds
@@ -108,8 +109,9 @@ def test_s1_who_returns_with_a_set_that_is_in_force_meanwhile_votes_once_it_coun
     bench.after_hold_down()
     assert not asks(bench, 1, FOUR)
     assert kinds(bench.asked, act.SendBeat)[-1].beats[0].flags & Flag.STARTING
-    reconfigure.adopt(bench.node, FOUR, bench.now_us)
-    assert not holding_down(bench.node, bench.now_us)
+    adopt(bench.node, FOUR, bench.now_us)
+    assert holding_down(bench.node, bench.now_us + 249_000), "it has not heard them yet"
+    assert not holding_down(bench.node, bench.now_us + 250_000)
 
 
 def test_who_returned_before_the_set_was_in_force_goes_on_voting_when_it_is() -> None:
