@@ -1,0 +1,105 @@
+"""An owner that counts by marks, and nodes that come back beside it (core.marks, core.voter)."""
+
+from __future__ import annotations
+
+import pytest
+
+from haclusterd.core import actions as act
+from haclusterd.core import inputs as inp
+from haclusterd.core.model import NOBODY, Flag, Identity, LastResort, State
+from tests.unit.core_bench import HOLD_DOWN_MS, STANDBY, Bench, entry, kinds, spec_of
+from tests.unit.test_core_orders import marks
+from tests.unit.test_core_voter import OWNER, claims
+
+BY_MARKS = int(Flag.BY_MARKS)
+
+
+def alone(services: int = 1) -> Bench:
+    """n0 owns s0 by the marks of n1 and n2."""
+    bench = Bench(spec_of(services=services, last_resort=LastResort.NONE))
+    bench.own()
+    bench.pass_ms(400)
+    bench.give(marks(1, 2))
+    bench.pass_ms(500)
+    assert bench.stands_in(State.OWNED), bench.said
+    bench.forget()
+    return bench
+
+
+def starting(flags: int = BY_MARKS, two_way: bool = True, ready: bool = False) -> Bench:
+    """n0 is at the end of its hold-down, and has heard n1 own s0 until then."""
+    bench = Bench(ready=ready)
+    while bench.now_us - bench.began_us < (HOLD_DOWN_MS - 10) * 1000:
+        bench.hear(1, entry(OWNER, State.OWNED), flags=flags, two_way=two_way)
+        bench.hear(2, STANDBY)
+        bench.pass_ms(20)
+    bench.hear(1, entry(OWNER, State.OWNED), flags=flags, two_way=two_way)
+    bench.pass_ms(HOLD_DOWN_MS + 1 - (bench.now_us - bench.began_us) / 1000)
+    assert bench.service.promise == NOBODY
+    return bench
+
+
+def test_an_owner_that_counts_by_marks_says_so() -> None:
+    bench = alone()
+    beat = kinds(bench.pass_ms(30), act.SendBeat)[-1].beats[0]
+    assert beat.flags & BY_MARKS
+    ordinary = Bench()
+    ordinary.own()
+    assert (
+        not kinds(ordinary.asked or ordinary.pass_ms(30), act.SendBeat)[-1].beats[0].flags
+        & BY_MARKS
+    )
+
+
+def test_s1_who_heard_it_in_the_hold_down_waits_for_its_silence() -> None:
+    """Nobody else stands by it: that it stood still for 75 ms is no reason to take over."""
+    bench = starting(ready=True)
+    assert not claims(bench)
+    bench.keep_hearing(120, (2, STANDBY))
+    assert "T101" not in bench.rows
+    bench.keep_hearing(60, (2, STANDBY))
+    assert "T101" in bench.rows
+
+
+@pytest.mark.parametrize(("flags", "two_way"), [(0, True), (BY_MARKS, False)])
+def test_an_ordinary_owner_is_covered_by_its_majority_and_a_stale_beat_proves_nothing(
+    flags: int, two_way: bool
+) -> None:
+    assert claims(starting(flags, two_way))
+
+
+def test_the_owner_by_marks_itself_is_granted_at_once() -> None:
+    bench = starting()
+    assert claims(bench, Identity(9, 1, 5))
+
+
+def test_s1_alone_by_marks_it_listens_after_a_thaw() -> None:
+    """F25: who has come back meanwhile may have taken over."""
+    bench = alone()
+    bench.now_us += 400_000
+    bench.give(inp.Froze(400_000, 77))
+    assert bench.stands_in(State.LAPSED)
+    bench.pass_ms(45)
+    assert bench.stands_in(State.LAPSED)
+    bench.pass_ms(30)
+    assert bench.stands_in(State.OWNED)
+
+
+@pytest.mark.parametrize(
+    ("state", "cleared"),
+    [
+        (State.STANDBY, True),
+        (State.OWNED, True),
+        (State.ACQUIRING, True),
+        (State.LAPSED, False),
+        (State.CLAIMING, False),
+    ],
+)
+def test_s1_a_mark_goes_though_the_node_owns_another_service(state: State, cleared: bool) -> None:
+    """F27: what counts is that it stands by what is owned here."""
+    bench = alone(services=2)
+    mine, theirs = bench.service.identity, Identity(5, 1, 9)
+    for _ in range(4):
+        bench.hear(1, entry(mine, lease_seq=bench.node.seq), entry(theirs, state))
+        bench.pass_ms(20)
+    assert (1 not in bench.node.marked) == cleared
