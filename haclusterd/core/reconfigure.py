@@ -25,6 +25,8 @@ FLIP_AGAIN_US = 2_000_000  # an upgrade that did not come about is tried again
 TURNS_US = 60_000_000  # after which a node does not wait for the others any more
 _AGENT_UP, _SYNCING = int(Flag.AGENT_UP), int(Flag.SYNCING)
 STAGED_LONG_US = 60_000_000
+RETURN_TIMES = 10  # `discovery_us` that who has started holds down for a later set, not for ever:
+# one that cannot be taken up here must not cost this node's vote for good
 KIN_MAX = 3
 
 
@@ -209,7 +211,8 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
     roll = node.roll
     if now_us < node.start_us + node.spec.timing.hold_down_us:
         return  # who has just come back may stand by nobody yet, and an owner may count without it
-    roll.returned &= roll.known > node.spec.revision
+    waits_us = node.start_us + RETURN_TIMES * node.spec.timing.discovery_us
+    roll.returned &= roll.known > node.spec.revision and now_us < waits_us
     if not roll.staged:
         return
     if roll.due_us == FAR:

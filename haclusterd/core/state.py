@@ -24,7 +24,6 @@ from haclusterd.core.ranking import service_order
 
 NEVER = -(10**15)  # a time so long ago that every deadline from it has passed
 FAR = 1 << 62  # a time that does not come
-RETURN_TIMES = 10  # `discovery_us` that who has just started waits for a later set
 SENT_TIMES_KEPT = 512  # own sends remembered: 3 heartbeats of regular beats and replies to spare
 
 
@@ -253,12 +252,12 @@ def holding_down(node: Node, now_us: int) -> bool:
     """In the hold-down after a start a node neither echoes, grants nor claims (DESIGN 6); nor
     while it does not know that the set it counts by is in force; nor where it hears by then that a
     later one is, before it has taken that up and listened anew: who counts by it, and cannot read
-    others, may own already by marks. Not for ever: a set that cannot be taken up costs no vote."""
-    roll, timing = node.roll, node.spec.timing
-    if now_us < max(node.start_us + timing.hold_down_us, roll.listens_us) or not roll.proven:
+    others, may own already by marks."""
+    roll = node.roll
+    listens_us = max(node.start_us + node.spec.timing.hold_down_us, roll.listens_us)
+    if now_us < listens_us or not roll.proven:
         return True
-    waits_us = RETURN_TIMES * timing.discovery_us
-    return roll.returned and roll.known > node.spec.revision and now_us < node.start_us + waits_us
+    return roll.returned and roll.known > node.spec.revision
 
 
 def is_departing(node: Node) -> bool:

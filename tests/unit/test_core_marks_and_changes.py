@@ -160,3 +160,16 @@ def test_ml18_no_mark_on_a_node_that_has_no_vote() -> None:
     say(bench, 1)
     bench.pass_ms(400)
     assert mark(bench, 2) == ""
+
+
+def test_a_set_that_cannot_be_taken_up_costs_no_vote_for_good() -> None:
+    """Two of four that were restarted, and whose upgrade fails, would be the end of all service."""
+    bench = at_revision_2()
+    stage(bench, FOUR, kept=True)
+    bench.give(inp.Overheard(3, FOUR.config_hash))
+    bench.pass_ms(19_900)
+    assert holding_down(bench.node, bench.now_us)
+    bench.pass_ms(200)
+    assert asks(bench, 1, FOUR)
+    adopt(bench.node, FOUR, bench.now_us)
+    assert not holding_down(bench.node, bench.now_us), "it may own by now"
