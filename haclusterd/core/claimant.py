@@ -218,9 +218,9 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
 
 
 def _listened_us(node: Node, service: Service) -> int:
-    """Where one vote is enough, by policy or by marks, nobody refuses an owner that stood still
-    while another took over: it has to hear of that first, two beats long."""
-    if quorum.needed(node) > 1 or len(node.spec.nodes) == 1:
+    """Where one vote is enough, or marks leave out a majority that may be back, nobody refuses an
+    owner that stood still while another took over: it has to hear of that first, two beats long."""
+    if (node.spec.needed > 1 and not node.unvoting) or len(node.spec.nodes) == 1:
         return NEVER
     return service.silence_us + 2 * node.spec.timing.heartbeat_us
 

@@ -23,7 +23,7 @@ from haclusterd.core.state import FAR, NEVER, Node, Roll, is_departing
 
 FLIP_AGAIN_US = 2_000_000  # an upgrade that did not come about is tried again
 TURNS_US = 60_000_000  # after which a node does not wait for the others any more
-_AGENT_UP, _SYNCING = int(Flag.AGENT_UP), int(Flag.SYNCING)
+_AGENT_UP, _SYNCING, _BY_MARKS = int(Flag.AGENT_UP), int(Flag.SYNCING), int(Flag.BY_MARKS)
 STAGED_LONG_US = 60_000_000
 RETURN_TIMES = 10  # `discovery_us` that who has started holds down for a later set, not for ever:
 # one that cannot be taken up here must not cost this node's vote for good
@@ -211,8 +211,7 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
     roll = node.roll
     if now_us < node.start_us + node.spec.timing.hold_down_us:
         return  # who has just come back may stand by nobody yet, and an owner may count without it
-    waits_us = node.start_us + RETURN_TIMES * node.spec.timing.discovery_us
-    roll.returned &= roll.known > node.spec.revision and now_us < waits_us
+    roll.returned = roll.returned and _may_miss_an_owner(node, now_us)
     if not roll.staged:
         return
     if roll.due_us == FAR:
@@ -228,6 +227,16 @@ def judge(node: Node, now_us: int, out: list[Action]) -> None:
             out.append(InForce(roll.staged))  # it does not come back by a restart
         out.append(Flip(roll.staged, roll.staged_hash, roll.stays))
     node.wake_us = min(node.wake_us, roll.due_us)
+
+
+def _may_miss_an_owner(node: Node, now_us: int) -> bool:
+    """A later set is in force, and who counts by it may own by marks, unheard here: unless this
+    node reads such nodes, and they count by none."""
+    waits_us = RETURN_TIMES * node.spec.timing.discovery_us
+    if node.roll.known <= node.spec.revision or now_us >= node.start_us + waits_us:
+        return False
+    later = [p for p in node.peers if p.alive and p.revision > node.spec.revision]
+    return not later or any(peer.flags & _BY_MARKS for peer in later)
 
 
 def whose_turn(node: Node, now_us: int) -> str:

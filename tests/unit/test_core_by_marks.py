@@ -85,6 +85,30 @@ def test_s1_alone_by_marks_it_listens_after_a_thaw() -> None:
     assert bench.stands_in(State.OWNED)
 
 
+def test_s1_with_one_more_vote_by_marks_it_listens_after_a_thaw_as_well() -> None:
+    """Those that were marked may be three of five, and back."""
+    bench = Bench(spec_of(nodes=5))
+    bench.after_hold_down()
+    bench.keep_hearing(100, (1, STANDBY), (2, STANDBY), (3, STANDBY))
+    claim = bench.service.promise
+    for n in (1, 2, 3):
+        bench.hear(n, entry(claim))
+    assert bench.stands_in(State.OWNED), bench.said
+    bench.pass_ms(400)
+    bench.give(marks(2, 3, 4))
+    for _ in range(40):
+        bench.hear(1, entry(bench.service.promise, lease_seq=bench.node.seq))
+        bench.pass_ms(20)
+    assert bench.stands_in(State.OWNED), bench.said
+    mine = bench.service.identity
+    bench.now_us += 400_000
+    bench.give(inp.Froze(400_000, 77))
+    bench.keep_hearing(45, (1, entry(mine)))
+    assert bench.stands_in(State.LAPSED)
+    bench.keep_hearing(30, (1, entry(mine)))
+    assert bench.rows[-1] == "T501"
+
+
 @pytest.mark.parametrize(
     ("state", "cleared"),
     [

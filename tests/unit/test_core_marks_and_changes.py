@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
@@ -173,3 +174,20 @@ def test_a_set_that_cannot_be_taken_up_costs_no_vote_for_good() -> None:
     assert asks(bench, 1, FOUR)
     adopt(bench.node, FOUR, bench.now_us)
     assert not holding_down(bench.node, bench.now_us), "it may own by now"
+
+
+@pytest.mark.parametrize(("flags", "holds"), [(0, False), (int(Flag.BY_MARKS), True)])
+def test_who_returns_votes_at_once_where_those_ahead_count_by_no_marks(
+    flags: int, holds: bool
+) -> None:
+    """An ordinary owner by the later set has a majority, which this node's vote cannot be part of
+    before it reads it."""
+    bench = at_revision_2(kin=(FOUR.config_hash,))
+    stage(bench, FOUR, kept=True)
+    for _ in range(13):
+        words = {"flags": READS_2 | flags, "revision": 3, "config_hash": FOUR.config_hash}
+        bench.hear(1, **words)
+        bench.pass_ms(20)
+    bench.give(inp.Overheard(3, FOUR.config_hash))
+    bench.pass_ms(5)
+    assert holding_down(bench.node, bench.now_us) == holds
