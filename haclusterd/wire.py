@@ -57,7 +57,8 @@ _MAGIC = b"HC"
 VERSIONS = (1, 2)  # that are opened
 _VERSION_1_FIELDS = 15
 _HEADER = struct.Struct(">2sBB4sBBQQ")
-_TAG_BYTES, _STRANGERS_MAX = 16, 32  # addresses of strangers, by link
+_TAG_BYTES = 16
+_STRANGERS_MAX = 32  # addresses by link
 _DATAGRAM_BYTES_MIN = _HEADER.size + _TAG_BYTES + 1
 _CONTEXT = b"haclusterd beat 1"
 

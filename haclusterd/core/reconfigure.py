@@ -25,8 +25,9 @@ FLIP_AGAIN_US = 2_000_000  # an upgrade that did not come about is tried again
 TURNS_US = 60_000_000  # after which a node does not wait for the others any more
 _AGENT_UP, _SYNCING, _BY_MARKS = int(Flag.AGENT_UP), int(Flag.SYNCING), int(Flag.BY_MARKS)
 STAGED_LONG_US = 60_000_000
-RETURN_TIMES = 10  # `discovery_us` that who has started holds down for a later set, not for ever:
-# one that cannot be taken up here must not cost this node's vote for good
+# `discovery_us` for which who has started holds down for a later set: one that cannot be taken up
+# must not cost its vote for good.
+RETURN_TIMES = 10
 KIN_MAX = 3
 
 

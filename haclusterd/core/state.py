@@ -171,7 +171,7 @@ class Roll(msgspec.Struct):
     due_us: int = FAR  # when the staged set is taken up
     decided_us: int = NEVER
     joined_us: int = NEVER  # when it was heard that the set is in force
-    returned: bool = False  # it has just started, and a later set is in force
+    returned: bool = False  # it has started, and may miss an owner by a later set
     listens_us: int = NEVER  # until when it holds down once more, for it took that set up
 
 

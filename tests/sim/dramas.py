@@ -56,6 +56,13 @@ def begin(seed: int, nodes: int, services: int = 1) -> tuple[World, random.Rando
     return world, rng
 
 
+def burn(world: World, *nodes: int) -> None:
+    """Their power is gone, and nobody starts them before `operators.burnt` is cleared."""
+    for n in nodes:
+        world.operators.burnt.add(n)
+        world.hosts[n].kill(world.now, power=True)
+
+
 def owners_of(world: World, k: int = 0) -> list[int]:
     return [h.me for h in world.hosts if h.alive and h.node and owns(h.node.services[k])]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from haclusterd.core.model import LastResort
 from tests.sim import changes
-from tests.sim.dramas import calm, owners_of, stage
+from tests.sim.dramas import burn, calm, owners_of, stage
 from tests.sim.swarm import spec_of
 from tests.sim.world import World
 
@@ -155,9 +155,7 @@ def marked_beside_a_change(seed: int) -> list[str]:
     hosts[2].stubborn = hosts[5].stubborn = True
     reload(world, 3, 2, 3, 4, 5)
     world.play_until(world.now + 140_000)
-    for n in (3, 4):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
+    burn(world, 3, 4)
     world.play_until(world.now + 600_000)
     mark(world, 0, 1)
     world.play_until(world.now + 50_000)

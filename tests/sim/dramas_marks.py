@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from haclusterd.core.inputs import SwitchoverRequested
-from tests.sim.dramas import SERVED_WITHIN_MS, begin, owners_of
+from tests.sim.dramas import SERVED_WITHIN_MS, begin, burn, owners_of
 from tests.sim.host import Host
 from tests.sim.windows import FOR_LONG_US, MS, cut, others, start_again, stop_now, watch
 from tests.sim.world import World
@@ -40,8 +40,7 @@ def _burn(seed: int, services: int) -> Cast:
     (owner,) = owners_of(world)
     last = services - 1
     marked = rng.choice([n for n in others(world, owner) if not last or n in owners_of(world, 1)])
-    world.operators.burnt.add(marked)
-    world.hosts[marked].kill(world.now, power=True)
+    burn(world, marked)
     world.play_until(world.now + 600 * MS)
     living = others(world, marked)
     world.operators.mark(world.hosts[rng.choice(living)], world.now, f"n{marked}")
@@ -154,9 +153,7 @@ def _alone(seed: int) -> tuple[World, random.Random]:
     if owners_of(world) != [0]:
         world.hosts[owners_of(world)[0]].give(world.now, SwitchoverRequested(1, 0, 0))
         world.play_until(world.now + 1_000 * MS)
-    for n in (1, 2):
-        world.operators.burnt.add(n)
-        world.hosts[n].kill(world.now, power=True)
+    burn(world, 1, 2)
     world.play_until(world.now + 600 * MS)
     for n in (1, 2):
         world.operators.mark(world.hosts[0], world.now, f"n{n}")

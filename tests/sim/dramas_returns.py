@@ -8,31 +8,38 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.model import LastResort
-from tests.sim.dramas import owners_of
+from tests.sim.dramas import burn, owners_of
 from tests.sim.dramas_changes import SETS, begin_with, mark, reload
+from tests.sim.world import World
 
 SHRUNK_AND_GROWING = ((0, 1, 2, 3), (0, 1, 2), (0, 1, 2, 4))
 WITHOUT_N1 = ((0, 1, 2, 3, 4), (0, 2, 3, 4))
 ONE_MORE = ((0, 1, 2, 3), (0, 1, 2, 3, 4))
 
 
+def _begin(seed: int, sets: tuple[tuple[int, ...], ...], nodes: int, **more: Any) -> World:
+    """`begin_with`; upgrades take no time, but on hosts that are made stubborn."""
+    world = begin_with(seed, sets, nodes, **more)
+    for host in world.hosts:
+        host.swift = True
+    return world
+
+
 def back_with_a_staged_set(seed: int) -> list[str]:
     """n1 and n2 have staged set 3, die one after the other, and n0 serves without their votes. Back
     together they decide set 3 at once, in which they do not hear n0 as their owner any more."""
-    world = begin_with(seed, SHRUNK_AND_GROWING, 5)
+    world = _begin(seed, SHRUNK_AND_GROWING, 5)
     hosts = world.hosts
-    for host in hosts:
-        host.swift = True
     reload(world, 2, 0, 1, 2, 3)
     world.play_until(world.now + 4_000_000)
     for n in (1, 2):
         reload(world, 3, n)
         world.play_until(world.now + 100_000)
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
+        burn(world, n)
     world.play_until(world.now + 600_000)
     mark(world, 0, dead=("n1", "n2"))
     world.play_until(world.now + 1_500_000)
@@ -52,16 +59,12 @@ def returned_with_who_was_removed(seed: int) -> list[str]:
     """n0 and n3 count by set 2, without n1, and have marked n2 and n4 dead. All start at once: n1
     does not know that it was removed, n2, which does, is asked for its vote, and n4, which has not
     staged set 2, cannot hear n3."""
-    world = begin_with(seed, WITHOUT_N1, 5)
+    world = _begin(seed, WITHOUT_N1, 5)
     hosts, rng = world.hosts, random.Random(seed)
-    for host in hosts:
-        host.swift = True
     hosts[2].stubborn = True
     reload(world, 2, 0, 2, 3)
     world.play_until(world.now + 3_000_000)
-    for n in (1, 2, 4):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
+    burn(world, 1, 2, 4)
     world.play_until(world.now + 600_000)
     mark(world, 3, dead=("n2", "n4"))
     world.play_until(world.now + 2_000_000)
@@ -79,14 +82,10 @@ def returned_with_who_was_removed(seed: int) -> list[str]:
 def joined_with_old_marks(seed: int) -> list[str]:
     """n3 has heard that n1 and n2 are marked dead, and not that they are back, when n0 takes set 2
     up and n3 joins. n0 releases s0 to n3, which cannot hear n1 and n2: they are at set 1 still."""
-    world = begin_with(seed, SETS[:2], 4)
+    world = _begin(seed, SETS[:2], 4)
     hosts = world.hosts
-    for host in hosts:
-        host.swift = True
     reload(world, 2, 3)
-    for n in (1, 2):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
+    burn(world, 1, 2)
     world.play_until(world.now + 600_000)
     mark(world, 0, dead=("n1", "n2"))
     for name in ("n1", "n2"):  # as a node that has lost its sets, and kept its orders
@@ -109,17 +108,14 @@ def joined_with_old_marks(seed: int) -> list[str]:
 def returned_before_it_takes_up(seed: int) -> list[str]:
     """n0, n2 and n3 have agreed to set 2 and die before they take it up; n4, which has joined by
     it, serves with n1, by their marks. They come back, and n4 cannot hear them in set 1."""
-    world = begin_with(seed, ONE_MORE, 5)
+    world = _begin(seed, ONE_MORE, 5)
     hosts, rng = world.hosts, random.Random(seed)
-    for host in hosts:
-        host.swift = True
     for n in (0, 2, 3):
         hosts[n].stubborn = True
     reload(world, 2, *ONE_MORE[1])
     world.play_until(world.now + 3_000_000)
+    burn(world, 0, 2, 3)
     for n in (0, 2, 3):
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
         hosts[n].stubborn = False
     world.play_until(world.now + 600_000)
     mark(world, 1, dead=("n0", "n2", "n3"))
@@ -142,15 +138,12 @@ def returned_before_it_takes_up(seed: int) -> list[str]:
 def agrees_as_the_marked_returns(seed: int) -> list[str]:
     """n0 has taken set 2 up, and n3 has joined and serves; n1 had agreed, died, and is marked; n2
     was not told. n1 returns while n2 is told: until n1 counts by set 2 it does not hear n3."""
-    world = begin_with(seed, SETS[:2], 4)
+    world = _begin(seed, SETS[:2], 4)
     hosts, rng = world.hosts, random.Random(seed)
-    for host in hosts:
-        host.swift = True
     hosts[1].stubborn = True
     reload(world, 2, 0, 1, 3)
     world.play_until(world.now + 3_000_000)
-    world.operators.burnt.add(1)
-    hosts[1].kill(world.now, power=True)
+    burn(world, 1)
     hosts[1].stubborn = False
     world.play_until(world.now + 600_000)
     world.operators.apart = True
@@ -171,15 +164,12 @@ def agrees_as_the_marked_returns(seed: int) -> list[str]:
 def returned_and_own_something_else(seed: int) -> list[str]:
     """n1 and n2 had agreed to set 2, died one after the other, and are marked by n0, which serves
     s0. They come back and take s1 and s2, then set 2, which n0 does not know: it needs them."""
-    world = begin_with(seed, SETS[:2], 4, services=3, last_resort=LastResort.NONE)
+    world = _begin(seed, SETS[:2], 4, services=3, last_resort=LastResort.NONE)
     hosts, rng = world.hosts, random.Random(seed)
-    for host in hosts:
-        host.swift = True
     for n in (1, 2):
         reload(world, 2, n)
         world.play_until(world.now + 100_000)
-        world.operators.burnt.add(n)
-        hosts[n].kill(world.now, power=True)
+        burn(world, n)
     world.play_until(world.now + 600_000)
     world.operators.apart = True
     mark(world, 0, dead=("n1", "n2"))

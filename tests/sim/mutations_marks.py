@@ -81,7 +81,7 @@ def marks_unsaid() -> None:
 
 
 def deaf_thaw() -> None:
-    """Who owned by one vote, thaws and is alone by marks listens before it goes on."""
+    """An owner that leaves nodes out by marks listens after a thaw before it goes on."""
 
     def listened_us(node: Node, service: Service) -> int:
         return NEVER

@@ -191,3 +191,16 @@ def test_who_returns_votes_at_once_where_those_ahead_count_by_no_marks(
     bench.give(inp.Overheard(3, FOUR.config_hash))
     bench.pass_ms(5)
     assert holding_down(bench.node, bench.now_us) == holds
+
+
+@pytest.mark.parametrize(("kin", "after_ms"), [((), 2_000), ((1,), 500)])
+def test_s1_who_does_not_know_the_set_before_joins_again_with_every_start(
+    kin: tuple[int, ...], after_ms: int
+) -> None:
+    """Its marks are as old as its orders, and it cannot read who was left in the set before."""
+    bench = at_revision_2(kin=kin)
+    bench.give(inp.MarksOrdered(-1, (inp.Marked(2, 256, "anna"),)))
+    bench.pass_ms(after_ms - 300)
+    assert bench.node.unvoting == frozenset()
+    bench.pass_ms(400)
+    assert bench.node.unvoting == frozenset({2})
