@@ -38,8 +38,14 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
     node.rank_dirty = True
     node.wake_us = now_us
     roll = node.roll
-    node.roll = Roll(known=max(roll.known, spec.revision), kin=(old.config_hash,), floor=roll.floor)
-    if roll.returned:
+    node.roll = Roll(
+        known=max(roll.known, spec.revision),
+        kin=(old.config_hash,),
+        floor=roll.floor,
+        returned=roll.returned,
+        listens_us=roll.listens_us,
+    )
+    if roll.returned or now_us < roll.listens_us:
         node.roll.listens_us = now_us + spec.timing.hold_down_us
     node.dialect = max(node.dialect, 2 if spec.revision > 1 else 1)
     if roll.known > spec.revision:

@@ -5,7 +5,7 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 
 from __future__ import annotations
 
-from haclusterd.core import quorum
+from haclusterd.core import detector, quorum
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, Identity, State
 from haclusterd.core.moves import happen, name_of
@@ -36,7 +36,7 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
 def _nurse(node: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
     """Resend the claim at its set times; void it when its grants could not count any more."""
     timing = node.spec.timing
-    if quorum.needed(node) == 1:
+    if quorum.needed_to_win(node) == 1:
         happen(node, k, Event.GRANTED, now_us, out)
         return FAR
     if now_us - claim.sent_us > timing.lease_us:
@@ -87,7 +87,9 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     """Claim if it is this node's turn; otherwise say when that may be."""
     if service.lost_us == NEVER:
         return _lost_since(node, service)
-    if holding_down(node, now_us) or not _may_claim(node, service) or _is_held(node, k, now_us):
+    if holding_down(node, now_us) or not _may_claim(node, service, now_us):
+        return FAR
+    if _is_held(node, k, now_us):
         return FAR
     if waits_for_resume(node, service, now_us):
         return node.paused_until_us
@@ -182,11 +184,20 @@ def _is_held(node: Node, k: int, now_us: int) -> bool:
     )
 
 
-def _may_claim(node: Node, service: Service) -> bool:
+def _may_claim(node: Node, service: Service, now_us: int) -> bool:
     """Two-way contact to a majority, the cluster's own configuration, and one's own fence shut."""
     if not node.majority or (service.state is State.LAPSED and not service.fence_closed):
         return False
-    return may_claim(node) and not odd_config(node)
+    return may_claim(node) and not odd_config(node) and _reaches_who_is_back(node, now_us)
+
+
+def _reaches_who_is_back(node: Node, now_us: int) -> bool:
+    """Who is marked dead and heard again is asked, too: a claim could only fail while those hold
+    down that it needs (the majority of `node` leaves out all that are marked)."""
+    left_out = quorum.silent(node)
+    return len(left_out) == len(node.unvoting) or (
+        detector.reach(node, left_out, now_us) >= quorum.needed_to_win(node)
+    )
 
 
 def _due(node: Node, k: int, service: Service, now_us: int) -> int:

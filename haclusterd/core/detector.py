@@ -180,6 +180,16 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     node.majority = majority
 
 
+def reach(node: Node, left_out: frozenset[NodeIndex], now_us: int) -> int:
+    """How many nodes, this one included, can vote and are in two-way reach."""
+    two_way_us = node.spec.timing.two_way_us
+    return sum(
+        n == node.spec.me or (now_us - p.two_way_us <= two_way_us and not p.flags & _STARTING)
+        for n, p in enumerate(node.peers)
+        if n not in left_out
+    )
+
+
 def forget_all(node: Node) -> None:
     """After a freeze nothing that was heard is fresh any more."""
     for peer in node.peers:

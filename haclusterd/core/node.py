@@ -56,7 +56,7 @@ from haclusterd.core.inputs import (
 )
 from haclusterd.core.model import Identity, State
 from haclusterd.core.moves import happen, recover_again
-from haclusterd.core.state import NEVER, Node, flags, owns
+from haclusterd.core.state import NEVER, Node, flags, listens_until_us, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
 
@@ -174,6 +174,9 @@ def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
     out.append(Decided(now_us, "M15", text))
     owner.forget_leases(node)
     detector.forget_all(node)
+    # Who had just begun to listen has not heard who owns what, and may be about to vote.
+    if now_us - event.gap_us < listens_until_us(node) + node.spec.timing.dead_us:
+        node.roll.listens_us = now_us + node.spec.timing.hold_down_us
     for service in node.services:
         service.silence_us = now_us
         service.deferred = None

@@ -58,7 +58,7 @@ def count_grant(
     if claim is None or now_us - claim.sent_us > node.spec.timing.lease_us:
         return
     claim.granted |= 1 << voter
-    if quorum.granted(node, claim.granted) >= quorum.needed(node):
+    if claim.granted.bit_count() >= quorum.needed_to_win(node):
         happen(node, k, Event.GRANTED, now_us, out)
 
 

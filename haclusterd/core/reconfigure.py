@@ -19,7 +19,7 @@ from __future__ import annotations
 from haclusterd.core.actions import Action, Answered, Decided, Flip, InForce
 from haclusterd.core.inputs import Overheard, StageRequested
 from haclusterd.core.model import Beat, ClusterSpec, Flag
-from haclusterd.core.state import FAR, NEVER, Node, Roll, is_departing
+from haclusterd.core.state import FAR, NEVER, Node, Roll, is_departing, listens_until_us
 
 FLIP_AGAIN_US = 2_000_000  # an upgrade that did not come about is tried again
 TURNS_US = 60_000_000  # after which a node does not wait for the others any more
@@ -210,7 +210,7 @@ def may_claim(node: Node) -> bool:
 def judge(node: Node, now_us: int, out: list[Action]) -> None:
     """With every Tick: is the staged set decided, and is it time to take it up?"""
     roll = node.roll
-    if now_us < node.start_us + node.spec.timing.hold_down_us:
+    if now_us < listens_until_us(node):
         return  # who has just come back may stand by nobody yet, and an owner may count without it
     roll.returned = roll.returned and _may_miss_an_owner(node, now_us)
     if not roll.staged:

@@ -172,7 +172,7 @@ class Roll(msgspec.Struct):
     decided_us: int = NEVER
     joined_us: int = NEVER  # when it was heard that the set is in force
     returned: bool = False  # it has started, and may miss an owner by a later set
-    listens_us: int = NEVER  # until when it holds down once more, for it took that set up
+    listens_us: int = NEVER  # until when it holds down anew: it took that set up, or stood still
 
 
 class Node(msgspec.Struct):
@@ -254,10 +254,14 @@ def holding_down(node: Node, now_us: int) -> bool:
     later one is, before it has taken that up and listened anew: who counts by it, and cannot read
     others, may own already by marks."""
     roll = node.roll
-    listens_us = max(node.start_us + node.spec.timing.hold_down_us, roll.listens_us)
-    if now_us < listens_us or not roll.proven:
+    if now_us < listens_until_us(node) or not roll.proven:
         return True
     return roll.returned and roll.known > node.spec.revision
+
+
+def listens_until_us(node: Node) -> int:
+    """When this node has heard, for `hold_down_us` in one piece, who owns what by its set."""
+    return max(node.start_us + node.spec.timing.hold_down_us, node.roll.listens_us)
 
 
 def is_departing(node: Node) -> bool:

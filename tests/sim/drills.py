@@ -161,7 +161,10 @@ DRILLS: dict[str, Drill] = {
         c.marks_beside_a_change, drama="marked_beside_a_change"
     ),
     # nodes marked dead
-    "grants of marked nodes": Drill(d.marked_grants_count, drama="marked_grants"),
+    "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),
+    "a freeze in the hold-down begins it anew": Drill(
+        t.hold_down_slept_through, drama="asleep_in_their_hold_down"
+    ),
     "an owner by marks is waited for": Drill(d.marks_unsaid, drama="stunned_as_they_return"),
     "an owner by marks listens after a thaw": Drill(d.deaf_thaw, drama="thaws_when_they_are_back"),
     "cleared though it owns something": Drill(
@@ -169,9 +172,7 @@ DRILLS: dict[str, Drill] = {
     ),
     "leases and marked nodes": Drill(d.marked_echoes_count, drama="marked_carries_a_lease"),
     "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
-    "not cleared in its hold-down": Drill(
-        d.cleared_while_starting, drama="owner_dies_as_the_marked_starts"
-    ),
+    "not cleared in its hold-down": Drill(d.cleared_while_starting, drama="marked_is_slow_to_vote"),
     # freshness and freezes
     "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
@@ -181,10 +182,10 @@ DRILLS: dict[str, Drill] = {
 
 NETS: dict[str, Net] = {
     "nobody claims with a marked node alone": Net(
-        (d.marked_grants_count, d.marked_makes_a_majority),
+        (d.who_is_back_is_not_asked, d.marked_makes_a_majority),
         "alone_with_the_marked",
-        "who reaches no majority without marked nodes does not claim, and their grants would not "
-        "count; the former alone is of no effect where others are in reach",
+        "who reaches no majority without marked nodes does not claim, and those that it hears "
+        "are asked for a win; the former alone is of no effect where others are in reach",
     ),
     "no winner by who was left behind": Net(
         (c.left_behind_may_win, c.returned_votes_at_once),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from haclusterd.core import claimant, detector, marks, moves, owner, quorum, state
+from haclusterd.core import claimant, detector, marks, owner, quorum, state
 from haclusterd.core.actions import Action
 from haclusterd.core.model import Flag, State
 from haclusterd.core.state import NEVER, Node, Service
 from tests.sim.mutations import patch
 
 
-def marked_grants_count() -> None:
-    """What a marked node grants is no vote."""
-
-    def granted(node: Node, mask: int) -> int:
-        return mask.bit_count()
-
-    for module in (quorum, moves):
-        patch(module, "granted", granted)
+def who_is_back_is_not_asked() -> None:
+    """A claim needs a majority of all who are heard, marked dead or not."""
+    patch(quorum, "needed_to_win", quorum.needed)
 
 
 def marked_echoes_count() -> None:

@@ -127,3 +127,49 @@ def test_s1_a_mark_goes_though_the_node_owns_another_service(state: State, clear
         bench.hear(1, entry(mine, lease_seq=bench.node.seq), entry(theirs, state))
         bench.pass_ms(20)
     assert (1 not in bench.node.marked) == cleared
+
+
+def test_s1_a_claim_asks_who_is_marked_and_heard_again() -> None:
+    """F28: n1 may win by the vote of n2 in the next moment, and neither needs this node."""
+    bench = Bench(ready=False).after_hold_down()
+    bench.pass_ms(400)
+    bench.give(marks(1, 2))
+    bench.pass_ms(300)
+    assert bench.node.unvoting == {1, 2}
+    for _ in range(4):
+        for n in (1, 2):
+            bench.hear(n, STANDBY, flags=int(Flag.STARTING))
+        bench.report()
+        bench.pass_ms(20)
+    assert "T101" not in bench.rows, "it could only fail"
+    bench.pass_ms(200)
+    assert {"T101", "T301"} <= set(bench.rows), "they are silent again"
+
+
+def test_s1_a_claim_under_way_asks_who_is_heard_meanwhile() -> None:
+    bench = Bench(spec_of(nodes=4)).after_hold_down()
+    bench.report(ready=False)
+    bench.keep_hearing(400, (1, STANDBY), (2, STANDBY))
+    bench.give(marks(3))
+    bench.keep_hearing(300, (1, STANDBY), (2, STANDBY))
+    bench.report()
+    bench.keep_hearing(40, (1, STANDBY), (2, STANDBY))
+    claim = bench.service.claim
+    assert claim is not None
+    bench.hear(3, STANDBY, flags=int(Flag.STARTING))
+    bench.hear(1, entry(claim.identity))
+    assert bench.service.claim is not None, "2 of 3 without n3, and 2 of 4 with it"
+    bench.hear(2, entry(claim.identity))
+    assert "n0 won s0 at epoch 1001 with 3 of 4 votes" in [what.text for what in bench.said]
+
+
+def test_s1_who_stood_still_in_its_hold_down_begins_it_anew() -> None:
+    """F29: it has not heard who owns what, and its time says nothing."""
+    bench = Bench()
+    bench.pass_ms(100)
+    bench.now_us += 300_000
+    bench.give(inp.Froze(300_000, 77))
+    bench.pass_ms(240)
+    assert not claims(bench)
+    bench.pass_ms(20)
+    assert claims(bench)

@@ -10,7 +10,7 @@ from haclusterd.core import inputs as inp
 from haclusterd.core import reconfigure
 from haclusterd.core.adoption import adopt
 from haclusterd.core.model import ClusterSpec, Flag, Identity, State
-from haclusterd.core.state import holding_down
+from haclusterd.core.state import NEVER, holding_down
 from tests.unit.core_bench import Bench, entry, kinds
 from tests.unit.test_core_reconfigure import (
     FOUR,
@@ -113,6 +113,35 @@ def test_s1_who_returns_with_a_set_that_is_in_force_meanwhile_votes_once_it_coun
     adopt(bench.node, FOUR, bench.now_us)
     assert holding_down(bench.node, bench.now_us + 249_000), "it has not heard them yet"
     assert not holding_down(bench.node, bench.now_us + 250_000)
+
+
+def test_s1_who_takes_up_two_sets_on_its_return_votes_once_it_has_listened_by_the_second() -> None:
+    """An owner by set 4 that joined with it can read neither set 2 nor set 3."""
+    bench = at_revision_2()
+    stage(bench, FOUR, kept=True)
+    bench.give(inp.Overheard(4, 4711))
+    bench.after_hold_down()
+    adopt(bench.node, FOUR, bench.now_us)
+    bench.pass_ms(400)
+    assert holding_down(bench.node, bench.now_us), "set 4 is in force, and not taken up"
+    again = msgspec.structs.replace(FOUR, revision=4, config_hash=4711)
+    adopt(bench.node, again, bench.now_us)
+    assert holding_down(bench.node, bench.now_us + 249_000)
+    assert not holding_down(bench.node, bench.now_us + 250_000)
+    adopt(bench.node, msgspec.structs.replace(again, revision=5), bench.now_us + 200_000)
+    assert holding_down(bench.node, bench.now_us + 449_000), "it is in the middle of that"
+
+
+def test_s1_no_set_is_decided_while_it_listens_by_the_one_before() -> None:
+    bench = at_revision_2().after_hold_down()
+    bench.node.roll.listens_us = bench.now_us + 100_000
+    assert stage(bench, FOUR).ok
+    say(bench, 1, FOUR)
+    bench.pass_ms(90)
+    assert bench.node.roll.decided_us == NEVER
+    say(bench, 1, FOUR)
+    bench.pass_ms(40)
+    assert bench.node.roll.decided_us != NEVER
 
 
 def test_who_returned_before_the_set_was_in_force_goes_on_voting_when_it_is() -> None:

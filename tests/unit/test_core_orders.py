@@ -35,7 +35,7 @@ def alarms(bench: Bench) -> set[str]:
 def standby_bench() -> Bench:
     """Ready to take over from node 1, which owns the service; node 2 votes."""
     bench = Bench().after_hold_down()
-    bench.keep_hearing(100, (1, entry(OWNER, State.OWNED)), (2, STANDBY))
+    bench.keep_hearing(200, (1, entry(OWNER, State.OWNED)), (2, STANDBY))
     bench.forget()
     return bench
 

@@ -157,7 +157,7 @@ def test_s4_a_voter_that_forgot_while_the_other_winner_is_marked_dead() -> None:
 def test_where_one_vote_is_enough_a_twin_ends_no_calls() -> None:
     """Two parts have an owner each, and their epochs say nothing: one goes on when they meet."""
     bench = Bench(spec_of(2, quorum=Quorum.AVAILABILITY))
-    bench.pass_ms(305)
+    bench.pass_ms(705)
     mine = bench.service.identity
     bench.give(inp.Froze(300_000, 4711))
     assert bench.stands_in(State.LAPSED)

@@ -135,7 +135,7 @@ def test_grant_deferred_is_dropped_if_the_claimant_went_silent() -> None:
 
 
 def test_grant_silence_timer_restarts_after_a_thaw() -> None:
-    bench = supporting()
+    bench = supporting(200)
     bench.pass_ms(300, tick=False)
     bench.give(inp.Froze(300_000, 5))
     bench.ensure_recent_send()
