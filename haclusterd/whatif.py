@@ -189,6 +189,7 @@ class _Model:
         spec = msgspec.structs.replace(seen.spec, me=n, config_hash=config_hash)
         node = start(spec, now - spec.timing.hold_down_us - 1, incarnation=n + 1)
         reconfigure.begin(node, proven=True, kin=seen.roll.kin)
+        node.roll.blind = seen.roll.blind
         node.next_beat_us = node.wake_us = now
         for k, identity in enumerate(owners):
             _stand(node, k, identity if identity != NOBODY else seen.services[k].promise,
@@ -203,7 +204,8 @@ class _Model:
                                  bool(word.flags & Flag.SYNCING), reports))  # fmt: skip
         if word.flags & Flag.MAINTENANCE:
             self.give(n, MaintenanceRequested(-1, True))
-        node.marks, node.marked, node.unvoting = seen.marks, seen.marked, seen.unvoting
+        node.marks, node.marked = seen.marks, seen.marked
+        node.unvoting, node.left_out = seen.unvoting, seen.left_out
         if word.flags & Flag.PAUSED and is_paused(seen, now):
             left_us = seen.paused_until_us - now
             self.give(n, PauseOrdered(-1, seen.pause_version, left_us, seen.paused_by))

@@ -31,6 +31,7 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
     ]
     node.marked = frozenset(by.node(n) for n in node.marked) - {-1}
     node.unvoting = frozenset(by.node(n) for n in node.unvoting) - {-1}
+    node.left_out = frozenset(by.node(n) for n in node.left_out) - {-1}
     node.spare_node, node.spare_since_us = -1, NEVER
     node.spec = spec
     node.order = service_order(spec)
@@ -42,6 +43,7 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
         known=max(roll.known, spec.revision),
         kin=(old.config_hash,),
         floor=roll.floor,
+        blind=spec.revision > old.revision + 1,
         returned=roll.returned,
         listens_us=roll.listens_us,
     )

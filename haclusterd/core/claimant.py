@@ -5,7 +5,7 @@ Run from `Tick` only, so that no silence is concluded while beats wait unread in
 
 from __future__ import annotations
 
-from haclusterd.core import detector, quorum
+from haclusterd.core import quorum
 from haclusterd.core.actions import Action
 from haclusterd.core.model import NOBODY, NOBODY_NODE, Identity, State
 from haclusterd.core.moves import happen, name_of
@@ -36,7 +36,7 @@ def pursue(node: Node, now_us: int, out: list[Action]) -> int:
 def _nurse(node: Node, k: int, claim: Claim, now_us: int, out: list[Action]) -> int:
     """Resend the claim at its set times; void it when its grants could not count any more."""
     timing = node.spec.timing
-    if quorum.needed_to_win(node) == 1:
+    if quorum.needed(node) == 1:
         happen(node, k, Event.GRANTED, now_us, out)
         return FAR
     if now_us - claim.sent_us > timing.lease_us:
@@ -87,9 +87,7 @@ def _consider(node: Node, k: int, service: Service, now_us: int, out: list[Actio
     """Claim if it is this node's turn; otherwise say when that may be."""
     if service.lost_us == NEVER:
         return _lost_since(node, service)
-    if holding_down(node, now_us) or not _may_claim(node, service, now_us):
-        return FAR
-    if _is_held(node, k, now_us):
+    if holding_down(node, now_us) or not _may_claim(node, service) or _is_held(node, k, now_us):
         return FAR
     if waits_for_resume(node, service, now_us):
         return node.paused_until_us
@@ -173,31 +171,27 @@ def _is_newest(node: Node, k: int, service: Service, fresh_us: int) -> bool:
 
 def _is_held(node: Node, k: int, now_us: int) -> bool:
     """Somebody in two-way reach has a valid lease, at whatever epoch: a claim could only fail. Or
-    an owner by marks was heard in the hold-down, and is not silent for long enough (voter)."""
+    an owner by marks was heard in the hold-down, and is not silent for long enough (voter).
+
+    Where one vote is enough a claim could not fail: there it is enough to be heard, for what waits
+    in a socket after a stun is too old to be two-way.
+    """
+    alone = quorum.needed(node) == 1
     if now_us - node.services[k].guard_us < node.spec.timing.dead_us:
         return True
     return any(
         peer.services
         and peer.services[k].state in (State.ACQUIRING, State.OWNED)
-        and now_us - peer.two_way_us <= node.spec.timing.two_way_us
+        and now_us - (peer.heard_us if alone else peer.two_way_us) <= node.spec.timing.two_way_us
         for peer in node.peers
     )
 
 
-def _may_claim(node: Node, service: Service, now_us: int) -> bool:
+def _may_claim(node: Node, service: Service) -> bool:
     """Two-way contact to a majority, the cluster's own configuration, and one's own fence shut."""
     if not node.majority or (service.state is State.LAPSED and not service.fence_closed):
         return False
-    return may_claim(node) and not odd_config(node) and _reaches_who_is_back(node, now_us)
-
-
-def _reaches_who_is_back(node: Node, now_us: int) -> bool:
-    """Who is marked dead and heard again is asked, too: a claim could only fail while those hold
-    down that it needs (the majority of `node` leaves out all that are marked)."""
-    left_out = quorum.silent(node)
-    return len(left_out) == len(node.unvoting) or (
-        detector.reach(node, left_out, now_us) >= quorum.needed_to_win(node)
-    )
+    return may_claim(node) and not odd_config(node)
 
 
 def _due(node: Node, k: int, service: Service, now_us: int) -> int:
@@ -229,9 +223,9 @@ def _due(node: Node, k: int, service: Service, now_us: int) -> int:
 
 
 def _listened_us(node: Node, service: Service) -> int:
-    """Where one vote is enough, or marks leave out a majority that may be back, nobody refuses an
-    owner that stood still while another took over: it has to hear of that first, two beats long."""
-    if (node.spec.needed > 1 and not node.unvoting) or len(node.spec.nodes) == 1:
+    """Where one vote is enough nobody refuses an owner that stood still while another took over: it
+    has to hear of that first, two beats long."""
+    if node.spec.needed > 1 or len(node.spec.nodes) == 1:
         return NEVER
     return service.silence_us + 2 * node.spec.timing.heartbeat_us
 

@@ -36,6 +36,7 @@ def hear(node: Node, link: int, beat: Beat, now_us: int, out: list[Action]) -> t
     if beat.incarnation != peer.incarnation:
         if not _meet(node, line, beat, two_way, now_us):
             return False, False
+        peer.met_us = now_us
         out.append(PeerCurrent(beat.sender, beat.incarnation))
         node.rank_dirty = True
     elif line.incarnation != beat.incarnation or beat.seq > line.seq:
@@ -153,12 +154,14 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     """
     timing = node.spec.timing
     down_us = timing.suspect_us + timing.heartbeat_us
+    if node.unvoting:
+        _leave_out_who_is_silent(node, now_us)
     reach = 1
     for n, peer in enumerate(node.peers):
         if n == node.spec.me:
             continue
         fresh = now_us - peer.two_way_us <= timing.two_way_us and not peer.flags & _STARTING
-        if fresh and n not in node.unvoting:
+        if fresh and n not in node.left_out:
             reach += 1
         for i, line in enumerate(peer.links):
             if line.good and now_us - line.two_way_us > down_us:
@@ -180,18 +183,29 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     node.majority = majority
 
 
-def reach(node: Node, left_out: frozenset[NodeIndex], now_us: int) -> int:
-    """How many nodes, this one included, can vote and are in two-way reach."""
-    two_way_us = node.spec.timing.two_way_us
-    return sum(
-        n == node.spec.me or (now_us - p.two_way_us <= two_way_us and not p.flags & _STARTING)
-        for n, p in enumerate(node.peers)
-        if n not in left_out
+def _leave_out_who_is_silent(node: Node, now_us: int) -> None:
+    """Who is marked dead and heard again lives, and has to be counted: it will have a vote after
+    its hold-down, whatever is known of it here. Not before it has been up for a lease: what it gave
+    in an earlier life is void then, and it says what it has heard (owner.hear_votes).
+
+    Silence is what could have been heard: not the time in which this node stood still.
+    """
+    timing = node.spec.timing
+    node.left_out = frozenset(
+        n
+        for n in node.unvoting
+        if now_us - max(node.peers[n].heard_us, node.thawed_us) >= timing.dead_us
+        or (n in node.left_out and _has_just_started(node.peers[n], now_us - timing.lease_us))
     )
 
 
-def forget_all(node: Node) -> None:
+def _has_just_started(peer: Peer, before_us: int) -> bool:
+    return peer.met_us > before_us and bool(peer.flags & _STARTING)
+
+
+def forget_all(node: Node, now_us: int) -> None:
     """After a freeze nothing that was heard is fresh any more."""
+    node.thawed_us = now_us
     for peer in node.peers:
         peer.two_way_us, peer.alive = NEVER, False
         for line in peer.links:

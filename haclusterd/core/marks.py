@@ -56,6 +56,12 @@ def _refusal(node: Node, n: NodeIndex, now_us: int) -> str:
             f"{me} does not know whether revision {node.spec.revision} is in force, and has no "
             "vote: order it on a node that is part of the cluster"
         )
+    if node.roll.blind:
+        return (
+            f"{me} came with revision {node.spec.revision} and has not heard all others count by "
+            "it yet, so it could not hear who comes back by the one before: order it on a node "
+            "that was in that one"
+        )
     peer = node.peers[n]
     silent_us = now_us - max(peer.heard_us, peer.two_way_us)
     if peer.alive or silent_us < 2 * node.spec.timing.dead_us:
@@ -102,15 +108,16 @@ def review(node: Node, now_us: int, out: list[Action]) -> None:
 
 def _take_effect(node: Node, now_us: int) -> None:
     marked = frozenset(mark.node for mark in node.marks if not mark.cleared)
-    # Who has just joined may know marks that were cleared while it belonged to nobody.
-    joined = now_us >= node.roll.joined_us + node.spec.timing.discovery_us
     unvoting = frozenset(
         mark.node
         for mark in node.marks
-        if not mark.cleared and now_us >= mark.in_force_us and mark.node != node.spec.me and joined
+        if not mark.cleared and now_us >= mark.in_force_us and mark.node != node.spec.me
+        # Who cannot read some that may be back does without nobody.
+        if not node.roll.blind
     )
     if (marked, unvoting) != (node.marked, node.unvoting):
         node.marked, node.unvoting = marked, unvoting
+        node.left_out &= unvoting
         node.rank_dirty = True
         node.wake_us = now_us
 

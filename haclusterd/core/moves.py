@@ -22,7 +22,7 @@ from haclusterd.core.actions import (
     RenewFence,
 )
 from haclusterd.core.model import Identity, Release, ServiceIndex, State
-from haclusterd.core.quorum import silent
+from haclusterd.core.quorum import voters
 from haclusterd.core.state import NEVER, Claim, Node, Service, draw, owns
 from haclusterd.core.takeover import TABLE, Event
 
@@ -69,7 +69,7 @@ def happen(
         epoch=epoch,
         cause=service.given_up or "unknown cause",
         votes=votes,
-        voters=len(node.spec.nodes) - len(silent(node)),
+        voters=voters(node),
         owner=_id(node, owner) if owner >= 0 else "nobody",
         to=_id(node, to) if to >= 0 else "whoever is first",
         gap_ms=gap_us // 1000,

@@ -129,6 +129,7 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
     orders.expire(node, now_us, out)
+    reconfigure.settle_in(node, now_us)
     marks.review(node, now_us, out)
     detector.survey(node, now_us, out)
     dialect.settle(node, now_us, out)
@@ -173,7 +174,7 @@ def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
     text = f"{_me(node)} stood still for {event.gap_us // 1000} ms and listens anew"
     out.append(Decided(now_us, "M15", text))
     owner.forget_leases(node)
-    detector.forget_all(node)
+    detector.forget_all(node, now_us)
     # Who had just begun to listen has not heard who owns what, and may be about to vote.
     if now_us - event.gap_us < listens_until_us(node) + node.spec.timing.dead_us:
         node.roll.listens_us = now_us + node.spec.timing.hold_down_us

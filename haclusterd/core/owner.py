@@ -8,30 +8,48 @@ from __future__ import annotations
 
 from haclusterd.core import quorum
 from haclusterd.core.actions import Action, CloseFence, RemoveAddresses, RenewFence
-from haclusterd.core.model import Beat, Identity, State
+from haclusterd.core.detector import LOW32
+from haclusterd.core.model import Beat, Flag, Identity, State
 from haclusterd.core.moves import CLAIM_WAITS_MAX, happen
 from haclusterd.core.state import NEVER, Node, Service, owns
 from haclusterd.core.takeover import Event
+
+_STARTING = int(Flag.STARTING)
 
 
 def hear_votes(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
     """What a peer's promises mean for the services this node owns or claims."""
     me = node.spec.me
+    waits_us = _waits_since_us(node, beat, now_us)
     for k, entry in enumerate(beat.services):
         service = node.services[k]
         if service.claim is not None and entry.promise == service.claim.identity:
             count_grant(node, k, service, beat.sender, now_us, out)
         if not owns(service):
             continue
+        sent_us = waits_us if entry.held == service.identity.epoch else NEVER
         if entry.promise == service.identity:
             service.stood_by |= 1 << beat.sender
-            sent_us = node.sent_us.get(entry.lease_seq)
-            if sent_us is not None and sent_us > service.voter_sent_us[beat.sender]:
-                service.voter_sent_us[beat.sender] = sent_us
-                extend_lease(node, k, service, now_us, out)
+            sent_us = max(sent_us, node.sent_us.get(entry.lease_seq, NEVER))
+        if sent_us > service.voter_sent_us[beat.sender]:
+            service.voter_sent_us[beat.sender] = sent_us
+            extend_lease(node, k, service, now_us, out)
         elif _conflicts(service, entry.promise, me) and _may_renew(node, service, now_us):
             why = f"{node.spec.nodes[beat.sender].id} stands by epoch {entry.promise.epoch}"
             happen(node, k, Event.PROMISE_CONFLICT, now_us, out, cause=why)
+
+
+def _waits_since_us(node: Node, beat: Beat, now_us: int) -> int:
+    """When the newest beat was sent here that the sender, marked dead and back, has heard in its
+    hold-down: it waits for the owner's silence from there as one that stands by it (voter, guard).
+    NEVER where it is no such node."""
+    sender, echo = beat.sender, beat.echoes[node.spec.me]
+    if sender not in node.unvoting or not beat.flags & _STARTING or echo is None:
+        return NEVER
+    if now_us - node.peers[sender].met_us < node.spec.timing.lease_us:
+        return NEVER  # it may have granted something just before it started
+    mine = echo.incarnation == node.incarnation & LOW32
+    return node.sent_us.get(echo.seq, NEVER) if mine else NEVER
 
 
 def _conflicts(service: Service, promise: Identity, me: int) -> bool:
@@ -58,16 +76,13 @@ def count_grant(
     if claim is None or now_us - claim.sent_us > node.spec.timing.lease_us:
         return
     claim.granted |= 1 << voter
-    if claim.granted.bit_count() >= quorum.needed_to_win(node):
+    if claim.granted.bit_count() >= quorum.needed(node):
         happen(node, k, Event.GRANTED, now_us, out)
 
 
 def extend_lease(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
     """The lease follows the newest beat that a majority echoed; the fence follows the lease."""
-    heard = service.voter_sent_us
-    if node.unvoting:
-        heard = [sent_us for n, sent_us in enumerate(heard) if quorum.votes(node, n)]
-    others = sorted(heard, reverse=True)
+    others = sorted(service.voter_sent_us, reverse=True)
     needed = quorum.needed(node)
     # One's own vote is always as new as the newest beat, so the others have to give one less.
     s0_us = others[needed - 2] if needed > 1 else now_us

@@ -35,9 +35,9 @@ def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
     """At a start: what is known from the disk, before the first step."""
     revision = node.spec.revision
     known = revision if proven else revision - 1
-    # Who came with this set does not know the one before; it joins again with every start.
-    joined_us = node.start_us if revision > 1 and not kin else NEVER
-    node.roll = Roll(proven=proven, known=known, kin=kin, joined_us=joined_us, returned=True)
+    # Who came with this set does not know the one before; it comes anew with every start.
+    blind = revision > 1 and not kin
+    node.roll = Roll(proven=proven, known=known, kin=kin, blind=blind, returned=True)
     node.dialect = 2 if revision > 1 else 1
     set_floor(node)
 
@@ -173,7 +173,7 @@ def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
     spec = node.spec
     if (beat.revision, beat.config_hash) != (spec.revision, spec.config_hash):
         return
-    node.roll.proven, node.roll.joined_us = True, now_us
+    node.roll.proven = True
     node.rank_dirty = True
     node.wake_us = now_us
     out.append(InForce(spec.revision))
@@ -203,8 +203,25 @@ def may_claim(node: Node) -> bool:
     """Not while others have gone on to a set that this node is not about to take up itself."""
     roll = node.roll
     return roll.known <= node.spec.revision or (
-        roll.known == node.spec.revision + 1 == roll.staged and roll.known_hash == roll.staged_hash
+        roll.known == node.spec.revision + 1 == roll.staged
+        and roll.known_hash == roll.staged_hash
+        and roll.stays
     )
+
+
+def settle_in(node: Node, now_us: int) -> None:
+    """With every Tick: who came with this set may count by marks once all others count by it, and
+    had time to write that down. Before, some may come back by the set before, unheard here."""
+    roll = node.roll
+    if not roll.blind:
+        return
+    me, revision = node.spec.me, node.spec.revision
+    if not all(n == me or (p.alive and p.revision >= revision) for n, p in enumerate(node.peers)):
+        roll.whole_us = NEVER
+    elif roll.whole_us == NEVER:
+        roll.whole_us = now_us
+    else:
+        roll.blind = now_us - roll.whole_us < node.spec.timing.discovery_us
 
 
 def judge(node: Node, now_us: int, out: list[Action]) -> None:

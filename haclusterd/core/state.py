@@ -47,6 +47,7 @@ class Peer(msgspec.Struct):
 
     links: list[PeerLink]
     incarnation: int = 0
+    met_us: int = NEVER  # when that was proved current
     seq: int = -1
     two_way_seq: int = -1
     heard_us: int = NEVER
@@ -170,7 +171,8 @@ class Roll(msgspec.Struct):
     stays: bool = True  # this node is in the staged set
     due_us: int = FAR  # when the staged set is taken up
     decided_us: int = NEVER
-    joined_us: int = NEVER  # when it was heard that the set is in force
+    blind: bool = False  # it came with this set, and cannot read who counts by the one before
+    whole_us: int = NEVER  # since when it hears all others count by this set
     returned: bool = False  # it has started, and may miss an owner by a later set
     listens_us: int = NEVER  # until when it holds down anew: it took that set up, or stood still
 
@@ -220,6 +222,8 @@ class Node(msgspec.Struct):
     marks: list[Mark] = []
     marked: frozenset[NodeIndex] = frozenset()  # not cleared: no echo and no grant for these
     unvoting: frozenset[NodeIndex] = frozenset()  # of these, whose mark is in force
+    left_out: frozenset[NodeIndex] = frozenset()  # of these, who is not heard again: no voter
+    thawed_us: int = NEVER  # before that nobody was heard, nor silent
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
     relinquished_us: int = NEVER

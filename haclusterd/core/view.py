@@ -9,7 +9,7 @@ import msgspec
 
 from haclusterd.core.model import NOBODY_NODE, Flag, State
 from haclusterd.core.orders import span
-from haclusterd.core.quorum import voters, votes
+from haclusterd.core.quorum import voters
 from haclusterd.core.ranking import Facts, why
 from haclusterd.core.reconfigure import complaint, is_akin, lacking
 from haclusterd.core.standing import RANK_DIFFERS_US, facts, lost_services, odd_config
@@ -167,7 +167,7 @@ def view(node: Node, now_us: int) -> View:
     reachable = 1 + sum(
         1
         for n, p in enumerate(node.peers)
-        if n != spec.me and now_us - p.two_way_us <= timing.two_way_us and votes(node, n)
+        if n != spec.me and now_us - p.two_way_us <= timing.two_way_us and n not in node.left_out
     )
     return View(
         spec.name,

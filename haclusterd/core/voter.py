@@ -48,7 +48,7 @@ def hear_entries(
     # Neither echo nor grant for who counts by a set that has been left behind (core.reconfigure).
     starting = holding_down(node, now_us)
     hold_down = starting or beat.revision < node.roll.floor
-    guarded = starting and two_way and beat.flags & _BY_MARKS and beat.sender not in node.marked
+    guarded = starting and beat.flags & _BY_MARKS and beat.sender not in node.marked
     if news:
         for release in beat.releases:
             if two_way and not hold_down:
@@ -67,6 +67,7 @@ def hear_entries(
             if guarded and entry.state in _HOLDERS:
                 # Nobody else's lease is in its way: it is waited for as if this node stood by it.
                 service.guard, service.guard_us = beat.sender, now_us
+                _know_owner(node, service, epoch, out)
             answer = max(answer, _hear_own(node, k, service, entry, beat, fresh, now_us, out))
         if (
             two_way
@@ -124,9 +125,7 @@ def _hear_owner(
     out: list[Action],
 ) -> None:
     """The lease echo, and the same event restarts the silence timer (DESIGN 6, Lease)."""
-    if entry.promise.epoch > service.owned_epoch:
-        service.owned_epoch = entry.promise.epoch
-        persist(node, out)  # a former owner that returns has to be told, also after a restart
+    _know_owner(node, service, entry.promise.epoch, out)
     if entry.promise == service.promise:
         service.lease_seq = beat.seq
         service.silence_us = now_us
@@ -138,6 +137,12 @@ def _hear_owner(
     elif entry.promise.epoch > service.promise.epoch:
         adopt(node, k, service, entry.promise, now_us, out)
         service.lease_seq = beat.seq
+
+
+def _know_owner(node: Node, service: Service, epoch: int, out: list[Action]) -> None:
+    if epoch > service.owned_epoch:
+        service.owned_epoch = epoch
+        persist(node, out)  # a former owner that returns has to be told, also after a restart
 
 
 def _hear_of_successor(

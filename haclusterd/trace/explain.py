@@ -37,7 +37,7 @@ from haclusterd.core.inputs import (
     Tick,
 )
 from haclusterd.core.model import NOBODY, Flag, Identity, State
-from haclusterd.core.quorum import needed, voters, votes
+from haclusterd.core.quorum import needed, voters
 from haclusterd.core.state import NEVER, Node, holding_down, owns
 from haclusterd.core.takeover import ROWS
 from haclusterd.trace.file import Segment, Trace, TraceError
@@ -238,7 +238,7 @@ def _quorum(node: Node, at_us: int) -> str:
     reach = 1 + sum(
         at_us - p.two_way_us <= spec.timing.two_way_us and not p.flags & Flag.STARTING
         for n, p in enumerate(node.peers)
-        if n != spec.me and votes(node, n)
+        if n != spec.me and n not in node.left_out
     )
     held = ", in its start hold-down" if holding_down(node, at_us) else ""
     return f"{reach} of {voters(node)} voters in two-way reach, {needed(node)} needed{held}"

@@ -111,19 +111,17 @@ def alone_with_the_marked(seed: int) -> list[str]:
 
 def marked_dies_again(seed: int) -> list[str]:
     """The owner serves with one of two others. The marked node starts and dies again before it has
-    echoed anything: its vote is not needed, or there is a gap and no way out (V2)."""
+    echoed anything: its mark has not gone, or there is no way out of the gap (V2)."""
     cast = _burn(seed, 1)
     world = cast.world
     world.hosts[cast.third].kill(world.now, power=True)
     world.play_until(world.now + 500 * MS)
-    began = len(world.history)
     _return(cast)
     deaf_us = world.now + HOLD_DOWN_US - cast.rng.randrange(2, 20) * MS
     world.at(deaf_us, partial(_deafen, world), (cast.owner, cast.marked, 0))
     world.at(deaf_us + 60 * MS, stop_now, world.hosts[cast.marked])
     found = _outcome(cast)
-    gaps = [line.strip() for line in world.history[began:] if " T401 " in line]
-    return found + [f"V2: a gap for a node that gave no vote: {g}" for g in gaps]
+    return found or ([] if owners_of(world) else ["V2: a node that gave no vote is needed"])
 
 
 def _deafen(world: World, t: int, way: tuple[int, int, int]) -> None:
@@ -207,6 +205,31 @@ def thaws_when_they_are_back(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def alone_as_they_return(seed: int) -> list[str]:
+    """They start and vote: there is no moment without an owner (V2)."""
+    world, _ = _alone(seed)
+    began = len(world.history)
+    world.play_until(world.now + 1_000 * MS)
+    gaps = [line.strip() for line in world.history[began:] if " T401 " in line]
+    return world.checkers.violations + [f"V2: a gap for those who are back: {g}" for g in gaps]
+
+
+def stunned_again_as_it_thaws(seed: int) -> list[str]:
+    """n0 stands still while they take s0 over, thaws, and is stunned for less than its lease before
+    it has heard anybody: what waits in its socket is too old to be two-way."""
+    world, rng = _alone(seed)
+    asleep_ms, for_ms = rng.randrange(10, 250), rng.randrange(300, 1_500)
+    _stand_still(world, asleep_ms, for_ms)
+    thawed_us = world.now + (asleep_ms + for_ms) * MS + rng.randrange(1, 200)
+
+    def stun(t: int, host: Host) -> None:
+        host.freeze(t, rng.randrange(77, 99) * MS)
+
+    world.at(thawed_us, stun, world.hosts[0])
+    world.play_until(world.now + 3_000 * MS)
+    return list(world.checkers.violations)
+
+
 def asleep_in_their_hold_down(seed: int) -> list[str]:
     """Both stand still before the end of their hold-down and beyond it. When they thaw, n1 asks for
     what was its own, and n0, which has s0 by marks, stands still for less than its lease."""
@@ -259,6 +282,8 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         marked_dies_again,
         owner_dies_as_the_marked_starts,
         marked_is_slow_to_vote,
+        alone_as_they_return,
+        stunned_again_as_it_thaws,
         asleep_in_their_hold_down,
         claims_as_they_return,
         stunned_as_they_return,

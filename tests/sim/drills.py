@@ -142,17 +142,11 @@ DRILLS: dict[str, Drill] = {
     "one node at a time": Drill(c.many_at_once, drama="two_at_once"),
     "written before it is said": Drill(c.said_before_written, drama="unwritten"),
     "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
-    "no set is taken up in the hold-down": Drill(
-        c.taken_up_in_the_hold_down, drama="back_with_a_staged_set"
+    "no marks of who cannot read the set before": Drill(
+        c.blind_and_counting, drama="alone_in_a_set_it_came_with"
     ),
-    "who took a set up on its return listens": Drill(
-        c.taken_up_and_deaf, drama="agrees_as_the_marked_returns"
-    ),
-    "no old marks of who has just joined": Drill(
-        c.joined_with_marks, drama="joined_with_old_marks"
-    ),
-    "no vote of who is about to take a set up": Drill(
-        c.returned_votes_at_once, drama="returned_before_it_takes_up"
+    "who is about to be removed takes nothing": Drill(
+        c.removed_and_claiming, drama="thaws_when_it_is_removed"
     ),
     "a file alone puts no set in force": Drill(c.file_is_enough, drama="late_file"),
     "a set is decided by a majority": Drill(c.decided_by_one, drama="without_a_majority"),
@@ -162,15 +156,14 @@ DRILLS: dict[str, Drill] = {
     ),
     # nodes marked dead
     "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),
+    "who is back carries a lease": Drill(d.waiting_is_no_echo, drama="alone_as_they_return"),
     "a freeze in the hold-down begins it anew": Drill(
         t.hold_down_slept_through, drama="asleep_in_their_hold_down"
     ),
     "an owner by marks is waited for": Drill(d.marks_unsaid, drama="stunned_as_they_return"),
-    "an owner by marks listens after a thaw": Drill(d.deaf_thaw, drama="thaws_when_they_are_back"),
-    "cleared though it owns something": Drill(
-        d.cleared_only_at_rest, drama="returned_and_own_something_else"
+    "an owner by marks listens after a thaw": Drill(
+        d.deaf_is_silent, drama="thaws_when_they_are_back"
     ),
-    "leases and marked nodes": Drill(d.marked_echoes_count, drama="marked_carries_a_lease"),
     "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
     "not cleared in its hold-down": Drill(d.cleared_while_starting, drama="marked_is_slow_to_vote"),
     # freshness and freezes
@@ -181,11 +174,23 @@ DRILLS: dict[str, Drill] = {
 }
 
 NETS: dict[str, Net] = {
-    "nobody claims with a marked node alone": Net(
-        (d.who_is_back_is_not_asked, d.marked_makes_a_majority),
-        "alone_with_the_marked",
-        "who reaches no majority without marked nodes does not claim, and those that it hears "
-        "are asked for a win; the former alone is of no effect where others are in reach",
+    "no set is taken up beside an owner by marks": Net(
+        (c.taken_up_in_the_hold_down, d.who_is_back_is_not_asked),
+        "back_with_a_staged_set",
+        "no set is decided or taken up in the hold-down; and an owner by marks that has heard who "
+        "is back counts it, and lapses when it is gone",
+    ),
+    "who comes back by the set before and who came with the next": Net(
+        (c.returned_votes_at_once, c.blind_and_counting),
+        "returned_before_it_takes_up",
+        "who starts and hears of a later set does not vote before it has taken that up; who cannot "
+        "read the set before counts by no marks",
+    ),
+    "who has taken a set up on its return and who came with it": Net(
+        (c.taken_up_and_deaf, c.blind_and_counting),
+        "agrees_as_the_marked_returns",
+        "who took the set up that it found in force listens once more; who cannot read the set "
+        "before counts by no marks",
     ),
     "no winner by who was left behind": Net(
         (c.left_behind_may_win, c.returned_votes_at_once),

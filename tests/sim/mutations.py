@@ -186,7 +186,7 @@ def lapsed_grants_unfenced() -> None:
 def lapsed_claims_unfenced() -> None:
     """A lapsed owner claims nothing before its fence is confirmed closed."""
 
-    def may_claim(n: Node, service: Service, now_us: int) -> bool:
+    def may_claim(n: Node, service: Service) -> bool:
         return n.majority and not standing.odd_config(n)
 
     patch(claimant, "_may_claim", may_claim)
@@ -333,7 +333,7 @@ def freeswitch_back_unseen() -> None:
 def claims_without_majority() -> None:
     """Only with two-way contact to a majority: here anybody claims."""
 
-    def may_claim(n: Node, service: Service, now_us: int) -> bool:
+    def may_claim(n: Node, service: Service) -> bool:
         return not (service.state is State.LAPSED and not service.fence_closed)
 
     patch(claimant, "_may_claim", may_claim)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from haclusterd.core import adoption, marks, reconfigure, voter
+from haclusterd.core import adoption, claimant, marks, reconfigure, voter
 from haclusterd.core import node as core
 from haclusterd.core.actions import Action
 from haclusterd.core.inputs import StageRequested
-from haclusterd.core.model import Beat, ClusterSpec
+from haclusterd.core.model import ClusterSpec
 from haclusterd.core.state import NEVER, Node
 from tests.sim.member import Member
 from tests.sim.mutations import patch
@@ -83,15 +83,28 @@ def left_behind_may_win() -> None:
     voter._is_left_behind = lambda node, claimant: False
 
 
-def joined_with_marks() -> None:
-    """Who has just joined counts by no mark that it was told of before."""
-    true = reconfigure.join
+def blind_and_counting() -> None:
+    """Who cannot read the set before counts by no marks until all others count by its set."""
+    true = reconfigure.settle_in
 
-    def join(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
-        true(node, beat, now_us, out)
-        node.roll.joined_us = NEVER
+    def settle_in(node: Node, now_us: int) -> None:
+        node.roll.blind = False
+        true(node, now_us)
 
-    reconfigure.join = join
+    reconfigure.settle_in = settle_in
+
+
+def removed_and_claiming() -> None:
+    """Who has agreed to be removed claims nothing once that set is in force."""
+    true = reconfigure.may_claim
+
+    def may_claim(node: Node) -> bool:
+        stays, node.roll.stays = node.roll.stays, True
+        answer = true(node)
+        node.roll.stays = stays
+        return answer
+
+    patch(claimant, "may_claim", may_claim)
 
 
 def returned_votes_at_once() -> None:

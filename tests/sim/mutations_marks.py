@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from haclusterd.core import claimant, detector, marks, owner, quorum, state
-from haclusterd.core.actions import Action
-from haclusterd.core.model import Flag, State
-from haclusterd.core.state import NEVER, Node, Service
+from haclusterd.core import detector, marks, owner, state
+from haclusterd.core.model import Flag
+from haclusterd.core.state import NEVER, Node
 from tests.sim.mutations import patch
 
 
 def who_is_back_is_not_asked() -> None:
-    """A claim needs a majority of all who are heard, marked dead or not."""
-    patch(quorum, "needed_to_win", quorum.needed)
+    """Who is marked dead and heard again counts for every majority."""
+
+    def leave_out(node: Node, now_us: int) -> None:
+        node.left_out = node.unvoting
+
+    patch(detector, "_leave_out_who_is_silent", leave_out)
 
 
-def marked_echoes_count() -> None:
-    """What a marked node echoes carries no lease."""
-    true = owner.extend_lease
+def deaf_is_silent() -> None:
+    """While an owner by marks stands still nobody is silent: here it counts without them at once
+    when it thaws."""
+    true = detector.forget_all
 
-    def extend(n: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
-        patch(quorum, "votes", lambda node, i: True)
-        true(n, k, service, now_us, out)
+    def forget_all(node: Node, now_us: int) -> None:
+        true(node, now_us)
+        node.thawed_us = NEVER
 
-    patch(owner, "extend_lease", extend)
+    patch(detector, "forget_all", forget_all)
 
 
-def marked_makes_a_majority() -> None:
-    """A marked node in reach does not make a majority."""
-    true = detector.survey
-
-    def survey(node: Node, now_us: int, out: list[Action]) -> None:
-        needed, unvoting = quorum.needed(node), node.unvoting
-        patch(detector, "needed", lambda n: needed)
-        node.unvoting = frozenset()
-        true(node, now_us, out)
-        node.unvoting = unvoting
-
-    patch(detector, "survey", survey)
+def waiting_is_no_echo() -> None:
+    """Who is back, and waits for the owner's silence in its hold-down, carries its lease."""
+    patch(owner, "_waits_since_us", lambda node, beat, now_us: NEVER)
 
 
 def cleared_without_echo() -> None:
@@ -73,23 +68,3 @@ def cleared_while_starting() -> None:
 def marks_unsaid() -> None:
     """An owner that counts by marks says so, and is waited for by who has heard it."""
     patch(state, "_BY_MARKS", 0)
-
-
-def deaf_thaw() -> None:
-    """An owner that leaves nodes out by marks listens after a thaw before it goes on."""
-
-    def listened_us(node: Node, service: Service) -> int:
-        return NEVER
-
-    patch(claimant, "_listened_us", listened_us)
-
-
-def cleared_only_at_rest() -> None:
-    """A mark goes where that node stands by what is owned here, whatever else it owns."""
-    true = marks._stands_by
-
-    def stands_by(node: Node, n: int, now_us: int) -> bool:
-        at_rest = all(entry.state == State.STANDBY for entry in node.peers[n].services)
-        return at_rest and true(node, n, now_us)
-
-    patch(marks, "_stands_by", stands_by)

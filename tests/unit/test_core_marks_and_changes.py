@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -170,26 +172,61 @@ def test_who_returned_waits_for_nobody_to_take_the_set_up() -> None:
     assert reconfigure.whose_turn(bench.node, bench.now_us) == "n1"
 
 
-def test_s1_a_mark_from_before_this_node_joined_counts_after_discovery_ms() -> None:
-    """It may be cleared: nobody could hear that of a node that belonged to nobody."""
-    bench = at_revision_2(proven=False).after_hold_down()
-    bench.give(inp.MarksOrdered(-1, (inp.Marked(2, 256, "anna"),)))
-    bench.pass_ms(5_000)
-    assert bench.node.unvoting == frozenset({2})
-    say(bench, 1)
-    assert bench.node.roll.proven
-    bench.pass_ms(1_900)
-    assert bench.node.unvoting == frozenset()
-    bench.pass_ms(200)
-    assert bench.node.unvoting == frozenset({2})
+def hear_all(bench: Bench, ms: float, *nodes: int, **words: Any) -> None:
+    for _ in range(int(ms / 20)):
+        for n in nodes:
+            say(bench, n, **words)
+        bench.pass_ms(20)
 
 
-def test_ml18_no_mark_on_a_node_that_has_no_vote() -> None:
-    bench = at_revision_2(proven=False).after_hold_down()
+def test_s1_who_came_with_a_set_counts_by_marks_once_all_others_count_by_it() -> None:
+    """Who may come back by the set before cannot be heard here; and one may have taken this set
+    up, and not written that down."""
+    bench = at_revision_2(kin=(), proven=False).after_hold_down()
     assert "order it on a node that is part of the cluster" in mark(bench, 2)
-    say(bench, 1)
-    bench.pass_ms(400)
+    bench.give(inp.MarksOrdered(-1, (inp.Marked(2, 256, "anna"),)))
+    hear_all(bench, 3_000, 1)
+    assert bench.node.roll.proven
+    assert bench.node.marked == {2}
+    assert bench.node.unvoting == frozenset()
+    bench.give(inp.MarksOrdered(-1, ()))
+    assert "came with revision 2 and has not heard all others count by it" in mark(bench, 2)
+    hear_all(bench, 1_500, 1, 2)
+    hear_all(bench, 400, 1)
+    hear_all(bench, 1_500, 1, 2)
+    assert "came with" in mark(bench, 2), "not all of them for long enough"
+    hear_all(bench, 600, 1, 2)
+    hear_all(bench, 400, 1)
     assert mark(bench, 2) == ""
+    hear_all(bench, 400, 1)
+    assert bench.node.unvoting == {2}
+
+
+def test_s1_who_reads_the_set_before_counts_by_marks_at_once() -> None:
+    bench = at_revision_2(kin=(1,))
+    bench.give(inp.MarksOrdered(-1, (inp.Marked(2, 256, "anna"),)))
+    bench.pass_ms(200)
+    assert bench.node.unvoting == frozenset()
+    bench.pass_ms(400)
+    assert bench.node.unvoting == {2}
+
+
+@pytest.mark.parametrize(("revision", "blind"), [(3, False), (4, True)])
+def test_s1_who_goes_two_sets_on_cannot_read_the_one_between(revision: int, blind: bool) -> None:
+    bench = at_revision_2().after_hold_down()
+    adopt(bench.node, msgspec.structs.replace(FOUR, revision=revision), bench.now_us)
+    assert bench.node.roll.blind == blind
+
+
+def test_s1_who_has_agreed_to_be_removed_claims_nothing_once_that_is_in_force() -> None:
+    """It may have stood still since, and count by marks without those who have gone on."""
+    bench = at_revision_2().after_hold_down()
+    assert stage(bench, FOUR).ok
+    bench.give(inp.Overheard(3, FOUR.config_hash))
+    assert reconfigure.may_claim(bench.node)
+    without = msgspec.structs.replace(bench.node.roll, stays=False)
+    bench.node.roll = without
+    assert not reconfigure.may_claim(bench.node)
 
 
 def test_a_set_that_cannot_be_taken_up_costs_no_vote_for_good() -> None:
@@ -220,16 +257,3 @@ def test_who_returns_votes_at_once_where_those_ahead_count_by_no_marks(
     bench.give(inp.Overheard(3, FOUR.config_hash))
     bench.pass_ms(5)
     assert holding_down(bench.node, bench.now_us) == holds
-
-
-@pytest.mark.parametrize(("kin", "after_ms"), [((), 2_000), ((1,), 500)])
-def test_s1_who_does_not_know_the_set_before_joins_again_with_every_start(
-    kin: tuple[int, ...], after_ms: int
-) -> None:
-    """Its marks are as old as its orders, and it cannot read who was left in the set before."""
-    bench = at_revision_2(kin=kin)
-    bench.give(inp.MarksOrdered(-1, (inp.Marked(2, 256, "anna"),)))
-    bench.pass_ms(after_ms - 300)
-    assert bench.node.unvoting == frozenset()
-    bench.pass_ms(400)
-    assert bench.node.unvoting == frozenset({2})

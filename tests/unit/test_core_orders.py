@@ -257,7 +257,7 @@ def test_ml18_a_marked_node_is_cleared_when_its_vote_is_there() -> None:
     assert bench.stands_in(State.OWNED)
     mine = bench.service.identity
     bench.forget()
-    bench.keep_hearing(200, (1, entry(OWNER)))  # alive, and of the old opinion
+    bench.keep_hearing(90, (1, entry(OWNER)))  # alive, and of the old opinion
     assert bench.node.marked == {1, 2}
     bench.hear(1, entry(mine, lease_seq=bench.node.seq))
     bench.pass_ms(30)

@@ -36,7 +36,7 @@ WITHOUT_ME = msgspec.structs.replace(THREE, nodes=THREE.nodes[1:], revision=3, m
 
 def at_revision_2(spec: ClusterSpec = THREE, **begun: Any) -> Bench:
     bench = Bench(spec)
-    reconfigure.begin(bench.node, **{"proven": True, "kin": (), **begun})
+    reconfigure.begin(bench.node, **{"proven": True, "kin": (1,), **begun})
     return bench
 
 
