@@ -129,7 +129,8 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
 
 def _tick(node: Node, event: Tick, now_us: int, out: list[Action]) -> None:
     orders.expire(node, now_us, out)
-    reconfigure.settle_in(node, now_us)
+    if node.roll.blind:
+        reconfigure.settle_in(node, now_us)
     marks.review(node, now_us, out)
     detector.survey(node, now_us, out)
     dialect.settle(node, now_us, out)

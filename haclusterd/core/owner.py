@@ -20,14 +20,16 @@ _STARTING = int(Flag.STARTING)
 def hear_votes(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
     """What a peer's promises mean for the services this node owns or claims."""
     me = node.spec.me
-    waits_us = _waits_since_us(node, beat, now_us)
+    waits_us = _waits_since_us(node, beat, now_us) if node.unvoting else NEVER
     for k, entry in enumerate(beat.services):
         service = node.services[k]
         if service.claim is not None and entry.promise == service.claim.identity:
             count_grant(node, k, service, beat.sender, now_us, out)
         if not owns(service):
             continue
-        sent_us = waits_us if entry.held == service.identity.epoch else NEVER
+        sent_us = NEVER
+        if waits_us != NEVER and entry.held == service.identity.epoch:
+            sent_us = waits_us
         if entry.promise == service.identity:
             service.stood_by |= 1 << beat.sender
             sent_us = max(sent_us, node.sent_us.get(entry.lease_seq, NEVER))

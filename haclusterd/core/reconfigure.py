@@ -210,11 +210,9 @@ def may_claim(node: Node) -> bool:
 
 
 def settle_in(node: Node, now_us: int) -> None:
-    """With every Tick: who came with this set may count by marks once all others count by it, and
-    had time to write that down. Before, some may come back by the set before, unheard here."""
+    """With every Tick of who came with this set: it may count by marks once all others count by it,
+    and had time to write that down. Before, some may come back by the set before, unheard here."""
     roll = node.roll
-    if not roll.blind:
-        return
     me, revision = node.spec.me, node.spec.revision
     if not all(n == me or (p.alive and p.revision >= revision) for n, p in enumerate(node.peers)):
         roll.whole_us = NEVER

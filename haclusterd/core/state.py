@@ -258,7 +258,9 @@ def holding_down(node: Node, now_us: int) -> bool:
     later one is, before it has taken that up and listened anew: who counts by it, and cannot read
     others, may own already by marks."""
     roll = node.roll
-    if now_us < listens_until_us(node) or not roll.proven:
+    if now_us < roll.listens_us or now_us < node.start_us + node.spec.timing.hold_down_us:
+        return True
+    if not roll.proven:
         return True
     return roll.returned and roll.known > node.spec.revision
 

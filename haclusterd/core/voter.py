@@ -67,7 +67,8 @@ def hear_entries(
             if guarded and entry.state in _HOLDERS:
                 # Nobody else's lease is in its way: it is waited for as if this node stood by it.
                 service.guard, service.guard_us = beat.sender, now_us
-                _know_owner(node, service, epoch, out)
+                if epoch > service.owned_epoch:
+                    _know_owner(node, service, epoch, out)
             answer = max(answer, _hear_own(node, k, service, entry, beat, fresh, now_us, out))
         if (
             two_way
@@ -125,7 +126,8 @@ def _hear_owner(
     out: list[Action],
 ) -> None:
     """The lease echo, and the same event restarts the silence timer (DESIGN 6, Lease)."""
-    _know_owner(node, service, entry.promise.epoch, out)
+    if entry.promise.epoch > service.owned_epoch:
+        _know_owner(node, service, entry.promise.epoch, out)
     if entry.promise == service.promise:
         service.lease_seq = beat.seq
         service.silence_us = now_us
@@ -140,9 +142,8 @@ def _hear_owner(
 
 
 def _know_owner(node: Node, service: Service, epoch: int, out: list[Action]) -> None:
-    if epoch > service.owned_epoch:
-        service.owned_epoch = epoch
-        persist(node, out)  # a former owner that returns has to be told, also after a restart
+    service.owned_epoch = epoch
+    persist(node, out)  # a former owner that returns has to be told, also after a restart
 
 
 def _hear_of_successor(

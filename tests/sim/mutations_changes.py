@@ -85,11 +85,9 @@ def left_behind_may_win() -> None:
 
 def blind_and_counting() -> None:
     """Who cannot read the set before counts by no marks until all others count by its set."""
-    true = reconfigure.settle_in
 
     def settle_in(node: Node, now_us: int) -> None:
         node.roll.blind = False
-        true(node, now_us)
 
     reconfigure.settle_in = settle_in
 

@@ -8,7 +8,7 @@ import pytest
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import NOBODY, Flag, Identity, LastResort, State
+from haclusterd.core.model import NOBODY, Flag, Identity, LastResort, Quorum, State
 from tests.unit.core_bench import HOLD_DOWN_MS, STANDBY, Bench, entry, kinds, spec_of
 from tests.unit.test_core_orders import marks
 from tests.unit.test_core_voter import OWNER, claims
@@ -230,3 +230,17 @@ def test_s1_who_stood_still_in_its_hold_down_begins_it_anew() -> None:
     assert not claims(bench)
     bench.pass_ms(20)
     assert claims(bench)
+
+
+def test_where_one_vote_is_enough_an_owner_in_the_socket_is_heard() -> None:
+    """A slave was stunned while another one took over: its words are too old to be two-way."""
+    bench = Bench(spec_of(quorum=Quorum.AVAILABILITY))
+    bench.keep_hearing(600, (1, entry(OWNER, State.OWNED)), (2, STANDBY))
+    bench.keep_hearing(100, (2, STANDBY))
+    bench.now_us += 95_000
+    owner = Identity(OWNER.epoch + 1, 2, 7)
+    bench.hear_on(0, bench.beat(2, entry(owner, State.OWNED), two_way=False))
+    bench.pass_ms(30)
+    assert "T101" not in bench.rows
+    bench.pass_ms(150)
+    assert "T101" in bench.rows
