@@ -206,6 +206,7 @@ class _Model:
             self.give(n, MaintenanceRequested(-1, True))
         node.marks, node.marked = seen.marks, seen.marked
         node.unvoting, node.left_out = seen.unvoting, seen.left_out
+        node.by_marks_us = seen.by_marks_us
         if word.flags & Flag.PAUSED and is_paused(seen, now):
             left_us = seen.paused_until_us - now
             self.give(n, PauseOrdered(-1, seen.pause_version, left_us, seen.paused_by))

@@ -12,7 +12,16 @@ from haclusterd.core.moves import happen, name_of
 from haclusterd.core.orders import waits_for_resume
 from haclusterd.core.reconfigure import may_claim
 from haclusterd.core.standing import odd_config, refresh
-from haclusterd.core.state import FAR, NEVER, Claim, Node, Service, holding_down, is_departing
+from haclusterd.core.state import (
+    FAR,
+    NEVER,
+    Claim,
+    Node,
+    Service,
+    holding_down,
+    is_departing,
+    listens_until_us,
+)
 from haclusterd.core.takeover import Event
 
 
@@ -73,7 +82,7 @@ _HELD = (State.ACQUIRING, State.OWNED, State.RELEASING)
 def _lost_since(node: Node, service: Service) -> int:
     """When silence (or a release) makes the service lost in this node's eyes; may lie ahead."""
     held = service.promise
-    hold_down_ends_us = node.start_us + node.spec.timing.hold_down_us
+    hold_down_ends_us = listens_until_us(node)
     if service.release is not None and service.release.identity == held:
         return service.released_us
     if held == NOBODY:

@@ -48,6 +48,8 @@ def hear(node: Node, link: int, beat: Beat, now_us: int, out: list[Action]) -> t
     if news:
         peer.seq = beat.seq
         _take(node, peer, beat)
+    if beat.sender in node.left_out:
+        leave_out(node, node.left_out, now_us)
     two_way_news = two_way and beat.seq > peer.two_way_seq
     if two_way_news:
         peer.two_way_seq = beat.seq
@@ -155,7 +157,7 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     timing = node.spec.timing
     down_us = timing.suspect_us + timing.heartbeat_us
     if node.unvoting:
-        _leave_out_who_is_silent(node, now_us)
+        leave_out(node, node.unvoting, now_us)
     reach = 1
     for n, peer in enumerate(node.peers):
         if n == node.spec.me:
@@ -183,18 +185,20 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
     node.majority = majority
 
 
-def _leave_out_who_is_silent(node: Node, now_us: int) -> None:
-    """Who is marked dead and heard again lives, and has to be counted: it will have a vote after
-    its hold-down, whatever is known of it here. Not before it has been up for a lease: what it gave
-    in an earlier life is void then, and it says what it has heard (owner.hear_votes).
+def leave_out(node: Node, marked: frozenset[NodeIndex], now_us: int) -> None:
+    """Who of the `marked` is silent. Who is heard again lives, and has to be counted: it will have
+    a vote after its hold-down, whatever is known of it here. Not before it has been up for a lease:
+    what it gave in an earlier life is void then, and it says what it has heard (owner.hear_votes).
 
-    Silence is what could have been heard: not the time in which this node stood still.
+    Silence is what could have been heard: not the time in which this node stood still. It is longer
+    than any after which a node that stood still keeps its vote (node._froze).
     """
     timing = node.spec.timing
+    silent_us = now_us - timing.dead_us - timing.two_way_us
     node.left_out = frozenset(
         n
-        for n in node.unvoting
-        if now_us - max(node.peers[n].heard_us, node.thawed_us) >= timing.dead_us
+        for n in marked
+        if max(node.peers[n].heard_us, node.thawed_us) <= silent_us
         or (n in node.left_out and _has_just_started(node.peers[n], now_us - timing.lease_us))
     )
 

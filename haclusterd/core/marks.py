@@ -12,10 +12,11 @@ from haclusterd.core.actions import Action, Answered, Decided
 from haclusterd.core.inputs import Marked, MarksOrdered
 from haclusterd.core.leaving import leave_all
 from haclusterd.core.model import Flag, NodeIndex, State
-from haclusterd.core.state import Mark, Node, owns
+from haclusterd.core.state import FAR, NEVER, Mark, Node, owns
 
 EPOCHS_SKIPPED = 1000  # beyond what a node that is not heard here can have counted to meanwhile
 _HOLDERS = (State.ACQUIRING, State.OWNED)
+_UNSETTLED = (State.CLAIMING, State.LAPSED, State.RECLAIMING)
 
 
 def order(node: Node, event: MarksOrdered, now_us: int, out: list[Action]) -> None:
@@ -106,6 +107,12 @@ def review(node: Node, now_us: int, out: list[Action]) -> None:
     _take_effect(node, now_us)
 
 
+def are_about(node: Node) -> bool:
+    """This node has marked somebody, or heard last of another that it counts by marks."""
+    marked = any(not mark.cleared for mark in node.marks)
+    return marked or any(peer.flags & Flag.BY_MARKS for peer in node.peers)
+
+
 def _take_effect(node: Node, now_us: int) -> None:
     marked = frozenset(mark.node for mark in node.marks if not mark.cleared)
     unvoting = frozenset(
@@ -118,6 +125,10 @@ def _take_effect(node: Node, now_us: int) -> None:
     if (marked, unvoting) != (node.marked, node.unvoting):
         node.marked, node.unvoting = marked, unvoting
         node.left_out &= unvoting
+        if not unvoting:
+            node.by_marks_us = FAR
+        elif node.by_marks_us == FAR:
+            node.by_marks_us = now_us
         node.rank_dirty = True
         node.wake_us = now_us
 
@@ -134,11 +145,13 @@ def _stands_by(node: Node, n: NodeIndex, now_us: int) -> bool:
         if entry.state != State.STANDBY and entry.state not in _HOLDERS:
             return False
         if owns(service):
-            # Its vote may be needed from now on: it has to have given it.
-            echoed = now_us - service.voter_sent_us[n] <= timing.two_way_us
+            # Its vote may be needed from now on: it has to have given it, not only to wait.
+            echoed = now_us - node.sent_us.get(entry.lease_seq, NEVER) <= timing.two_way_us
             stands = entry.state == State.STANDBY and entry.promise == service.identity
             if not stands or not echoed:
                 return False
+        elif service.state in _UNSETTLED:
+            return False  # heard, it counts anyway; if it dies again, it should not be needed
         elif any(
             other.alive
             and other.services

@@ -64,6 +64,8 @@ from haclusterd.core.voter import Answer
 def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
     """Take one input in at `now_us` (read after the input arrived). `node` is changed in place."""
     out: list[Action] = []
+    if node.left_out:
+        detector.leave_out(node, node.left_out, now_us)  # a row of stuns may leave no Tick
     if not isinstance(event, Froze):
         owner.lapse(node, now_us, out)
     _TAKE[type(event)](node, event, now_us, out)
@@ -176,8 +178,11 @@ def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
     out.append(Decided(now_us, "M15", text))
     owner.forget_leases(node)
     detector.forget_all(node, now_us)
-    # Who had just begun to listen has not heard who owns what, and may be about to vote.
-    if now_us - event.gap_us < listens_until_us(node) + node.spec.timing.dead_us:
+    # Who had just begun to listen has not heard who owns what; nor has who stood still for so long
+    # that others, who count by marks, may have left it out.
+    dead_us = node.spec.timing.dead_us
+    left_out = event.gap_us >= dead_us and marks.are_about(node)
+    if left_out or now_us - event.gap_us < listens_until_us(node) + dead_us:
         node.roll.listens_us = now_us + node.spec.timing.hold_down_us
     for service in node.services:
         service.silence_us = now_us

@@ -28,7 +28,8 @@ def hear_votes(node: Node, beat: Beat, now_us: int, out: list[Action]) -> None:
         if not owns(service):
             continue
         sent_us = NEVER
-        if waits_us != NEVER and entry.held == service.identity.epoch:
+        # A renewal is told as a claim: nobody waits for that.
+        if waits_us != NEVER and entry.held == service.identity.epoch == service.promise.epoch:
             sent_us = waits_us
         if entry.promise == service.identity:
             service.stood_by |= 1 << beat.sender
@@ -50,8 +51,10 @@ def _waits_since_us(node: Node, beat: Beat, now_us: int) -> int:
         return NEVER
     if now_us - node.peers[sender].met_us < node.spec.timing.lease_us:
         return NEVER  # it may have granted something just before it started
-    mine = echo.incarnation == node.incarnation & LOW32
-    return node.sent_us.get(echo.seq, NEVER) if mine else NEVER
+    if echo.incarnation != node.incarnation & LOW32:
+        return NEVER
+    sent_us = node.sent_us.get(echo.seq, NEVER)
+    return sent_us if sent_us > node.by_marks_us else NEVER  # that beat said so
 
 
 def _conflicts(service: Service, promise: Identity, me: int) -> bool:

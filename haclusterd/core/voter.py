@@ -48,7 +48,9 @@ def hear_entries(
     # Neither echo nor grant for who counts by a set that has been left behind (core.reconfigure).
     starting = holding_down(node, now_us)
     hold_down = starting or beat.revision < node.roll.floor
-    guarded = starting and beat.flags & _BY_MARKS and beat.sender not in node.marked
+    # Also later, of an owner that is heard one way only: it may be stunned again and again.
+    guarded = beat.flags & _BY_MARKS and (starting or not two_way)
+    guarded = guarded and beat.sender not in node.marked
     if news:
         for release in beat.releases:
             if two_way and not hold_down:

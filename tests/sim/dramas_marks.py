@@ -181,11 +181,11 @@ def _alone(seed: int, owner: int = 0) -> tuple[World, random.Random]:
     return world, rng
 
 
-def _stand_still(world: World, in_ms: int, for_ms: int, n: int = 0) -> None:
+def _stand_still(world: World, in_ms: float, for_ms: int, n: int = 0) -> None:
     def freeze(t: int, host: Host) -> None:
         host.freeze(t, for_ms * MS)
 
-    world.at(world.now + in_ms * MS, freeze, world.hosts[n])
+    world.at(world.now + int(in_ms * MS), freeze, world.hosts[n])
 
 
 def stunned_as_they_return(seed: int) -> list[str]:
@@ -227,6 +227,43 @@ def stunned_again_as_it_thaws(seed: int) -> list[str]:
 
     world.at(thawed_us, stun, world.hosts[0])
     world.play_until(world.now + 3_000 * MS)
+    return list(world.checkers.violations)
+
+
+def stunned_in_a_row(seed: int) -> list[str]:
+    """n0 runs for a few ms now and then, from before they start until after their hold-down. Most
+    of what it hears, and of what they hear of it, is too old to be two-way."""
+    world, rng = _alone(seed)
+    for n in (1, 2):
+        world.hosts[n].kill(world.now, power=True)
+    began = world.now
+    back_us = began + rng.randrange(100, 200) * MS
+    for n in (1, 2):
+        world.at(back_us + rng.randrange(1, 15 * MS), world.boot, world.hosts[n])
+    stunned_us = began + rng.randrange(1, 60) * MS
+    at_least_ms, awake_us = rng.choice((60, 76, 85, 92)), rng.choice((40, 200, 1_000, 3_000))
+    end_us = back_us + rng.randrange(300, 1_200) * MS
+    while stunned_us < end_us:
+        for_ms = rng.randrange(at_least_ms, 99)
+        _stand_still(world, (stunned_us - world.now) / MS, for_ms)
+        stunned_us += for_ms * MS + rng.randrange(20, awake_us)
+    world.play_until(back_us + 2_500 * MS)
+    return list(world.checkers.violations)
+
+
+def asleep_after_they_took_over(seed: int) -> list[str]:
+    """n0 stands still while they take s0 over. Then both do, and n0 thaws and hears nobody; so it
+    takes an epoch that was taken, and knows of no calls (S2, S4): but it never serves beside them.
+    """
+    world, rng = _alone(seed)
+    world.checkers.muted = frozenset(("S2", "S4"))
+    world.operators.apart = bool(seed % 2)
+    asleep_ms, thawed_ms = rng.randrange(10, 240), rng.randrange(600, 900)
+    _stand_still(world, asleep_ms, thawed_ms - asleep_ms)
+    they_ms, thaw_ms = rng.randrange(480, thawed_ms), thawed_ms + rng.randrange(300, 1_500)
+    for n in (1, 2):
+        _stand_still(world, they_ms, thaw_ms - they_ms, n)
+    world.play_until(world.now + (thaw_ms + 1_500) * MS)
     return list(world.checkers.violations)
 
 
@@ -284,6 +321,8 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         marked_is_slow_to_vote,
         alone_as_they_return,
         stunned_again_as_it_thaws,
+        stunned_in_a_row,
+        asleep_after_they_took_over,
         asleep_in_their_hold_down,
         claims_as_they_return,
         stunned_as_they_return,

@@ -161,8 +161,8 @@ DRILLS: dict[str, Drill] = {
         t.hold_down_slept_through, drama="asleep_in_their_hold_down"
     ),
     "an owner by marks is waited for": Drill(d.marks_unsaid, drama="stunned_as_they_return"),
-    "an owner by marks listens after a thaw": Drill(
-        d.deaf_is_silent, drama="thaws_when_they_are_back"
+    "who may have been left out listens": Drill(
+        d.thawed_and_voting, drama="asleep_after_they_took_over"
     ),
     "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
     "not cleared in its hold-down": Drill(d.cleared_while_starting, drama="marked_is_slow_to_vote"),
@@ -175,10 +175,10 @@ DRILLS: dict[str, Drill] = {
 
 NETS: dict[str, Net] = {
     "no set is taken up beside an owner by marks": Net(
-        (c.taken_up_in_the_hold_down, d.who_is_back_is_not_asked),
+        (c.taken_up_in_the_hold_down, d.who_is_back_is_not_asked, d.one_way_is_not_waited_for),
         "back_with_a_staged_set",
-        "no set is decided or taken up in the hold-down; and an owner by marks that has heard who "
-        "is back counts it, and lapses when it is gone",
+        "no set is decided or taken up in the hold-down; an owner by marks that has heard who is "
+        "back counts it, and lapses when it is gone; and those who hear it one way wait for it",
     ),
     "who comes back by the set before and who came with the next": Net(
         (c.returned_votes_at_once, c.blind_and_counting),
@@ -193,10 +193,15 @@ NETS: dict[str, Net] = {
         "before counts by no marks",
     ),
     "no winner by who was left behind": Net(
-        (c.left_behind_may_win, c.returned_votes_at_once),
+        (c.left_behind_may_win, c.returned_votes_at_once, c.former_nodes_unanswered),
         "returned_with_who_was_removed",
         "who has just started and hears of a later set does not vote; who votes grants nothing to "
-        "a claimant that is not about to take that set up",
+        "a claimant that is not about to take that set up; and who was removed is told so",
+    ),
+    "an owner by marks listens after a thaw": Net(
+        (d.deaf_is_silent, t.hold_down_slept_through),
+        "thaws_when_they_are_back",
+        "while it stood still nobody was silent; and it begins its hold-down anew",
     ),
     "the past after a thaw": Net(
         (t.no_flush, t.same_incarnation, t.old_echoes_count),

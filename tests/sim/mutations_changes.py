@@ -12,6 +12,7 @@ from haclusterd.core.model import ClusterSpec
 from haclusterd.core.state import NEVER, Node
 from tests.sim.member import Member
 from tests.sim.mutations import patch
+from tests.sim.network import Network
 
 
 def no_floor() -> None:
@@ -103,6 +104,11 @@ def removed_and_claiming() -> None:
         return answer
 
     patch(claimant, "may_claim", may_claim)
+
+
+def former_nodes_unanswered() -> None:
+    """Who was removed is sent a beat, in which it can read the revision."""
+    patch(Network, "_answer_former", lambda *args: None)
 
 
 def returned_votes_at_once() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from haclusterd.core import detector, marks, owner, state
-from haclusterd.core.model import Flag
+import msgspec
+
+from haclusterd.core import detector, marks, owner, state, voter
+from haclusterd.core.actions import Action
+from haclusterd.core.model import Beat, Flag
 from haclusterd.core.state import NEVER, Node
 from tests.sim.mutations import patch
 
@@ -11,10 +14,10 @@ from tests.sim.mutations import patch
 def who_is_back_is_not_asked() -> None:
     """Who is marked dead and heard again counts for every majority."""
 
-    def leave_out(node: Node, now_us: int) -> None:
+    def leave_out(node: Node, marked: frozenset[int], now_us: int) -> None:
         node.left_out = node.unvoting
 
-    patch(detector, "_leave_out_who_is_silent", leave_out)
+    patch(detector, "leave_out", leave_out)
 
 
 def deaf_is_silent() -> None:
@@ -29,6 +32,25 @@ def deaf_is_silent() -> None:
     patch(detector, "forget_all", forget_all)
 
 
+def one_way_is_not_waited_for() -> None:
+    """An owner by marks is waited for by all who hear it one way only."""
+    true = voter.hear_entries
+
+    def hear_entries(
+        node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
+    ) -> voter.Answer:
+        if not state.holding_down(node, now_us):
+            beat = msgspec.structs.replace(beat, flags=beat.flags & ~Flag.BY_MARKS)
+        return true(node, beat, news, two_way, now_us, out)
+
+    patch(voter, "hear_entries", hear_entries)
+
+
+def thawed_and_voting() -> None:
+    """Who stood still so long that it may have been left out by marks begins its hold-down anew."""
+    patch(marks, "are_about", lambda node: False)
+
+
 def waiting_is_no_echo() -> None:
     """Who is back, and waits for the owner's silence in its hold-down, carries its lease."""
     patch(owner, "_waits_since_us", lambda node, beat, now_us: NEVER)
@@ -39,12 +61,12 @@ def cleared_without_echo() -> None:
     true = marks._stands_by
 
     def stands_by(node: Node, n: int, now_us: int) -> bool:
-        kept = [service.voter_sent_us[n] for service in node.services]
-        for service in node.services:
-            service.voter_sent_us[n] = now_us
+        kept, node.sent_us = (
+            node.sent_us,
+            {entry.lease_seq: now_us for entry in node.peers[n].services},
+        )
         answer = true(node, n, now_us)
-        for service, sent_us in zip(node.services, kept, strict=True):
-            service.voter_sent_us[n] = sent_us
+        node.sent_us = kept
         return answer
 
     patch(marks, "_stands_by", stands_by)

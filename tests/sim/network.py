@@ -12,6 +12,7 @@ import msgspec
 from haclusterd.core.inputs import Overheard
 from haclusterd.core.model import Beat, ClusterSpec, Flag
 from haclusterd.core.numbering import numbering, renumbered
+from haclusterd.heart.former import ANSWER_EVERY_US
 from haclusterd.heart.upgrade import pack_wire, unpack_wire
 from haclusterd.wire import BEAT_BYTES_MAX, ClusterKey, KeyRing, Outcome, Wire, wire_state_in
 
@@ -42,6 +43,8 @@ class Network:
         self.opened: dict[Outcome, int] = {}
         self.recorded: deque[Sent] = deque(maxlen=RECORDED_MAX)
         self.records = "replay_recorded" in swarm.kinds
+        self.newest: dict[tuple[int, int], Beat | bytes] = {}  # by host and link
+        self.answered: dict[Way, int] = {}  # when a former node was
 
     def attach(self, hosts: list[Host]) -> None:
         self.hosts = hosts
@@ -67,6 +70,7 @@ class Network:
     def start_wire(self, host: Host) -> None:
         """A restarted process remembers no window; it speaks as the core begins."""
         self.version[host.me] = host.node.dialect if host.node else 1
+        self.newest = {way: data for way, data in self.newest.items() if way[0] != host.me}
         if self.wires:
             self.wires[host.me] = self._new_wire(host, 0)
 
@@ -82,6 +86,7 @@ class Network:
     def upgrade_wire(self, host: int, before: ClusterSpec) -> None:
         """What the old process knew of incarnations and windows, as it is handed over."""
         here = self.hosts[host]
+        self.newest = {way: data for way, data in self.newest.items() if way[0] != host}
         if here.node is not None:
             self.version[host] = here.node.dialect
         if self.wires and here.node is not None:
@@ -105,6 +110,8 @@ class Network:
                 wire.set_incarnation(beat.incarnation)
             data = wire.seal(beat)
         link = beat.link
+        if self.hosts[source].kin:
+            self.newest[source, link] = data
         for destination in to:
             if destination != source:
                 self._one(source, destination, link, data)
@@ -145,6 +152,8 @@ class Network:
         host = self.hosts[to]
         if not host.alive:
             return
+        if host.kin and host.number_of(source) < 0 and host.thaw_at <= t:
+            self._answer_former(t, host, source, link)
         if isinstance(data, bytes):
             if self.swarm.damage and self.rng.random() < self.swarm.damage:
                 data = self._damaged(data)
@@ -158,6 +167,17 @@ class Network:
             host.deliver(t, link, opened)
         elif (read := self._read(host, source, data)) is not None:
             host.deliver(t, link, read)
+
+    def _answer_former(self, t: int, host: Host, source: int, link: int) -> None:
+        """As `heart.former`: who was a node until the last change gets the newest beat now and
+        then, whose revision it can read."""
+        before = [s for s in host.kin.values() if s.revision < host.spec.revision]
+        data = self.newest.get((host.me, link))
+        if data is None or all(n.id != f"n{source}" for s in before for n in s.nodes):
+            return
+        if t - self.answered.get((host.me, source, link), -ANSWER_EVERY_US) >= ANSWER_EVERY_US:
+            self.answered[host.me, source, link] = t
+            self._one(host.me, source, link, data)
 
     def _read(self, host: Host, source: int, beat: Beat) -> Beat | None:
         """What the wire makes of a beat of another set of voters, or of another version."""

@@ -81,7 +81,7 @@ def test_s1_alone_by_marks_it_listens_after_a_thaw() -> None:
     bench.now_us += 400_000
     bench.give(inp.Froze(400_000, 77))
     assert bench.stands_in(State.LAPSED)
-    bench.pass_ms(145)
+    bench.pass_ms(245)
     assert bench.stands_in(State.LAPSED)
     bench.pass_ms(60)
     assert bench.stands_in(State.OWNED)
@@ -155,7 +155,7 @@ def test_s1_with_one_more_vote_by_marks_it_listens_after_a_thaw_as_well() -> Non
     mine = bench.service.identity
     bench.now_us += 400_000
     bench.give(inp.Froze(400_000, 77))
-    bench.keep_hearing(145, (1, entry(mine)))
+    bench.keep_hearing(245, (1, entry(mine)))
     assert bench.stands_in(State.LAPSED)
     bench.keep_hearing(60, (1, entry(mine)))
     assert "T501" in bench.rows
@@ -195,7 +195,7 @@ def test_s1_a_claim_asks_who_is_marked_and_heard_again() -> None:
             bench.report(ready=ready)
             bench.pass_ms(20)
     assert "T101" not in bench.rows, "it could only fail"
-    bench.pass_ms(200)
+    bench.pass_ms(280)
     assert {"T101", "T301"} <= set(bench.rows), "they are silent again"
 
 
@@ -244,3 +244,59 @@ def test_where_one_vote_is_enough_an_owner_in_the_socket_is_heard() -> None:
     assert "T101" not in bench.rows
     bench.pass_ms(150)
     assert "T101" in bench.rows
+
+
+def test_s1_an_owner_by_marks_that_is_heard_one_way_is_waited_for() -> None:
+    """It may be stunned again and again, and what it sends in between be old."""
+    bench = Bench(ready=False).after_hold_down()
+    bench.keep_hearing(100, (1, STANDBY), (2, STANDBY))
+    for flags, granted in ((BY_MARKS, False), (0, True)):
+        word = bench.beat(1, entry(OWNER, State.OWNED), two_way=False, flags=flags)
+        bench.hear_on(0, word)
+        assert claims(bench, Identity(9, 2, 5)) == granted
+        bench.pass_ms(160)
+    assert bench.service.guard == 1
+
+
+def test_s1_who_is_heard_again_counts_without_a_tick() -> None:
+    """An owner that is stunned again and again reads and beats, and may never have one."""
+    bench = alone()
+    bench.incarnations[1] = 200
+    bench.hear(1, STANDBY, flags=STARTING)
+    assert bench.node.left_out == {1, 2}
+    bench.now_us += 99_000
+    bench.hear_on(0, bench.beat(1, STANDBY, two_way=False, flags=STARTING))
+    assert bench.node.left_out == {1, 2}
+    bench.now_us += 2_000
+    bench.hear_on(0, bench.beat(1, STANDBY, two_way=False, flags=STARTING))
+    assert bench.node.left_out == {2}
+    thawed = alone()
+    thawed.incarnations[1] = 200
+    thawed.hear(1, STANDBY)
+    assert thawed.node.left_out == {2}, "it votes"
+
+
+def test_s1_a_renewal_hangs_on_no_echo_of_who_only_waits() -> None:
+    """It is told as a claim, and nobody waits for that."""
+    bench = alone()
+    bench.incarnations[1] = 200
+    mine = bench.service.identity
+    for _ in range(7):
+        bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
+        bench.pass_ms(20)
+    heard_us = bench.service.voter_sent_us[1]
+    assert heard_us > bench.now_us - 60_000
+    bench.service.promise = Identity(mine.epoch + 1, 0, 9)
+    bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
+    assert bench.service.voter_sent_us[1] == heard_us
+
+
+def test_s1_what_was_sent_before_it_counted_by_marks_made_nobody_wait() -> None:
+    bench = alone()
+    bench.incarnations[1] = 200
+    mine = bench.service.identity
+    bench.node.by_marks_us = bench.now_us + 10**9
+    for _ in range(7):
+        bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
+        bench.pass_ms(20)
+    assert bench.service.voter_sent_us[1] < bench.now_us - 100_000

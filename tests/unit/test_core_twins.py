@@ -157,12 +157,12 @@ def test_s4_a_voter_that_forgot_while_the_other_winner_is_marked_dead() -> None:
 def test_where_one_vote_is_enough_a_twin_ends_no_calls() -> None:
     """Two parts have an owner each, and their epochs say nothing: one goes on when they meet."""
     bench = Bench(spec_of(2, quorum=Quorum.AVAILABILITY))
-    bench.pass_ms(705)
+    bench.pass_ms(305)
     mine = bench.service.identity
     bench.give(inp.Froze(300_000, 4711))
     assert bench.stands_in(State.LAPSED)
     bench.forget()
     twin = Identity(mine.epoch, 1, 77)
-    bench.keep_hearing(200, (1, entry(twin, State.LAPSED, held=mine.epoch)))
+    bench.keep_hearing(400, (1, entry(twin, State.LAPSED, held=mine.epoch)))
     assert "T501" in bench.rows
     assert not kinds(bench.asked, EndCalls)

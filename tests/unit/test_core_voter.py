@@ -9,7 +9,7 @@ import pytest
 
 from haclusterd.core import inputs as inp
 from haclusterd.core.actions import Persist, SendBeat
-from haclusterd.core.model import EPOCH_MAX, NOBODY, Identity, Release, State
+from haclusterd.core.model import EPOCH_MAX, NOBODY, Flag, Identity, Release, State
 from tests.unit.core_bench import STANDBY, Bench, entry, kinds, spec_of
 
 OWNER = Identity(3, 1, 77)
@@ -136,11 +136,23 @@ def test_grant_deferred_is_dropped_if_the_claimant_went_silent() -> None:
 
 def test_grant_silence_timer_restarts_after_a_thaw() -> None:
     bench = supporting(200)
-    bench.pass_ms(300, tick=False)
-    bench.give(inp.Froze(300_000, 5))
+    bench.pass_ms(120, tick=False)
+    bench.give(inp.Froze(120_000, 5))
     bench.ensure_recent_send()
     assert not claims(bench)
     bench.pass_ms(151)
+    assert claims(bench)
+
+
+def test_s1_who_stood_still_for_dead_begins_its_hold_down_anew() -> None:
+    """Others, who count by marks, may have left it out meanwhile."""
+    bench = supporting(200)
+    bench.hear(2, STANDBY, flags=int(Flag.BY_MARKS))
+    bench.pass_ms(150, tick=False)
+    bench.give(inp.Froze(150_000, 5))
+    bench.pass_ms(245)
+    assert not claims(bench)
+    bench.pass_ms(10)
     assert claims(bench)
 
 
