@@ -8,7 +8,7 @@ import pytest
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import NOBODY, Flag, Identity, LastResort, Quorum, State
+from haclusterd.core.model import NOBODY, Echo, Flag, Identity, LastResort, Quorum, State
 from tests.unit.core_bench import HOLD_DOWN_MS, STANDBY, Bench, entry, kinds, spec_of
 from tests.unit.test_core_orders import marks
 from tests.unit.test_core_voter import OWNER, claims
@@ -300,3 +300,37 @@ def test_s1_what_was_sent_before_it_counted_by_marks_made_nobody_wait() -> None:
         bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
         bench.pass_ms(20)
     assert bench.service.voter_sent_us[1] < bench.now_us - 100_000
+
+
+def test_s1_what_was_heard_before_a_thaw_here_made_nobody_wait_for_this_life() -> None:
+    bench = alone()
+    bench.incarnations[1] = 200
+    mine = bench.service.identity
+    for _ in range(7):
+        bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
+        bench.pass_ms(20)
+    heard_us = bench.service.voter_sent_us[1]
+    former = Echo(4711, bench.node.seq, 0)
+    echoes = (former, None, None)
+    word = bench.beat(1, entry(NOBODY, held=mine.epoch), flags=STARTING, echoes=echoes)
+    bench.hear_on(0, word)
+    assert bench.service.voter_sent_us[1] == heard_us
+
+
+def test_a_mark_stays_while_a_lapsed_owner_has_no_word_of_its_own() -> None:
+    """Heard, the node counts anyway; if it dies again at once it should not be needed."""
+    bench = alone()
+    mine = bench.service.identity
+    bench.now_us += 120_000
+    bench.give(inp.Froze(120_000, 77))
+    assert bench.stands_in(State.LAPSED)
+    for _ in range(2):
+        bench.hear(1, entry(mine))
+        bench.pass_ms(5)
+    assert bench.node.marked == {1, 2}
+    bench.keep_hearing(100, (1, entry(mine)))
+    for _ in range(3):
+        bench.hear(1, entry(bench.service.promise, lease_seq=bench.node.seq))
+        bench.pass_ms(20)
+    assert bench.stands_in(State.OWNED)
+    assert bench.node.marked == {2}
