@@ -153,8 +153,7 @@ class Telephony:
         self.ordered[k] = whose
         self.host.world.recovered(self.host.me, action, again)
         self.failed.discard(k)
-        if self.up:
-            self.calls.add(k)
+        (self.calls if self.up else self.failed).add(k)
         self._ends_later(k, whose)
 
     def _ends_later(self, k: int, whose: Identity) -> None:
@@ -166,7 +165,8 @@ class Telephony:
         host = self.host
         if life != host.life or not host.alive or not self.agent_up:
             return
-        reason = "" if self.up else "nothing listens on 127.0.0.1:8021"
+        # Also of one that was down when it was ordered, and is back: there is nothing of it yet.
+        reason = "" if self.up and k not in self.failed else "nothing listens on 127.0.0.1:8021"
         if self.recoveries_fail > 0 and host.rng.random() < self.recoveries_fail:
             reason = "the profile does not start"
         if fails := bool(reason):
