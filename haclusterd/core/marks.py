@@ -119,7 +119,7 @@ def _take_effect(node: Node, now_us: int) -> None:
         mark.node
         for mark in node.marks
         if not mark.cleared and now_us >= mark.in_force_us and mark.node != node.spec.me
-        # Who cannot read some that may be back does without nobody.
+        # Who cannot read some that may be back leaves nobody out.
         if not node.roll.blind
     )
     if (marked, unvoting) != (node.marked, node.unvoting):
