@@ -276,15 +276,20 @@ def test_s1_who_is_heard_again_counts_without_a_tick() -> None:
     assert thawed.node.left_out == {2}, "it votes"
 
 
+def hear_who_waits(bench: Bench) -> int:
+    """n1 is back, and waits for the owner for 140 ms. When the newest beat was sent that counts."""
+    for _ in range(7):
+        bench.hear(1, entry(NOBODY, held=bench.service.identity.epoch), flags=STARTING)
+        bench.pass_ms(20)
+    return bench.service.voter_sent_us[1]
+
+
 def test_s1_a_renewal_hangs_on_no_echo_of_who_only_waits() -> None:
     """It is told as a claim, and nobody waits for that."""
     bench = alone()
     bench.incarnations[1] = 200
     mine = bench.service.identity
-    for _ in range(7):
-        bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
-        bench.pass_ms(20)
-    heard_us = bench.service.voter_sent_us[1]
+    heard_us = hear_who_waits(bench)
     assert heard_us > bench.now_us - 60_000
     bench.service.promise = Identity(mine.epoch + 1, 0, 9)
     bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
@@ -294,22 +299,15 @@ def test_s1_a_renewal_hangs_on_no_echo_of_who_only_waits() -> None:
 def test_s1_what_was_sent_before_it_counted_by_marks_made_nobody_wait() -> None:
     bench = alone()
     bench.incarnations[1] = 200
-    mine = bench.service.identity
     bench.node.by_marks_us = bench.now_us + 10**9
-    for _ in range(7):
-        bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
-        bench.pass_ms(20)
-    assert bench.service.voter_sent_us[1] < bench.now_us - 100_000
+    assert hear_who_waits(bench) < bench.now_us - 100_000
 
 
 def test_s1_what_was_heard_before_a_thaw_here_made_nobody_wait_for_this_life() -> None:
     bench = alone()
     bench.incarnations[1] = 200
     mine = bench.service.identity
-    for _ in range(7):
-        bench.hear(1, entry(NOBODY, held=mine.epoch), flags=STARTING)
-        bench.pass_ms(20)
-    heard_us = bench.service.voter_sent_us[1]
+    heard_us = hear_who_waits(bench)
     former = Echo(4711, bench.node.seq, 0)
     echoes = (former, None, None)
     word = bench.beat(1, entry(NOBODY, held=mine.epoch), flags=STARTING, echoes=echoes)
