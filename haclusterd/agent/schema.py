@@ -165,7 +165,7 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """`status --json`. `quorum.voters` are those that count: nodes marked dead do not.
+    """`status --json`. `quorum.voters` are those that count: not who is silent and marked dead.
 
     `registrations` is null where this node keeps none.
     """

@@ -2,8 +2,9 @@
 
 The operator's way out when no majority is left (ML18). A mark takes effect in two steps. At once,
 the marked node gets neither echo nor grant from here. After `dead + lease`, when nothing that was
-echoed or granted to it or by it before can hold any more, it is no voter, and what it owned needs
-no silence. That is safe as long as the marked node is dead; docs/design.md, Marked dead.
+echoed or granted to it or by it before can hold any more, it is left out of every majority for as
+long as it is silent (`detector.leave_out`), and what it owned needs no silence. That is safe as
+long as the marked node is dead; docs/design.md, Marked dead.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _said(node: Node, marked: Marked, now_us: int, out: list[Action]) -> None:
 
 
 def review(node: Node, now_us: int, out: list[Action]) -> None:
-    """Marks come into force; who is heard as a standby again is a voter again."""
+    """Marks come into force; the mark of who stands by its owners again goes."""
     if not node.marks:
         return
     for mark in node.marks:

@@ -3,8 +3,8 @@
 Two nodes that act on different sets of marks still share a voter, as long as every marked node is
 dead: each needs more than half of its own voters, all of them alive, and no set of its own voters
 is smaller than that of the living (docs/design.md, Marked dead). Who is heard again lives, and
-counts: it can have a vote by all voters before its mark is cleared. What the others say needs no
-filter, for who is left out is silent.
+counts: it can have a vote by all voters before its mark is cleared. Grants and echoes need no
+filter: who is left out is silent, or in the first `lease_us` of a life, when it gives neither.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class Node(msgspec.Struct):
     marks: list[Mark] = []
     marked: frozenset[NodeIndex] = frozenset()  # not cleared: no echo and no grant for these
     unvoting: frozenset[NodeIndex] = frozenset()  # of these, whose mark is in force
-    left_out: frozenset[NodeIndex] = frozenset()  # of these, who is not heard again: no voter
+    left_out: frozenset[NodeIndex] = frozenset()  # of these, who is silent: no voter
     by_marks_us: int = FAR  # since when `unvoting` is not empty
     thawed_us: int = NEVER  # before that nobody was heard, nor silent
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody

@@ -1,7 +1,7 @@
 """Directed worlds about nodes marked dead: one of four is back, and not cleared yet.
 
-Whoever counts by the mark needs two of the other three, whoever does not needs three of all four:
-two such sets share a node. So none of this may break anything, although operators are told to let
+Whoever leaves it out needs two of the other three, whoever hears it needs three of all four: two
+such sets share a node. So none of this may break anything, although operators are told to let
 the network rest while somebody is still marked (docs/design.md, Marked dead). Agents tell each
 other nothing meanwhile: what one heart has cleared they would clear for all.
 """
@@ -78,8 +78,8 @@ def _outcome(cast: Cast, for_ms: int = 1_000) -> list[str]:
 
 
 def marked_carries_a_lease(seed: int) -> list[str]:
-    """Only the marked node hears the owner: its echoes carry no lease, for the others, who do not
-    count it, are a majority (S1)."""
+    """Only the marked node hears the owner: its echo alone carries no lease, for the owner counts
+    it, and the others are a majority (S1)."""
     cast = _burn(seed, 2)
     _return_to(cast, cast.owner)
     if not _is_marked(cast, cast.owner):
@@ -89,8 +89,8 @@ def marked_carries_a_lease(seed: int) -> list[str]:
 
 
 def marked_grants(seed: int) -> list[str]:
-    """A slave that lost the owner alone asks the marked node and one that hears the owner: what the
-    former grants is no vote (S1)."""
+    """A slave that lost the owner alone asks the marked node and one that hears the owner: the vote
+    of the former is not enough, for it counts as one of four (S1)."""
     cast = _burn(seed, 2)
     _return_to(cast, cast.third)
     if not _is_marked(cast, cast.third):

@@ -107,7 +107,7 @@ def joined_with_old_marks(seed: int) -> list[str]:
 
 def returned_before_it_takes_up(seed: int) -> list[str]:
     """n0, n2 and n3 have agreed to set 2 and die before they take it up; n4, which has joined by
-    it, serves with n1, by their marks. They come back, and n4 cannot hear them in set 1."""
+    it, would serve with n1, by their marks. They come back, and n4 cannot hear them in set 1."""
     world = _begin(seed, ONE_MORE, 5)
     hosts, rng = world.hosts, random.Random(seed)
     for n in (0, 2, 3):
@@ -136,8 +136,8 @@ def returned_before_it_takes_up(seed: int) -> list[str]:
 
 
 def agrees_as_the_marked_returns(seed: int) -> list[str]:
-    """n0 has taken set 2 up, and n3 has joined and serves; n1 had agreed, died, and is marked; n2
-    was not told. n1 returns while n2 is told: until n1 counts by set 2 it does not hear n3."""
+    """n0 has taken set 2 up, and n3 has joined and may serve; n1 had agreed, died, and is marked;
+    n2 was not told. n1 returns while n2 is told: until n1 counts by set 2 it does not hear n3."""
     world = _begin(seed, SETS[:2], 4)
     hosts, rng = world.hosts, random.Random(seed)
     hosts[1].stubborn = True
