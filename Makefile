@@ -49,7 +49,7 @@ demo: prepare-lab $(READY) ## two masters, one slave, live calls; kills both mas
 test: prepare-test $(READY) ## all tests that need no FreeSWITCH but the longest; lab tests where allowed
 	$(PYTEST) $(BESIDE) -m 'not freeswitch and not long'
 
-test-long: prepare-test $(READY) ## the longest: docs/by-hand.md to the letter, two versions side by side, two losses, benches
+test-long: prepare-test $(READY) ## the longest: docs/by-hand.md to the letter, two versions side by side, two losses, faults without calls, benches
 	$(PYTEST) -m 'long and not freeswitch'
 
 test-web: prepare-web $(READY) ## the status page in Chromium, alert rules, hooks, DNS updates

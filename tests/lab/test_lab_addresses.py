@@ -23,6 +23,12 @@ pytestmark = [
 ]
 
 MOVED_MS = 500.0
+# These `make test` plays with calls (test_lab_calls.py); without them they are in `make test-long`.
+LOST = [pytest.param(fault, marks=pytest.mark.long) for fault in ("node", "freeze-heart", "links")]
+STAYING = [
+    pytest.param(fault, marks=pytest.mark.long)
+    for fault in ("stun-heart", "kill-agent", "freeze-agent", "upgrade")
+]
 needs_oom = pytest.mark.skipif(bool(oom.why_not()), reason=oom.why_not())
 
 
@@ -40,7 +46,7 @@ def strike(
     return outcome
 
 
-@pytest.mark.parametrize("fault", ["node", "freeze-heart", "freeze-node", "links", "kill-heart"])
+@pytest.mark.parametrize("fault", [*LOST, "freeze-node", "kill-heart"])
 def test_a_lost_owner_is_replaced_once(fault: str) -> None:
     outcome = strike(fault)
     assert outcome.owners == {"east1": "fs-b"}
@@ -90,7 +96,7 @@ def test_the_death_of_the_watched_process_moves_the_address_at_once() -> None:
     assert outcome.outage_ms < 100
 
 
-@pytest.mark.parametrize("fault", ["stun-heart", "kill-agent", "freeze-agent", "upgrade", "nic"])
+@pytest.mark.parametrize("fault", [*STAYING, "nic"])
 def test_what_is_no_loss_moves_nothing(fault: str) -> None:
     outcome = strike(fault)
     assert not outcome.moved

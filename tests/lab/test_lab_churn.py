@@ -11,7 +11,7 @@ from tests.lab import churn
 
 REASON = netns.why_not() or ("" if shutil.which("sipp") else "sipp is missing: sip-tester")
 pytestmark = [pytest.mark.skipif(bool(REASON), reason=REASON or "ready"), pytest.mark.timeout(180)]
-ROUNDS = 3
+ROUNDS = 2
 
 
 def test_e1_s8_kills_at_random_moments_lose_no_acknowledged_call() -> None:
