@@ -109,9 +109,15 @@ def review(node: Node, now_us: int, out: list[Action]) -> None:
 
 
 def are_about(node: Node) -> bool:
-    """This node has marked somebody, or heard last of another that it counts by marks."""
-    marked = any(not mark.cleared for mark in node.marks)
-    return marked or any(peer.flags & Flag.BY_MARKS for peer in node.peers)
+    """This node has marked somebody, or heard last of another that it counts by marks; or has not
+    met somebody since it started, who may have marked it while it was down."""
+    if any(not mark.cleared for mark in node.marks):
+        return True
+    return any(
+        peer.flags & Flag.BY_MARKS or peer.met_us == NEVER
+        for n, peer in enumerate(node.peers)
+        if n != node.spec.me
+    )
 
 
 def _take_effect(node: Node, now_us: int) -> None:

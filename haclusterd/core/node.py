@@ -56,7 +56,7 @@ from haclusterd.core.inputs import (
 )
 from haclusterd.core.model import Identity, State
 from haclusterd.core.moves import happen, recover_again
-from haclusterd.core.state import NEVER, Node, flags, listens_until_us, owns
+from haclusterd.core.state import NEVER, Node, flags, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
 
@@ -66,6 +66,9 @@ def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
     out: list[Action] = []
     if node.left_out:
         detector.leave_out(node, node.left_out, now_us)  # a row of stuns may leave no Tick
+    if now_us - node.ran_us > 2 * node.spec.timing.heartbeat_us:
+        _stood_still(node, now_us)
+    node.ran_us = now_us
     if not isinstance(event, Froze):
         owner.lapse(node, now_us, out)
     _TAKE[type(event)](node, event, now_us, out)
@@ -169,6 +172,19 @@ def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
             _addresses_added(node, AddressesAdded(k, False, reason), now_us, out)
 
 
+def _stood_still(node: Node, now_us: int) -> None:
+    """For two beats or more, be it too short for a freeze. What it hears then may be too old to be
+    two-way, and several times with hardly a run between, in which nobody can have met it, are one.
+    """
+    timing = node.spec.timing
+    if node.ran_us - node.woke_us >= timing.two_way_us:
+        node.asleep_us = node.ran_us
+    node.woke_us = now_us
+    # Others, who count by marks, may have left it out by now (detector.leave_out).
+    if now_us - node.asleep_us >= timing.dead_us and marks.are_about(node):
+        node.roll.listens_us = now_us + timing.hold_down_us
+
+
 def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
     """First fence, then flush, then listen; under a new incarnation (DESIGN 6, Freeze)."""
     for k in range(len(node.services)):
@@ -178,12 +194,6 @@ def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:
     out.append(Decided(now_us, "M15", text))
     owner.forget_leases(node)
     detector.forget_all(node, now_us)
-    # Who had just begun to listen has not heard who owns what; nor has who stood still for so long
-    # that others, who count by marks, may have left it out.
-    dead_us = node.spec.timing.dead_us
-    left_out = event.gap_us >= dead_us and marks.are_about(node)
-    if left_out or now_us - event.gap_us < listens_until_us(node) + dead_us:
-        node.roll.listens_us = now_us + node.spec.timing.hold_down_us
     for service in node.services:
         service.silence_us = now_us
         service.deferred = None

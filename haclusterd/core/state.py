@@ -225,6 +225,11 @@ class Node(msgspec.Struct):
     left_out: frozenset[NodeIndex] = frozenset()  # of these, who is silent: no voter
     by_marks_us: int = FAR  # since when `unvoting` is not empty
     thawed_us: int = NEVER  # before that nobody was heard, nor silent
+    ran_us: int = NEVER  # the newest step
+    asleep_us: int = (
+        NEVER  # since when it stood still last, runs too short to meet anybody included
+    )
+    woke_us: int = NEVER  # the end of that
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
     relinquished_us: int = NEVER
@@ -243,6 +248,7 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
         spec=spec,
         incarnation=incarnation,
         start_us=now_us,
+        ran_us=now_us,
         peers=peers,
         services=services,
         order=service_order(spec),
@@ -306,7 +312,7 @@ def flags(node: Node, now_us: int) -> int:
         | (_SYNCING if node.syncing else 0)
         | (_PAUSED if now_us < node.paused_until_us else 0)
         | (_MARKED if node.spec.me in node.marked else 0)
-        | (_BY_MARKS if node.unvoting else 0)
+        | (_BY_MARKS if node.marked and node.marked != {node.spec.me} else 0)
         | _READS_2
     )
 

@@ -20,7 +20,13 @@ from typing import Any
 
 import msgspec
 
-from tests.sim import dramas_changes, dramas_marks, dramas_orders, dramas_returns
+from tests.sim import (
+    dramas_changes,
+    dramas_marks,
+    dramas_orders,
+    dramas_returns,
+    dramas_stunned,
+)
 from tests.sim import mutations as m
 from tests.sim import mutations_changes as c
 from tests.sim import mutations_marks as d
@@ -38,6 +44,7 @@ ALL_DRAMAS = {
     **dramas_marks.DRAMAS,
     **dramas_orders.DRAMAS,
     **dramas_returns.DRAMAS,
+    **dramas_stunned.DRAMAS,
 }
 NET_SEEDS = 60
 
@@ -142,9 +149,6 @@ DRILLS: dict[str, Drill] = {
     "one node at a time": Drill(c.many_at_once, drama="two_at_once"),
     "written before it is said": Drill(c.said_before_written, drama="unwritten"),
     "a decided set waits for older leases": Drill(c.taken_up_at_once, drama="lease_left_over"),
-    "no marks of who cannot read the set before": Drill(
-        c.blind_and_counting, drama="alone_in_a_set_it_came_with"
-    ),
     "who is about to be removed takes nothing": Drill(
         c.removed_and_claiming, drama="thaws_when_it_is_removed"
     ),
@@ -157,12 +161,16 @@ DRILLS: dict[str, Drill] = {
     # nodes marked dead
     "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),
     "who is back carries a lease": Drill(d.waiting_is_no_echo, drama="alone_as_they_return"),
-    "a freeze in the hold-down begins it anew": Drill(
-        t.hold_down_slept_through, drama="asleep_in_their_hold_down"
-    ),
     "an owner by marks is waited for": Drill(d.marks_unsaid, drama="stunned_as_they_return"),
     "who may have been left out listens": Drill(
         d.thawed_and_voting, drama="asleep_after_they_took_over"
+    ),
+    "several freezes in a row are one": Drill(d.pieces_apart, drama="asleep_in_pieces"),
+    "a mark is said before it is in force": Drill(
+        d.said_once_in_force, drama="asleep_before_it_counts"
+    ),
+    "who was never met may have marked": Drill(
+        d.unmet_has_marked_nobody, drama="asleep_before_they_start"
     ),
     "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
     "not cleared in its hold-down": Drill(d.cleared_while_starting, drama="marked_is_slow_to_vote"),
@@ -186,6 +194,12 @@ NETS: dict[str, Net] = {
         "who starts and hears of a later set does not vote before it has taken that up; who cannot "
         "read the set before counts by no marks",
     ),
+    "no marks of who cannot read the set before": Net(
+        (c.blind_and_counting, d.said_once_in_force),
+        "alone_in_a_set_it_came_with",
+        "who came with a set counts by no marks until all others count by it; and who has heard of "
+        "its marks says so, to those who count by the set before",
+    ),
     "who has taken a set up on its return and who came with it": Net(
         (c.taken_up_and_deaf, c.blind_and_counting),
         "agrees_as_the_marked_returns",
@@ -199,7 +213,7 @@ NETS: dict[str, Net] = {
         "a claimant that is not about to take that set up; and who was removed is told so",
     ),
     "an owner by marks listens after a thaw": Net(
-        (d.deaf_is_silent, t.hold_down_slept_through),
+        (d.deaf_is_silent, d.thawed_and_voting),
         "thaws_when_they_are_back",
         "while it stood still nobody was silent; and it begins its hold-down anew",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from haclusterd.core import detector, marks, owner, state, voter
+from haclusterd.core import detector, marks, node, owner, speech, state, voter
 from haclusterd.core.actions import Action
 from haclusterd.core.model import Beat, Flag
 from haclusterd.core.state import NEVER, Node
@@ -90,3 +90,40 @@ def cleared_while_starting() -> None:
 def marks_unsaid() -> None:
     """An owner that counts by marks says so, and is waited for by who has heard it."""
     patch(state, "_BY_MARKS", 0)
+
+
+def said_once_in_force() -> None:
+    """An owner that has marked somebody says so from then on, not only once it counts by it."""
+    true = state.flags
+
+    def flags(n: Node, now_us: int) -> int:
+        return true(n, now_us) if n.unvoting else true(n, now_us) & ~Flag.BY_MARKS
+
+    patch(speech, "flags", flags)
+
+
+def unmet_has_marked_nobody() -> None:
+    """Whoever has not been met since the start may have marked this node while it was down."""
+    true = marks.are_about
+
+    def are_about(n: Node) -> bool:
+        met_us = [peer.met_us for peer in n.peers]
+        for peer in n.peers:
+            peer.met_us = max(peer.met_us, 0)
+        answer = true(n)
+        for peer, us in zip(n.peers, met_us, strict=True):
+            peer.met_us = us
+        return answer
+
+    patch(marks, "are_about", are_about)
+
+
+def pieces_apart() -> None:
+    """Standing still several times with hardly a run between is standing still once."""
+    true = node._stood_still
+
+    def stood_still(n: Node, now_us: int) -> None:
+        n.asleep_us, n.woke_us = n.ran_us, NEVER
+        true(n, now_us)
+
+    patch(node, "_stood_still", stood_still)

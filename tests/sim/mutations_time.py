@@ -203,18 +203,6 @@ def thaw_keeps_timers() -> None:
     node._TAKE[inp.Froze] = froze
 
 
-def hold_down_slept_through() -> None:
-    """Who stood still in its hold-down begins it anew: here the time counts."""
-    true = node._froze
-
-    def froze(n: Node, event: inp.Froze, now_us: int, out: list[Action]) -> None:
-        listens_us = n.roll.listens_us
-        true(n, event, now_us, out)
-        n.roll.listens_us = listens_us
-
-    node._TAKE[inp.Froze] = froze
-
-
 def promises_not_restored() -> None:
     """Promises survive a restart: here what is on the disk is not read."""
     node._TAKE[inp.Restored] = lambda *args: None

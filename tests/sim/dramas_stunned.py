@@ -1,0 +1,124 @@
+"""Directed worlds about nodes that stand still more than once, beside an owner by marks.
+
+What they send between is of an incarnation that nobody has met, or too old to be two-way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from haclusterd.core.inputs import SwitchoverRequested
+from tests.sim.dramas import begin, burn, owners_of
+from tests.sim.dramas_marks import alone, stand_still
+from tests.sim.windows import MS
+from tests.sim.world import World
+
+AWAKE_US = (40, 100, 200)
+MUTED = frozenset(("S2", "S4"))  # of what nobody in reach has heard nothing can be remembered
+
+
+def _in_pieces(world: World, from_ms: float, pieces_ms: list[int], awake_us: int) -> float:
+    """n1 and n2 stand still again and again, from `from_ms` on; when they wake for good (ms)."""
+    for piece_ms in pieces_ms:
+        for n in (1, 2):
+            stand_still(world, from_ms, piece_ms, n)
+        from_ms += piece_ms + awake_us / 1_000
+    return from_ms
+
+
+def asleep_in_pieces(seed: int) -> list[str]:
+    """n0 stands still while they take s0 over. Then both do, several times for less than `dead`;
+    n0 thaws, hears nobody and serves by marks, and is stunned as they wake."""
+    world, rng = alone(seed)
+    world.checkers.muted = MUTED
+    world.operators.apart = True
+    asleep_ms, thawed_ms = rng.randrange(10, 240), rng.randrange(750, 900)
+    stand_still(world, asleep_ms, thawed_ms - asleep_ms)
+    pieces_ms = rng.choice(((138, 149), (138, 149, 138, 149), (142, 149, 85, 98, 85, 98)))
+    drawn = [rng.randrange(*pieces_ms[i : i + 2]) for i in range(0, len(pieces_ms), 2)]
+    if len(drawn) == 1:
+        drawn *= 2
+    end_ms = _in_pieces(world, thawed_ms - rng.uniform(0.5, 20), drawn, rng.choice(AWAKE_US))
+    stand_still(world, end_ms - rng.uniform(0, 12), rng.randrange(70, 99))
+    world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def starts_in_pieces(seed: int) -> list[str]:
+    """n1 and n2 run for some us now and then in their hold-down, so that whatever n0 answers is
+    too old to be two-way; n0 is stunned as they wake."""
+    world, rng = alone(seed)
+    world.checkers.muted = MUTED | {"S5"}
+    world.operators.apart = True
+    world.play_until(world.now + 6 * MS)
+    for n in (1, 2):
+        world.hosts[n].kill(world.now, power=False)
+    world.play_until(world.now + 300 * MS)
+    for n in (1, 2):
+        world.at(world.now + 1, world.boot, world.hosts[n])
+    awake_us = rng.choice((30, 60, 100))
+    pieces_ms = [rng.randrange(70, 99) for _ in range(rng.choice((3, 4)))]
+    end_ms = _in_pieces(world, awake_us / 1_000, pieces_ms, awake_us)
+    stand_still(world, end_ms - rng.uniform(0, 1.5), rng.randrange(64, 80))
+    world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def _marked_by_n0(seed: int) -> tuple[World, random.Random]:
+    """n1 and n2 are down, and n0, which has s0, has marked them just now."""
+    rng = random.Random(seed)
+    world, _ = begin(seed, 3)
+    world.checkers.muted = MUTED
+    if owners_of(world) != [0]:
+        world.hosts[owners_of(world)[0]].give(world.now, SwitchoverRequested(1, 0, 0))
+        world.play_until(world.now + 1_000 * MS)
+    burn(world, 1, 2)
+    world.play_until(world.now + 600 * MS)
+    for n in (1, 2):
+        world.operators.mark(world.hosts[0], world.now, f"n{n}")
+    return world, rng
+
+
+def _asleep_by_turns(
+    world: World, rng: random.Random, asleep_ms: float, start_ms: int, thawed_ms: int
+) -> list[str]:
+    """n1 and n2 start. n0 stands still until they have taken s0 over, then they do; n0 serves by
+    marks, and is stunned as they thaw."""
+    world.operators.burnt.clear()
+    for n in (1, 2):
+        world.at(world.now + start_ms * MS + rng.randrange(1, 5_000), world.boot, world.hosts[n])
+    stand_still(world, asleep_ms, int(thawed_ms - asleep_ms))
+    they_ms, thaw_ms = thawed_ms - rng.randrange(1, 100), thawed_ms + rng.randrange(300, 1_500)
+    for n in (1, 2):
+        stand_still(world, they_ms, thaw_ms - they_ms, n)
+    stand_still(world, thaw_ms - rng.randrange(15), rng.randrange(75, 99))
+    world.play_until(world.now + (thaw_ms + 1_500) * MS)
+    return list(world.checkers.violations)
+
+
+def asleep_before_it_counts(seed: int) -> list[str]:
+    """n1 and n2 start at once, and n0 stands still before their marks are in force: all that they
+    have heard of it is that it has marked them."""
+    world, rng = _marked_by_n0(seed)
+    world.operators.apart = bool(seed % 2)
+    return _asleep_by_turns(world, rng, rng.randrange(10, 200), 0, rng.randrange(2_900, 3_300))
+
+
+def asleep_before_they_start(seed: int) -> list[str]:
+    """n0 stands still from before n1 and n2 start: they have never heard it."""
+    world, rng = _marked_by_n0(seed)
+    world.operators.apart = True
+    world.play_until(world.now + 1_000 * MS)
+    return _asleep_by_turns(world, rng, 0.01, 20, rng.randrange(3_300, 3_600))
+
+
+DRAMAS: dict[str, Callable[[int], list[str]]] = {
+    f.__name__: f
+    for f in (
+        asleep_in_pieces,
+        starts_in_pieces,
+        asleep_before_it_counts,
+        asleep_before_they_start,
+    )
+}
