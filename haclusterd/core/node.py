@@ -174,10 +174,11 @@ def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
 
 def _stood_still(node: Node, now_us: int) -> None:
     """For two beats or more, be it too short for a freeze. What it hears then may be too old to be
-    two-way, and several times with hardly a run between, in which nobody can have met it, are one.
+    two-way; and several times, with less than a beat between in which somebody could have met it,
+    are one.
     """
     timing = node.spec.timing
-    if node.ran_us - node.woke_us >= timing.two_way_us:
+    if node.ran_us - node.woke_us >= timing.heartbeat_us:
         node.asleep_us = node.ran_us
     node.woke_us = now_us
     # Others, who count by marks, may have left it out by now (detector.leave_out).

@@ -45,7 +45,7 @@ def stand_still(bench: Bench, *pieces_ms: int, awake_us: int = 100) -> bool:
         ((151,), 100, True),
         ((80, 80), 100, True),
         ((60, 60, 60), 20_000, True),
-        ((80, 80), 76_000, False),
+        ((80, 80), 26_000, False),
         ((140, 30, 30), 100, False),
     ],
 )
