@@ -6,6 +6,7 @@ import msgspec
 
 from haclusterd.core import detector, marks, owner, state, voter
 from haclusterd.core.actions import Action
+from haclusterd.core.agreed import Agreed
 from haclusterd.core.model import Beat, Flag
 from haclusterd.core.state import NEVER, Node
 from tests.sim.mutations import patch
@@ -90,3 +91,8 @@ def cleared_while_starting() -> None:
 def marks_unsaid() -> None:
     """An owner that counts by marks says so, and is waited for by who has heard it."""
     patch(state, "_BY_MARKS", 0)
+
+
+def marks_outlive_the_boot() -> None:
+    """Who was marked dead is not marked any more on a host that has restarted."""
+    patch(Agreed, "forget_dead", lambda self: [])
