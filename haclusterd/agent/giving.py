@@ -5,10 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from haclusterd.agent.clock import wall_s
-from haclusterd.core.agreed import Agreed
+from haclusterd.agent.operators import OperatorError
+from haclusterd.agent.schema import USAGE
+from haclusterd.core.agreed import NAME_MAX, Agreed
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 
 Give = Callable[[Agreed, int], None]  # gives an order, at that time
+
+
+def signed(by: str, place: str = "") -> str:
+    """Who gives an order, and on which node. Raises OperatorError."""
+    by = by.strip()
+    if not by or not by.isprintable():
+        raise OperatorError("who orders this must be named, in printable characters", USAGE)
+    by = f"{by} on {place}" if place else by
+    if len(by) > NAME_MAX:
+        raise OperatorError(f"the name is too long: at most {NAME_MAX} characters", USAGE)
+    return by
+
+
+def named(spec: ClusterSpec, node: str) -> None:
+    """Another node of the cluster, or OperatorError is raised."""
+    known = [n.id for n in spec.nodes]
+    if node not in known:
+        raise OperatorError(f"there is no node {node}; known: {', '.join(known)}", USAGE)
+    if node == known[spec.me]:
+        raise OperatorError(f"{node} is alive: it was asked")
 
 
 def pausing(left_us: int, by: str) -> Give:

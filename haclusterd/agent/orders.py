@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from haclusterd.agent.clock import now_us, wall_s
-from haclusterd.agent.giving import Give, draining, given, marking, pausing
+from haclusterd.agent.giving import Give, draining, given, marking, named, pausing, signed
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.orders_file import (
     FILE_NAME,
@@ -25,12 +25,13 @@ from haclusterd.agent.orders_file import (
     Maintenance,
     OrdersFileError,
     read,
+    sentence,
     set_aside,
     write,
 )
-from haclusterd.agent.schema import PARTLY, USAGE
+from haclusterd.agent.schema import PARTLY
 from haclusterd.core.actions import Answered
-from haclusterd.core.agreed import NAME_MAX, Agreed, AgreedWord, DrainWord
+from haclusterd.core.agreed import Agreed, AgreedWord, DrainWord, MarkWord
 from haclusterd.core.inputs import FromAgent, MaintenanceRequested
 from haclusterd.core.model import FOR_GOOD_US, ClusterSpec
 from haclusterd.core.orders import span
@@ -83,7 +84,9 @@ class Orders:
         self._work: asyncio.Task[None] | None = None
         self.standing_by: tuple[str, ...] = ()
         self.changed: Callable[[], None] = lambda: None  # called when a drain begins or ends
-        self.problem = self.lost = ""  # why nothing can be kept; what was kept and is lost
+        self.problem = self._damaged = ""  # why nothing can be kept; what was kept and is lost
+        self._forgotten: list[MarkWord] = []  # of another boot, and nobody's word by now
+        self._outdated = False  # the file still has them
 
     # -- life --
 
@@ -93,18 +96,26 @@ class Orders:
         try:
             kept = read(self._path, self._spec.name, now)
         except OrdersFileError as error:
-            self.lost = f"{error}{set_aside(self._path)}"
-            log.error("%s", self.lost)
+            self._damaged = f"{error}{set_aside(self._path)}"
+            log.error("%s", self._damaged)
             return
         self._kept_us = now
         if kept is None:
             return
         self._agreed.merge(kept.agreed, now)
+        if not kept.is_of_this_boot() and (dead := self._agreed.forget_dead()):
+            self._forgotten, self._outdated = dead, True
+            log.warning("%s", self.lost)
         self.standing_by = kept.standing_by
         self._tell()
         if kept.maintenance.on:
             self._note_maintenance(kept.maintenance, now)
             self._send(MaintenanceRequested(-1, True, kept.maintenance.left_us))
+
+    @property
+    def lost(self) -> str:
+        """What was ordered before this start and is not in force any more; empty for nothing."""
+        return self._damaged or sentence(self._forgotten)
 
     def join(self, mesh: Mesh) -> None:
         """Take and give orders over the mesh."""
@@ -121,7 +132,7 @@ class Orders:
     async def pause(self, left_us: int, by: str) -> str:
         """Nothing moves by itself for `left_us` (FOR_GOOD_US: until resumed). As all here,
         raises OperatorError."""
-        by = self._signed(by)
+        by = signed(by, self._me)
         length = "until it is resumed" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
         text = f"the cluster is paused {length}"
         return await self._carry_out(text, pausing(left_us, by), self._pause_at_heart)
@@ -129,7 +140,7 @@ class Orders:
     async def resume(self, by: str) -> str:
         """Services move by themselves again; for a node that is away also where nothing is known of
         a pause, for it may keep one that nobody has heard of. Raises OperatorError."""
-        by = self._signed(by)
+        by = signed(by, self._me)
         away = [n.id for n in self._spec.nodes if n.id != self._me and not self._lives(n.id)]
         if not self._agreed.left_us(now_us()) and not away:
             raise OperatorError(f"the cluster is not paused, as far as {self._me} knows")
@@ -138,8 +149,8 @@ class Orders:
 
     async def mark_dead(self, node: str, by: str) -> str:
         """`by` has looked: `node` is dead, and stays so. Raises OperatorError."""
-        self._check_name(node)
-        by = self._signed(by, place=False)
+        named(self._spec, node)
+        by = signed(by)
         await self._refuse_if_heard(node, "it is not dead; stop it first")
         text = f"{node} is marked dead, verified by {by}"
         try:
@@ -151,17 +162,19 @@ class Orders:
 
     async def unmark(self, node: str, by: str) -> str:
         """Take a mark back; who lives loses it by itself (docs/design.md). Raises OperatorError."""
-        self._check_name(node)
+        named(self._spec, node)
         if self._agreed.mark_of(node) is None:
             raise OperatorError(f"{node} is not marked dead, as far as {self._me} knows")
         await self._refuse_if_heard(node, "its mark goes by itself once it stands by; or stop it")
-        text, give = f"{node} is not marked dead any more", marking(node, self._signed(by), False)
-        return await self._carry_out(text, give, self._marks_at_heart)
+        give = marking(node, signed(by, self._me), False)
+        return await self._carry_out(
+            f"{node} is not marked dead any more", give, self._marks_at_heart
+        )
 
     async def drain(self, target: str, left_us: int, by: str, move_us: int = FOR_GOOD_US) -> str:
         """No new calls to `target` (as `drained.target_of` has it) for `left_us`. What a drained
         node serves is moved away after `move_us`, or once it is empty. Raises OperatorError."""
-        give = draining(target, left_us, self._signed(by), move_us)
+        give = draining(target, left_us, signed(by, self._me), move_us)
         length = "until `drain off`" if left_us >= FOR_GOOD_US else f"for {span(left_us)}"
         text = f"{target.partition(':')[2]} takes no new calls {length}"
         return await self._carry_out(text, give, self._drains_changed)
@@ -171,7 +184,7 @@ class Orders:
         name = target.partition(":")[2]
         if self._agreed.drain_of(target, now_us()) is None:
             raise OperatorError(f"{name} is not drained, as far as {self._me} knows")
-        text, give = f"{name} takes new calls again", draining(target, 0, self._signed(by))
+        text, give = f"{name} takes new calls again", draining(target, 0, signed(by, self._me))
         return await self._carry_out(text, give, self._drains_changed)
 
     def drains(self) -> list[DrainWord]:
@@ -228,10 +241,7 @@ class Orders:
         async with self._lock:
             now = now_us()
             agreed = given(self._spec, self._agreed, give, now)
-            left_us = max(0, self._maintenance_end_us - now)
-            if self._maintenance.left_us >= FOR_GOOD_US:
-                left_us = FOR_GOOD_US
-            maintenance = Maintenance(self._maintenance.on and left_us > 0, left_us)
+            maintenance = self._maintenance.until(self._maintenance_end_us, now)
             kept = Kept(FORMAT, self._spec.name, boot_id(), now, agreed.word(now),
                         maintenance, self.standing_by)  # fmt: skip
             try:
@@ -244,7 +254,7 @@ class Orders:
                 raise OperatorError(f"not done: {self.problem}") from None
             if give is not None:
                 self._agreed.merge(agreed.word(now), now)
-                self.lost = ""
+                self._damaged = ""
             self._kept_us, self.problem = now, ""
 
     async def _drains_changed(self) -> None:
@@ -332,6 +342,10 @@ class Orders:
 
     def observe(self, view: View) -> None:
         """Heart's word: who is heard as a standby again loses its mark for all."""
+        known = self._agreed.has_word_of
+        self._forgotten = [
+            m for m in self._forgotten if not known(m.node) and not self._lives(m.node)
+        ]
         if self._work is not None and not self._work.done():
             return  # the next word says it again
         cleared = [m.node for m in view.marks if m.cleared and self._is_newest(m.node, m.version)]
@@ -343,7 +357,8 @@ class Orders:
             self._maintenance.on and self._maintenance.left_us < FOR_GOOD_US
         )
         due = timed and now_us() - self._kept_us > KEEP_AGAIN_US
-        if cleared or due:
+        if cleared or due or self._outdated:
+            self._outdated = False
             self._work = lasting(self._renew(bool(cleared)), "orders kept anew")
 
     def _is_newest(self, node: str, version: int) -> bool:
@@ -378,22 +393,6 @@ class Orders:
             return True
         silent_us = min(seen.silent_us, seen.unheard_us)
         return seen.role not in _DEAD or silent_us < 2 * self._spec.timing.dead_us
-
-    def _check_name(self, node: str) -> None:
-        known = [n.id for n in self._spec.nodes]
-        if node not in known:
-            raise OperatorError(f"there is no node {node}; known: {', '.join(known)}", USAGE)
-        if node == self._me:
-            raise OperatorError(f"{node} is alive: it was asked")
-
-    def _signed(self, by: str, place: bool = True) -> str:
-        by = by.strip()
-        if not by or not by.isprintable():
-            raise OperatorError("who orders this must be named, in printable characters", USAGE)
-        signed = f"{by} on {self._me}" if place else by
-        if len(signed) > NAME_MAX:
-            raise OperatorError(f"the name is too long: at most {NAME_MAX} characters", USAGE)
-        return signed
 
 
 class _HeartRefused(OperatorError):

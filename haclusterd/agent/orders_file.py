@@ -2,15 +2,17 @@
 
 Times are written as what is left of them, with the boot and the moment: within one boot they go
 on by its clock; over a restart of the host they stand still, for no clock is sure to have run.
+Whom a file of another boot marks dead may be back since: it is not marked by it any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from haclusterd.core.agreed import AgreedWord
+from haclusterd.core.agreed import AgreedWord, MarkWord
 from haclusterd.core.model import FOR_GOOD_US
 from haclusterd.files import boot_id, write_atomically
 
@@ -25,6 +27,11 @@ class Maintenance(msgspec.Struct, frozen=True):
     on: bool = False
     left_us: int = FOR_GOOD_US
 
+    def until(self, end_us: int, now_us: int) -> Maintenance:
+        """The same as it stands at `now_us`, where it ends at `end_us`."""
+        left_us = FOR_GOOD_US if self.left_us >= FOR_GOOD_US else max(0, end_us - now_us)
+        return Maintenance(self.on and left_us > 0, left_us)
+
 
 class Kept(msgspec.Struct, frozen=True):
     """The file. `at_us` is BOOTTIME when it was written, in the boot `boot_id`."""
@@ -36,6 +43,10 @@ class Kept(msgspec.Struct, frozen=True):
     agreed: AgreedWord = AgreedWord()
     maintenance: Maintenance = Maintenance()
     standing_by: tuple[str, ...] = ()  # services whose profiles the agent put into standby
+
+    def is_of_this_boot(self) -> bool:
+        """The host has not restarted since; False where /proc does not say."""
+        return bool(self.boot_id) and self.boot_id == boot_id()
 
 
 class OrdersFileError(Exception):
@@ -60,7 +71,7 @@ def read(path: Path, cluster: str, now_us: int) -> Kept | None:
         raise OrdersFileError(f"{path}: is damaged ({error}): {fix}") from None
     if len(content) > FILE_BYTES_MAX or found.format != FORMAT or found.cluster != cluster:
         raise OrdersFileError(f"{path}: is not of this cluster and version: {fix}")
-    gone_us = max(0, now_us - found.at_us) if found.boot_id == boot_id() else 0
+    gone_us = max(0, now_us - found.at_us) if found.is_of_this_boot() else 0
     pause, maintenance = found.agreed.pause, found.maintenance
     pause = msgspec.structs.replace(pause, left_us=_left(pause.left_us, gone_us))
     drains = tuple(
@@ -85,6 +96,17 @@ def set_aside(path: Path) -> str:
     except OSError:
         return ""
     return f"; what it held is in {aside} now"
+
+
+def sentence(forgotten: Sequence[MarkWord]) -> str:
+    """For the operator: whose marks are not in force any more, and the fix; empty for none."""
+    if not forgotten:
+        return ""
+    marked = ", ".join(f"{mark.node} (verified by {mark.by})" for mark in forgotten)
+    return (
+        f"marked dead before this host restarted, and not any more: {marked}: look again; what is "
+        "still dead: `haclusterctl node mark-dead ID --verified-by NAME`"
+    )
 
 
 def _left(left_us: int, gone_us: int) -> int:

@@ -284,7 +284,7 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     add("resume", "end a pause: services move by themselves again")
     node = add("node", "what an operator knows of a node, and the cluster cannot")
     node.add_argument("action", choices=("mark-dead", "unmark"))
-    node.add_argument("id", metavar="ID")
+    node.add_argument("id", metavar="ID", help="a mark is kept for one boot of each host")
     node.add_argument("--verified-by", metavar="NAME", help="mark-dead: who has looked")
     node.add_argument("--yes", action="store_true", help="mark-dead: do not ask for confirmation")
     add("upgrade", "replace the running daemon by the installed version; nothing moves")

@@ -4,7 +4,8 @@ Each order has a version, unique and growing; of two words about the same thing 
 that all who hear of each other come to agree, in whatever order they do. A version is above all
 that its giver knew of and, as far as wall clocks agree, says when it was given: of two orders that
 knew nothing of each other the one given last wins. What is for a time counts down by every node's
-own clock, and ends for all with the first.
+own clock, and ends for all with the first. That a node is dead holds for this boot of one's own
+host: after that others have to say so, or the operator again (docs/design.md, Marked dead).
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class AgreedWord(msgspec.Struct, frozen=True):
     pause: PauseWord = PauseWord()
     marks: tuple[MarkWord, ...] = ()
     drains: tuple[DrainWord, ...] = ()
+    above: int = 0  # a version that is forgotten here: later orders are newer
 
 
 class Agreed:
@@ -71,6 +73,7 @@ class Agreed:
         self._targets = {*(f"node:{n.id}" for n in spec.nodes),
                          *(f"service:{s.name}" for s in spec.services)}  # fmt: skip
         self._drains: dict[str, tuple[DrainWord, int]] = {}  # with when it was heard
+        self._above = 0
 
     # -- giving orders --
 
@@ -98,7 +101,7 @@ class Agreed:
     def _next_version(self, wall_s: int) -> int:
         drains = (drain.version for drain, _ in self._drains.values())
         marks = (mark.version for mark in self._marks.values())
-        newest = max([self._pause.version, *marks, *drains])
+        newest = max([self._above, self._pause.version, *marks, *drains])
         number = max(newest // NODES_MAX + 1, min(wall_s, WALL_S_MAX))
         return number * NODES_MAX + self._spec.me % NODES_MAX
 
@@ -107,6 +110,8 @@ class Agreed:
     def merge(self, word: AgreedWord, now_us: int) -> bool:
         """Take over what is newer in the word of another; True if anything changed."""
         changed = False
+        if word.above <= VERSION_MAX:
+            self._above = max(self._above, word.above)
         pause = word.pause
         if _is_sane(pause.version, pause.by) and pause.left_us >= 0:
             if pause.version > self._pause.version:
@@ -135,6 +140,15 @@ class Agreed:
             return True
         return False
 
+    def forget_dead(self) -> list[MarkWord]:
+        """This host has restarted: nobody is marked dead on a word of before. Returns what is
+        forgotten; others, who still have it in force, bring it back."""
+        dead = [mark for mark in self._marks.values() if mark.dead]
+        for mark in dead:
+            del self._marks[mark.node]
+        self._above = max([self._above, *(mark.version for mark in dead)])
+        return dead
+
     def _set_pause(self, pause: PauseWord, now_us: int) -> None:
         self._pause = pause
         self._until_us = now_us + min(pause.left_us, FOR_GOOD_US)
@@ -154,12 +168,17 @@ class Agreed:
             pause,
             tuple(self._marks[node] for node in sorted(self._marks)),
             tuple(self._drain_now(target, now_us) for target in sorted(self._drains)),
+            self._above,
         )
 
     def mark_of(self, node: str) -> MarkWord | None:
         """The mark in force on a node."""
         mark = self._marks.get(node)
         return mark if mark is not None and mark.dead else None
+
+    def has_word_of(self, node: str) -> bool:
+        """Somebody has ordered something about it, the last time perhaps the end of its mark."""
+        return node in self._marks
 
     def drain_of(self, target: str, now_us: int) -> DrainWord | None:
         """The drain in force on a target, its times as they stand now."""

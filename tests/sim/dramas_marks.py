@@ -311,6 +311,22 @@ def claims_as_they_return(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def starts_deaf_with_old_marks(seed: int) -> list[str]:
+    """n0's power fails before the marks of those who are back are cleared there. Later it starts,
+    and hears nobody yet, as behind a port that comes up late: they serve, and it has to wait."""
+    world, rng = alone(seed)
+    world.play_until(world.now + rng.randrange(60, 240) * MS)
+    world.hosts[0].kill(world.now, power=True)
+    world.play_until(world.now + 5_000 * MS)
+    cut(world, [(0, 1), (0, 2)], rng.randrange(500, 5_000) * MS)
+    world.boot(world.now, world.hosts[0])
+    world.play_until(world.now + 8_000 * MS)
+    found = list(world.checkers.violations)
+    if not found and owners_of(world) not in ([1], [2]):
+        found.append(f"V3: {owners_of(world)} serve s0")
+    return found
+
+
 DRAMAS: dict[str, Callable[[int], list[str]]] = {
     f.__name__: f
     for f in (
@@ -326,6 +342,7 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         asleep_after_they_took_over,
         asleep_in_their_hold_down,
         claims_as_they_return,
+        starts_deaf_with_old_marks,
         stunned_as_they_return,
         thaws_when_they_are_back,
     )

@@ -56,9 +56,10 @@ def back_with_a_staged_set(seed: int) -> list[str]:
 
 
 def returned_with_who_was_removed(seed: int) -> list[str]:
-    """n0 and n3 count by set 2, without n1, and have marked n2 and n4 dead. All start at once: n1
-    does not know that it was removed, n2, which does, is asked for its vote, and n4, which has not
-    staged set 2, cannot hear n3."""
+    """n0 and n3 count by set 2, without n1, and have marked n2 and n4 dead. All start at once, the
+    hosts of n0 and n3 having run on, so that these two remember: n1 does not know that it was
+    removed, n2, which does, is asked for its vote, and n4, which has not staged set 2, cannot hear
+    n3."""
     world = _begin(seed, WITHOUT_N1, 5)
     hosts, rng = world.hosts, random.Random(seed)
     hosts[2].stubborn = True
@@ -71,7 +72,7 @@ def returned_with_who_was_removed(seed: int) -> list[str]:
     world.operators.burnt.clear()
     world.operators.apart = True
     for n in (0, 3):
-        hosts[n].kill(world.now, power=True)
+        hosts[n].kill(world.now, power=False)
     world.play_until(world.now + 500_000)
     for host in hosts:
         world.at(world.now + rng.randrange(2_000), world.boot, host)

@@ -174,6 +174,9 @@ DRILLS: dict[str, Drill] = {
     ),
     "cleared with its echo in hand": Drill(d.cleared_without_echo, drama="marked_dies_again"),
     "not cleared in its hold-down": Drill(d.cleared_while_starting, drama="marked_is_slow_to_vote"),
+    "a mark ends with the boot": Drill(
+        d.marks_outlive_the_boot, drama="starts_deaf_with_old_marks"
+    ),
     # freshness and freezes
     "two-way": Drill(t.one_way_is_enough, drama="words_of_the_dead"),
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),

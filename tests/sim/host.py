@@ -124,6 +124,7 @@ class Host(Member):
             self.kernel.keep[k] = False
         if power:
             self.kernel.power_off()
+            self.world.operators.unpowered.add(self.me)
             self.telephony.up = True
             self.telephony.calls.clear()
             for k in range(len(self.spec.services)):

@@ -6,6 +6,7 @@ import msgspec
 
 from haclusterd.core import detector, marks, node, owner, speech, state, voter
 from haclusterd.core.actions import Action
+from haclusterd.core.agreed import Agreed
 from haclusterd.core.model import Beat, Flag
 from haclusterd.core.state import NEVER, Node
 from tests.sim.mutations import patch
@@ -127,3 +128,8 @@ def pieces_apart() -> None:
         true(n, now_us)
 
     patch(node, "_stood_still", stood_still)
+
+
+def marks_outlive_the_boot() -> None:
+    """Who was marked dead is not marked any more on a host that has restarted."""
+    patch(Agreed, "forget_dead", lambda self: [])

@@ -3,7 +3,7 @@
 Whoever marks a node dead here tells the truth: the node was powered off before, and it is started
 again only when the network is whole (docs/design.md, Marked dead); and he marks nothing on a side
 that was left behind by a change of the voters. What else they order comes as it may: in partitions,
-twice, on both sides.
+twice, on both sides. Who loses its power forgets who was marked dead, and is told again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from haclusterd.core.state import is_paused
 from tests.sim.faults import KINDS, Blow
 
 if TYPE_CHECKING:
+    import random
+
     from tests.sim.host import Host
     from tests.sim.world import World
 
@@ -36,6 +38,7 @@ class Operators:
         self.apart = False  # agents tell each other nothing
         self.marking: dict[tuple[int, int], str] = {}  # by host and request: without an answer yet
         self.refused = 0  # marks
+        self.unpowered: set[int] = set()  # since its agent last ran
 
     def attach(self, hosts: list[Host]) -> None:
         self.agreed = [Agreed(host.spec) for host in hosts]
@@ -93,6 +96,11 @@ class Operators:
         else:
             self.agreed[host.me] = Agreed(host.spec)
         agreed = self.agreed[host.me]
+        if host.me in self.unpowered:
+            self.unpowered.discard(host.me)
+            if agreed.forget_dead():
+                again_us = t + host.rng.randrange(200_000, 4_000_000)
+                self.world.at(again_us, tell_again, host)
         host.todo.append(agreed.pause_input(-1, host.local(t)))
         host.todo.append(agreed.marks_input(-1))
 
@@ -202,15 +210,24 @@ def mark_dead(blow: Blow, host: Host) -> None:
 
 
 def tell_of_the_dead(blow: Blow, host: Host) -> None:
-    operators = blow.world.operators
-    talking = [h for h in blow.world.hosts if operators._talks(h, blow.t)]
-    nodes = [h.node for h in blow.world.hosts if h.node is not None]  # the dead ones', too
+    _tell_all(blow.world, blow.rng, blow.t)
+
+
+def tell_again(t: int, host: Host) -> None:
+    """The operator reads on a host that has restarted whose marks do not hold any more."""
+    _tell_all(host.world, host.rng, t)
+
+
+def _tell_all(world: World, rng: random.Random, t: int) -> None:
+    operators = world.operators
+    talking = [h for h in world.hosts if operators._talks(h, t)]
+    nodes = [h.node for h in world.hosts if h.node is not None]  # the dead ones', too
     in_force = max((n.spec.revision for n in nodes if n.roll.proven), default=1)
     living = [h for h in talking if h.spec.revision >= in_force]
     for n in sorted(operators.burnt) if living else ():
-        teller = blow.rng.choice(living)
+        teller = rng.choice(living)
         if operators.agreed[teller.me].mark_of(f"n{n}") is None:
-            operators.mark(teller, blow.t, f"n{n}")
+            operators.mark(teller, t, f"n{n}")
 
 
 KINDS.update({f.__name__: f for f in (pause, mark_dead)})

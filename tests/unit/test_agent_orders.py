@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,6 @@ import pytest
 from haclusterd.agent import giving
 from haclusterd.agent import orders as module
 from haclusterd.agent.operators import OperatorError
-from haclusterd.agent.orders import Orders
 from haclusterd.agent.orders_file import FILE_NAME, OrdersFileError, read
 from haclusterd.core.actions import Answered
 from haclusterd.core.agreed import Agreed, AgreedWord, PauseWord
@@ -26,74 +25,17 @@ from haclusterd.core.inputs import (
     PauseOrdered,
 )
 from haclusterd.core.model import FOR_GOOD_US
-from haclusterd.core.view import MarkView, View
-from haclusterd.sync.rpc import RequestFailed
-from tests.fixtures.agent_parts import spec, view
+from haclusterd.core.view import MarkView
+from tests.fixtures.agent_parts import spec
+from tests.unit.orders_bench import HOUR_US, Bench, bench_in, refused, seen
 from tests.unit.sync_cluster import until
 
 pytestmark = pytest.mark.timeout(20)
 
-HOUR_US = 3_600_000_000
-
-
-def seen(dead: tuple[str, ...] = (), **changes: object) -> View:
-    """fs-a, b and c; these are dead."""
-    word = view({"east": ("fs-a", 7)})
-    nodes = tuple(
-        msgspec.structs.replace(n, role="dead", silent_us=10**9, unheard_us=10**9)
-        if n.id in dead else n
-        for n in word.nodes
-    )  # fmt: skip
-    return msgspec.structs.replace(word, nodes=nodes, **changes)
-
-
-class Bench:
-    """An agent on fs-a; `disk` at each message to heart and to others: what was kept by then."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.view: View = seen()
-        self.sent: list[FromAgent] = []
-        self.asked: list[tuple[str, str]] = []
-        self.disk: list[str] = []
-        self.heart = Answered(0, True, "done")
-        self.hears: bytes = b"no"
-        self.away: set[str] = set()
-        self.methods: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {}
-        self.orders = Orders(spec(), folder, lambda: self.view, self.ask, self.sent.append)
-        self.orders.join(self)
-
-    def kept(self) -> str:
-        path = self.folder / FILE_NAME
-        return path.read_text() if path.exists() else ""
-
-    async def ask(self, make: Callable[[int], FromAgent]) -> Answered:
-        self.disk.append(self.kept())
-        self.sent.append(make(5))
-        return self.heart
-
-    async def request(self, node: str, method: str, payload: bytes, timeout_ms: int) -> bytes:
-        self.disk.append(self.kept())
-        self.asked.append((node, method))
-        if node in self.away:
-            raise RequestFailed(f"{node}: gone")
-        return self.hears if method == "hears" else b"{}"
-
-    def register(self, method: str, answer: Callable[[str, bytes], Awaitable[bytes]]) -> None:
-        self.methods[method] = answer
-
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    for one in (module, giving):
-        monkeypatch.setattr(one, "wall_s", lambda: 1)
-    return Bench(tmp_path / "state")
-
-
-async def refused(work: Awaitable[str]) -> OperatorError:
-    with pytest.raises(OperatorError) as caught:
-        await work
-    return caught.value
+    return bench_in(tmp_path / "state", monkeypatch)
 
 
 async def test_ml10_a_pause_is_on_disk_before_anybody_hears_of_it(bench: Bench) -> None:
@@ -150,8 +92,7 @@ async def test_ml10_a_restarted_agent_tells_heart_first(bench: Bench) -> None:
     await bench.orders.pause(FOR_GOOD_US, "anna")
     bench.view = seen(("fs-c",))
     await bench.orders.mark_dead("fs-c", "ben")
-    again = Bench(bench.folder)
-    again.orders.load()
+    again = bench.starts_again()
     pause, marks, maintenance = again.sent
     assert isinstance(pause, PauseOrdered)
     assert (pause.request, pause.left_us, pause.by) == (-1, FOR_GOOD_US, "anna on fs-a")
@@ -165,8 +106,7 @@ async def test_ml10_a_restarted_agent_tells_heart_first(bench: Bench) -> None:
 async def test_maintenance_that_is_over_is_not_restored(bench: Bench) -> None:
     await bench.orders.keep_maintenance(True, 1_000)
     await asyncio.sleep(0.01)
-    again = Bench(bench.folder)
-    again.orders.load()
+    again = bench.starts_again()
     assert [type(m) for m in again.sent] == [PauseOrdered, MarksOrdered]
 
 

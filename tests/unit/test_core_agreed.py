@@ -129,6 +129,61 @@ def test_s13_odd_words_change_nothing(word: AgreedWord) -> None:
     assert a.word(0) == before
 
 
+# another boot of the host -----------------------------------------------------------------------
+
+
+def test_ml18_a_host_that_restarts_forgets_who_was_marked_and_nothing_else() -> None:
+    a, *_ = copies()
+    a.order_mark("n1", "anna", dead=True)
+    a.order_mark("n2", "anna", dead=True)
+    a.order_mark("n1", "the cluster", dead=False)
+    a.order_pause(HOUR_US, "ben", 0)
+    a.order_drain("node:n1", HOUR_US, "ben", 0)
+    before = a.word(0)
+    assert [(m.node, m.by) for m in a.forget_dead()] == [("n2", "anna")]
+    after = a.word(0)
+    assert (after.pause, after.drains) == (before.pause, before.drains)
+    assert after.marks == before.marks[:1], "the end of a mark"
+    assert a.marks_input(-1) == MarksOrdered(-1, ())
+    assert (a.has_word_of("n1"), a.has_word_of("n2")) == (True, False)
+    assert a.forget_dead() == []
+
+
+def test_ml18_a_forgotten_mark_is_back_when_another_says_so() -> None:
+    a, b, _ = copies()
+    a.order_mark("n2", "anna", dead=True, wall_s=1_000)
+    b.merge(a.word(0), 0)
+    told = a.marks_input(-1)
+    a.forget_dead()
+    assert not b.merge(a.word(0), 0), "to have forgotten is no order"
+    assert a.merge(b.word(0), 0)
+    assert a.marks_input(-1) == told
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_ml18_what_is_ordered_later_is_newer_than_what_was_forgotten(restarts: int) -> None:
+    """Though the wall clock is behind by now, and the agent read its file again since."""
+    a, b, _ = copies()
+    a.order_mark("n2", "anna", dead=True, wall_s=2_000)
+    b.merge(a.word(0), 0)
+    a.forget_dead()
+    for _ in range(restarts):
+        kept = a.word(0)
+        (a, *_) = copies()
+        a.merge(kept, 0)
+    a.order_mark("n2", "ben", dead=False, wall_s=5)
+    assert b.merge(a.word(0), 0)
+    assert b.mark_of("n2") is None
+
+
+@pytest.mark.parametrize("above", [-5, 2**60])
+def test_s13_an_odd_version_in_another_word_is_not_passed(above: int) -> None:
+    a, *_ = copies()
+    a.merge(AgreedWord(above=above), 0)
+    a.order_pause(0, "anna", 0)
+    assert a.word(0).pause.version == NODES_MAX
+
+
 # drains -----------------------------------------------------------------------------------------
 
 
