@@ -159,9 +159,6 @@ DRILLS: dict[str, Drill] = {
     "a file is read by its shape": Drill(
         dramas_files.read_by_counts, drama="services_change_places"
     ),
-    "the shape knows addresses": Drill(
-        dramas_files.read_by_counts, drama="addresses_change_places"
-    ),
     # nodes marked dead
     "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),
     "who is back carries a lease": Drill(d.waiting_is_no_echo, drama="alone_as_they_return"),
