@@ -212,17 +212,17 @@ class _Opening:
         self._realtime()
         predecessor.ready(self._spec.config_hash)
         state, descriptors = predecessor.receive()
-        node, wire, orders = self._voters.taken_over(state, self._ring, now_us())
+        node, wire, orders, held = self._voters.taken_over(state, self._ring, now_us())
         self._lock = lock = NodeLock(self._config, descriptors[-1])
         heart = self._heart(
             node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,
             sockets=dict(zip(state.links, descriptors, strict=False)),
         )  # fmt: skip
-        for k in state.held:
+        for k in held:
             addresses.keep(k, True, now_us())
         predecessor.take()
         if isinstance(fence, RuleFence):
-            fence.adopt(state.held)
+            fence.adopt(held)
         lock.write_pid()
         self._agent.take_up(orders)
         heart.go_on(_gone(state), state.freeswitch)
