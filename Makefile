@@ -67,7 +67,7 @@ COVERING := $(wildcard tests/unit/test_core_*.py tests/unit/test_wire*.py) \
 	$(wildcard tests/unit/test_replication*.py) tests/unit/test_agent_files.py \
 	tests/unit/test_sync_codec.py tests/unit/test_calls.py tests/scenarios/test_scenarios.py
 
-coverage: $(READY) ## 100 % of the branches of core and wire.py, or it fails
+coverage: $(READY) ## 100 % of the branches of core, wire.py and datagram.py, or it fails
 	$(BIN)/python -m coverage run -m pytest -q -m 'not slow' $(COVERING)
 	$(BIN)/python -m coverage report
 

@@ -1,24 +1,8 @@
 """Bytes <-> beats: versioned header, AES-256-GCM, key ring, replay windows (DESIGN sections 5, 6).
 
-Datagram, integers big-endian (a version is never edited; a change is a new one):
-
-    0   2  magic "HC"
-    2   1  version, 1 or 2
-    3   1  key id
-    4   4  cluster tag: first bytes of SHA-256(context, cluster name)
-    8   1  sender, its index in the configuration
-    9   1  link index
-    10  8  incarnation of the sender, random for every boot and thaw
-    18  8  seq of the beat: the counter of the nonce
-    26  n  AES-256-GCM of the beat as a msgpack array, then its 16 byte tag
-
-The key is derived per key-ring key, sender and incarnation, so that a counter that starts again
-after a boot meets another key; the nonce is (link, seq). The whole cluster id and the header are
-authenticated. One `seal` per link serves all peers.
-
-Version 2 appends to the array: the revision of the set of voters by which the sender counts, the
-revision it has staged, and the hash of that configuration. Both versions are opened; which one is
-sealed the core says (`core.dialect`). Of version 1 the set of voters is the first one.
+The layout is in `datagram`. The key is derived per key-ring key, sender and incarnation, so that a
+counter that starts again after a boot meets another key; the nonce is (link, seq). The whole
+cluster id and the header are authenticated. One `seal` per link serves all peers.
 
 Peer bytes never raise: `Wire.open` returns a beat or an `Outcome`. Nothing but a counter changes
 before the MAC is verified.
@@ -37,30 +21,29 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from haclusterd.core.model import (
-    EPOCH_MAX,
-    Beat,
-    ClusterSpec,
-    Echo,
-    Identity,
-    Release,
-    ServiceEntry,
-)
+from haclusterd.core.model import Beat, ClusterSpec
 from haclusterd.core.numbering import Numbering, is_sound, numbering, renumbered
+from haclusterd.datagram import (
+    BEAT_BYTES_MAX,
+    DATAGRAM_BYTES_MIN,
+    FLAGS_MASK,
+    HEADER,
+    MAGIC,
+    SHAPE_BIT,
+    SHAPE_MASK,
+    TAG_BYTES,
+    VERSIONS,
+    as_version_1,
+)
 from haclusterd.replay import Incarnation, PeerWindows, Window
 
-BEAT_BYTES_MAX = 1200  # passes every network in one piece
 KEY_BYTES = 32
 KIN_MAX = 3  # configurations beside one's own that are read: before, after, after at the start
 
-_MAGIC = b"HC"
-VERSIONS = (1, 2)  # that are opened
-_VERSION_1_FIELDS = 15
-_HEADER = struct.Struct(">2sBB4sBBQQ")
-_TAG_BYTES = 16
 _STRANGERS_MAX = 32  # addresses by link
-_DATAGRAM_BYTES_MIN = _HEADER.size + _TAG_BYTES + 1
 _CONTEXT = b"haclusterd beat 1"
+_NONCE = struct.Struct(">IQ")
+_set = msgspec.structs.force_setattr
 
 
 class Outcome(enum.StrEnum):
@@ -136,6 +119,7 @@ class Wire:
         self.overheard = (0, 0)  # revision and hash of a later set that cannot be read here
         self._kin: dict[int, Numbering] = {}
         self._spec = spec
+        self._shape, self._upper_flags = spec.shape, spec.shape << SHAPE_BIT
         self._nodes, self._services = len(spec.nodes), len(spec.services)
         self._me = spec.nodes[spec.me].id
         name = spec.name.encode()
@@ -208,16 +192,21 @@ class Wire:
             raise ValueError(f"seq {seq} on link {link} was used before: the nonce would repeat")
         if beat.incarnation != self._incarnation or beat.sender != self._spec.me:
             raise ValueError(f"not a beat of node {self._spec.me} as it runs now: {beat}")
-        header = _HEADER.pack(
-            _MAGIC, self.version, self._seal_key.id, self._tag, beat.sender, link,
+        header = HEADER.pack(
+            MAGIC, self.version, self._seal_key.id, self._tag, beat.sender, link,
             beat.incarnation, seq,
         )  # fmt: skip
-        body = self._encode(beat if self.version > 1 else _as_version_1(beat))
-        size = _HEADER.size + len(body) + _TAG_BYTES
+        flags = beat.flags
+        _set(beat, "flags", flags | self._upper_flags)  # put back at once; a copy costs more
+        try:
+            body = self._encode(beat if self.version > 1 else as_version_1(beat))
+        finally:
+            _set(beat, "flags", flags)
+        size = HEADER.size + len(body) + TAG_BYTES
         if size > BEAT_BYTES_MAX:
             raise ValueError(f"a beat of {size} bytes is larger than {BEAT_BYTES_MAX}")
         self._sealed[link] = seq
-        nonce = link.to_bytes(4, "big") + header[18:]
+        nonce = _NONCE.pack(link, seq)
         return header + self._seal_cipher.encrypt(nonce, body, self._cluster_id + header)
 
     def open(self, datagram: bytes, link: int, source: str) -> Beat | Outcome:
@@ -248,10 +237,10 @@ class Wire:
         size = len(datagram)
         if size > BEAT_BYTES_MAX:
             return Outcome.OVERSIZE
-        if size < _DATAGRAM_BYTES_MIN:
+        if size < DATAGRAM_BYTES_MIN:
             return Outcome.MALFORMED
-        magic, version, key_id, tag, sender, its_link, number, seq = _HEADER.unpack_from(datagram)
-        if magic != _MAGIC:
+        magic, version, key_id, tag, sender, its_link, number, seq = HEADER.unpack_from(datagram)
+        if magic != MAGIC:
             return Outcome.MALFORMED
         if version not in VERSIONS:
             return Outcome.VERSION
@@ -306,17 +295,20 @@ class Wire:
             self.overheard = max(self.overheard, (beat.revision, beat.config_hash))
 
     def _decrypted(self, cipher: AESGCM, datagram: bytes) -> bytes:
-        header = datagram[: _HEADER.size]
+        header = datagram[: HEADER.size]
         nonce = b"\0\0\0" + header[9:10] + header[18:]
-        return cipher.decrypt(nonce, datagram[_HEADER.size :], self._cluster_id + header)
+        return cipher.decrypt(nonce, datagram[HEADER.size :], self._cluster_id + header)
 
     def _in_my_numbers(self, beat: Beat, node: int) -> Beat | Outcome:
-        """The beat of `node`, by its address, as it is to be read here.
+        """The beat of `node`, by its address, as it is to be read here; nobody else has it yet.
 
         A neighbour in a change of the voters may count otherwise, and is read by what is known of
-        its configuration. Another configuration of the same revision is read if it counts alike;
-        of another revision it is not, because the same number may be another node.
+        its configuration. Another configuration of the same revision is read if its numbers mean
+        the same, by its shape (where one of the two does not tell any: if there are as many); of
+        another revision it is not, because the same number may be another node.
         """
+        flags = beat.flags
+        _set(beat, "flags", flags & FLAGS_MASK)  # what lies above the shape is a later version's
         if beat.config_hash != self._spec.config_hash:
             by = self._kin.get(beat.config_hash)
             if by is not None:
@@ -326,6 +318,9 @@ class Wire:
             if beat.revision > self._spec.revision:
                 self.overheard = max(self.overheard, (beat.revision, beat.config_hash))
             if beat.revision not in (self._spec.revision, 0):
+                return Outcome.OTHER_CONFIG
+            shape = flags >> SHAPE_BIT & SHAPE_MASK
+            if shape != self._shape and shape and self._shape:
                 return Outcome.OTHER_CONFIG
         if beat.sender != node:
             return Outcome.FOREIGN
@@ -364,37 +359,6 @@ class Wire:
                 peer.current_number, peer.current = handed[0], current
 
 
-def _as_version_1(beat: Beat) -> tuple[object, ...]:
-    return msgspec.structs.astuple(beat)[:_VERSION_1_FIELDS]
-
-
 def wire_state_in(state: WireState, by: Numbering) -> WireState:
     """What was handed over, in the numbers of the set of voters that is taken up."""
     return WireState(state.sealed, tuple(state.peers[n] if n >= 0 else None for n in by.my_nodes))
-
-
-def beat_bytes_bound(nodes: int, services: int) -> int:
-    """The size in bytes that no beat of such a cluster exceeds: every number at its widest."""
-    wide, long = 2**64 - 1, 2**32 - 1
-    identity = Identity(EPOCH_MAX, nodes, wide)
-    beat = Beat(
-        sender=nodes,
-        link=0,
-        incarnation=wide,
-        seq=wide,
-        number=wide,
-        reply=True,
-        config_hash=long,
-        rank_hash=long,
-        flags=2**16 - 1,
-        health=100,
-        load=10,
-        calls=long,
-        echoes=(Echo(long, wide, long),) * nodes,
-        services=(ServiceEntry(identity, wide, 6, True, long, EPOCH_MAX),) * services,
-        releases=tuple(Release(service, identity, nodes) for service in range(services)),
-        revision=long,
-        staged=long,
-        staged_hash=long,
-    )
-    return _HEADER.size + len(msgspec.msgpack.encode(beat)) + _TAG_BYTES

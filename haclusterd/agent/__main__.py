@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         begun = revisions.begin(
             arguments.config, node=arguments.node, run_dir=arguments.run_dir,
-            revision=arguments.revision,
+            revision=arguments.revision, counts_by=arguments.shape,
         )  # fmt: skip
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", metavar="ID")
     parser.add_argument("--run-dir", type=Path, metavar="DIR")
     parser.add_argument("--revision", type=int, default=0, metavar="N")
+    parser.add_argument("--shape", type=int, default=0, metavar="N")
     parser.add_argument("--heart-fd", type=int, required=True, metavar="N")
     return parser
 

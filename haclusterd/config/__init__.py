@@ -25,6 +25,7 @@ from haclusterd.config.model import (
     config_hash,
     effective,
     seen_by,
+    shape,
 )
 from haclusterd.config.presets import PRESETS
 from haclusterd.config.recovering import RecoverySection
@@ -43,4 +44,5 @@ __all__ = [
     "load",
     "load_cluster",
     "seen_by",
+    "shape",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,17 @@ def config_hash(config: Config) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
+def shape(nodes: Sequence[NodeSpec], services: Sequence[ServiceSpec]) -> int:
+    """32 bits, never 0, over what the positions of nodes and services in the file stand for.
+
+    Between two files of one shape the numbers in a beat mean the same. A service is its name and
+    the addresses it answers for, whatever NIC carries them.
+    """
+    served = [[s.name, sorted(a.ip for a in s.addresses)] for s in services]
+    text = json.dumps([[n.id for n in nodes], served], separators=(",", ":"))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") or 1
+
+
 def effective(config: Config) -> dict[str, Any]:
     """Every value in force, section by section as in the file, as plain JSON types.
 
@@ -296,4 +307,5 @@ def seen_by(config: Config, node: str) -> ClusterSpec:
         freeswitch=config.freeswitch is not None,
         relinquish_us=RELINQUISH_DEADS * config.timing.dead_us if config.relinquish else 0,
         revision=config.revision,
+        shape=shape(config.nodes, config.services),
     )

@@ -9,13 +9,13 @@ soon as a node is heard that has it in force.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from haclusterd.config.load import FILE_BYTES_MAX, load, load_cluster
-from haclusterd.config.model import STATE_DIR, Config, ConfigError, Problem, config_hash
+from haclusterd.config.model import STATE_DIR, Config, ConfigError, Problem, config_hash, shape
 from haclusterd.files import write_atomically
 
 FILE_NAME = "configuration.json"
@@ -87,11 +87,14 @@ def write(folder: Path, content: Content) -> None:
 
 
 def begin(
-    path: Path, *, node: str | None = None, run_dir: Path | None = None, revision: int = 0
-) -> Start:
+    path: Path, *, node: str | None = None, run_dir: Path | None = None, revision: int = 0,
+    counts_by: int = 0,
+) -> Start:  # fmt: skip
     """The configuration a process starts with. Raises ConfigError.
 
     `revision` is what heart counts by, where it starts an agent or its successor; 0 at a start.
+    `counts_by`: the shape of heart's file, where it starts an agent. The file on the host may be
+    another one by then, and the two speak of services by number.
     """
     file = load(path, node=node, run_dir=run_dir)
     try:
@@ -101,8 +104,30 @@ def begin(
         # others tell what is in force.
         return Start(file, proven=False, complaint=str(error))
     if kept is None:
-        return Start(file, proven=file.revision == 1)
-    return _chosen(file, kept, run_dir, revision)
+        start = Start(file, proven=file.revision == 1)
+    else:
+        start = _chosen(file, kept, run_dir, revision)
+    if counts_by in (0, _shape(start.config)):
+        return start
+    return _as_heart_counts(start, kept, run_dir, counts_by)
+
+
+def _shape(config: Config) -> int:
+    return shape(config.nodes, config.services)
+
+
+def _as_heart_counts(
+    start: Start, kept: Content | None, run_dir: Path | None, counts_by: int
+) -> Start:
+    """With heart's file, which the agent before this one has kept."""
+    path, node = start.config.path, start.config.node.id
+    text = "has other nodes or services, or in another order, than haclusterd counts by"
+    if kept is not None:
+        config = load(path, node=node, run_dir=run_dir, text=kept.active.toml)
+        if _shape(config) == counts_by:
+            complaint = f"{path} {text}: restart haclusterd to apply it"
+            return replace(start, config=config, complaint=complaint)
+    raise ConfigError((Problem(str(path), "", text, "restart haclusterd"),))
 
 
 def _chosen(file: Config, kept: Content, run_dir: Path | None, revision: int) -> Start:

@@ -11,7 +11,7 @@ from haclusterd.config.model import ESL_BACKENDS, NODE_PLACEHOLDER, Config, Free
 from haclusterd.config.reading import Problems, one_of, suggestion
 from haclusterd.config.sections import ServiceText
 from haclusterd.core.model import LastResort, NodeSpec, Quorum
-from haclusterd.wire import BEAT_BYTES_MAX, beat_bytes_bound
+from haclusterd.datagram import BEAT_BYTES_MAX, beat_bytes_bound
 
 LINKS_MAX = 8
 SOCKET_BYTES_MAX = 107  # of sun_path, one of 108 being the end

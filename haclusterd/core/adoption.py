@@ -11,11 +11,15 @@ from haclusterd.core.model import ClusterSpec
 from haclusterd.core.numbering import Numbering, numbering
 from haclusterd.core.ranking import service_order
 from haclusterd.core.reconfigure import set_floor
-from haclusterd.core.state import NEVER, Node, Peer, PeerLink, Roll, Service
+from haclusterd.core.state import NEVER, Node, Peer, PeerLink, Roll, Service, unknown_service
 
 
 def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
-    """Go on as `spec` says: the same memory in its numbers. Its services are those of before."""
+    """Go on as `spec` says: the same memory in its numbers.
+
+    Its services are those of before, unless others came into the file that is in force while this
+    node was away: of them it knows as much as at a start.
+    """
     by = numbering(node.spec, spec)
     before, old = node.peers, node.spec
     node.peers = [before[n] if n >= 0 else _stranger(spec) for n in by.my_nodes]
@@ -23,7 +27,10 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
         if peer.services:
             peer.services = by.entries(peer.services)
         peer.releases = by.releases(peer.releases)
-    node.services = [_renumbered(node.services[k], by) for k in by.my_services]
+    node.services = [
+        _renumbered(node.services[k], by) if k >= 0 else unknown_service(spec, now_us)
+        for k in by.my_services
+    ]
     node.marks = [
         msgspec.structs.replace(mark, node=by.node(mark.node))
         for mark in node.marks

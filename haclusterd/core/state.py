@@ -238,11 +238,14 @@ class Node(msgspec.Struct):
     plain_us: int = NEVER  # when somebody was last heard who opens nothing newer than version 1
 
 
+def unknown_service(spec: ClusterSpec, now_us: int) -> Service:
+    """A service of which this node knows nothing yet."""
+    return Service(voter_sent_us=[NEVER] * len(spec.nodes), silence_us=now_us)
+
+
 def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
     """The state of a node that starts now; `incarnation` is 64 random bits."""
-    services = [
-        Service(voter_sent_us=[NEVER] * len(spec.nodes), silence_us=now_us) for _ in spec.services
-    ]
+    services = [unknown_service(spec, now_us) for _ in spec.services]
     peers = [Peer(links=[PeerLink() for _ in range(spec.links)]) for _ in spec.nodes]
     return Node(
         spec=spec,

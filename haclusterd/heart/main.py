@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from haclusterd import __version__
-from haclusterd.config import Config, ConfigError, revisions
+from haclusterd.config import Config, ConfigError, cluster_spec, revisions
 from haclusterd.config.revisions import Start
 from haclusterd.core.inputs import Tick
 from haclusterd.core.node import step
@@ -107,7 +107,8 @@ def _run(
         config = begun.config
         ring = load_cluster_key(config.key_file)
         options = _options(arguments, config)
-        agent_command = [*agent, *options, "--revision", str(config.revision)]
+        counted = ("--revision", str(config.revision), "--shape", str(cluster_spec(config).shape))
+        agent_command = [*agent, *options, *counted]
         opening = _Opening(begun, ring, journal, AgentLink(agent_command, journal.say))
         successor = [*heart_command, *options]
         if predecessor is None:
@@ -212,17 +213,17 @@ class _Opening:
         self._realtime()
         predecessor.ready(self._spec.config_hash)
         state, descriptors = predecessor.receive()
-        node, wire, orders = self._voters.taken_over(state, self._ring, now_us())
+        node, wire, orders, held = self._voters.taken_over(state, self._ring, now_us())
         self._lock = lock = NodeLock(self._config, descriptors[-1])
         heart = self._heart(
             node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,
             sockets=dict(zip(state.links, descriptors, strict=False)),
         )  # fmt: skip
-        for k in state.held:
+        for k in held:
             addresses.keep(k, True, now_us())
         predecessor.take()
         if isinstance(fence, RuleFence):
-            fence.adopt(state.held)
+            fence.adopt(held)
         lock.write_pid()
         self._agent.take_up(orders)
         heart.go_on(_gone(state), state.freeswitch)

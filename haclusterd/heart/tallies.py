@@ -33,8 +33,8 @@ _CAUSES = {
     ),
     Outcome.VERSION: "it speaks another version: install the same haclusterd on both nodes",
     Outcome.OTHER_CONFIG: (
-        "it counts nodes or services otherwise: install the same haclusterd.toml on both nodes "
-        "and restart haclusterd"
+        "nodes or services are others in its file, or in another order: install the same "
+        "haclusterd.toml on both nodes and restart haclusterd"
     ),
     Outcome.MALFORMED: (
         "these are no heartbeats: another program, or a damaging network; see `ss -lunp` there"

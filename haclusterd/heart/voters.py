@@ -67,18 +67,21 @@ class Voters:
 
     def taken_over(
         self, state: HandOver, ring: KeyRing, now_us: int
-    ) -> tuple[Node, Wire, tuple[Recover | EndCalls, ...]]:
+    ) -> tuple[Node, Wire, tuple[Recover | EndCalls, ...], tuple[int, ...]]:
         """What a predecessor handed over, in the numbers of this set of voters: the core's state,
-        the wire, and what the first agent has to be told."""
+        the wire, what the first agent has to be told, and the services whose addresses are held.
+        A service that is not here any more is left out."""
         node, before = state.node, state.node.spec
-        memory, orders = unpack_wire(state.wire), state.recovering
+        memory, orders, held = unpack_wire(state.wire), state.recovering, state.held
         if before.revision == self.spec.revision:
             node.spec = self.spec
         else:
             adopt(node, self.spec, now_us)
             by = numbering(before, self.spec)
-            memory, orders = wire_state_in(memory, by), tuple(map(by.order, orders))
+            memory = wire_state_in(memory, by)
+            orders = tuple(order for order in map(by.order, orders) if order.service >= 0)
+            held = tuple(by.services[k] for k in held if by.services[k] >= 0)
         wire = self.wire(ring, node.incarnation, node.dialect)
         wire.know(before)
         wire.import_state(memory)
-        return node, wire, orders
+        return node, wire, orders, held

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from haclusterd import wire
+from haclusterd import datagram, wire
 from haclusterd.config import load_cluster
 from haclusterd.lab import netns
 from haclusterd.lab.clock import preferred
@@ -51,7 +51,7 @@ def header(lab: Laboratory, sender: str) -> bytes:
     config = load_cluster(lab.directory / "haclusterd.toml")
     number = [node.id for node in config.nodes].index(sender)
     tag = hashlib.sha256(wire._CONTEXT + b"\0" + config.name.encode()).digest()[:4]
-    return wire._HEADER.pack(wire._MAGIC, 2, 1, tag, number, 0, 0, 0)[:-16]
+    return datagram.HEADER.pack(datagram.MAGIC, 2, 1, tag, number, 0, 0, 0)[:-16]
 
 
 def test_24_forged_heartbeats_move_nothing() -> None:

@@ -16,15 +16,9 @@ from haclusterd.core.model import (
     ServiceSpec,
     Timing,
 )
+from haclusterd.datagram import BEAT_BYTES_MAX, beat_bytes_bound
 from haclusterd.replay import REPLAY_WINDOW, Window
-from haclusterd.wire import (
-    BEAT_BYTES_MAX,
-    ClusterKey,
-    KeyRing,
-    Outcome,
-    Wire,
-    beat_bytes_bound,
-)
+from haclusterd.wire import ClusterKey, KeyRing, Outcome, Wire
 
 NODES, SERVICES = 3, 2
 RING = KeyRing((ClusterKey(1, bytes(range(32))),))

@@ -22,6 +22,7 @@ import msgspec
 
 from tests.sim import (
     dramas_changes,
+    dramas_files,
     dramas_marks,
     dramas_orders,
     dramas_returns,
@@ -41,6 +42,7 @@ ALL_DRAMAS = {
     **DRAMAS,
     **WINDOWS,
     **dramas_changes.DRAMAS,
+    **dramas_files.DRAMAS,
     **dramas_marks.DRAMAS,
     **dramas_orders.DRAMAS,
     **dramas_returns.DRAMAS,
@@ -157,6 +159,10 @@ DRILLS: dict[str, Drill] = {
     "agreed to one file at a time": Drill(c.agrees_twice, drama="agreed_twice"),
     "no mark beside a change of the voters": Drill(
         c.marks_beside_a_change, drama="marked_beside_a_change"
+    ),
+    # other files
+    "a file is read by its shape": Drill(
+        dramas_files.read_by_counts, drama="services_change_places"
     ),
     # nodes marked dead
     "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),

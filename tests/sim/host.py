@@ -308,7 +308,8 @@ class Host(Member):
             self.tell_emission(self.world.now, action.service)
 
     def tell_emission(self, t: int, k: int) -> None:
-        self.world.checkers.may_emit(t, k, self.me, self.kernel.emits_until(k))
+        until_us = self.kernel.emits_until(k)
+        self.world.checkers.may_emit(t, self.places[k], self.me, until_us)
 
     def _send(self, action: act.SendBeat) -> None:
         to = tuple(self.numbers[n] for n in action.to or range(len(self.numbers)))

@@ -104,6 +104,8 @@ class Member(Clock):
     def _count_by(self, spec: ClusterSpec) -> None:
         self.spec = spec
         self.numbers = [int(node.id[1:]) for node in spec.nodes]
+        # Each service's address, by which the world knows who serves, whatever a file calls it.
+        self.places = [int(s.addresses[0].ip.rpartition(".")[2]) - 1 for s in spec.services]
 
     def globally(self, identity: Identity) -> Identity:
         """An identity in this node's numbers, in those of the world's hosts."""

@@ -12,9 +12,10 @@ import msgspec
 from haclusterd.core.inputs import Overheard
 from haclusterd.core.model import Beat, ClusterSpec, Flag
 from haclusterd.core.numbering import numbering, renumbered
+from haclusterd.datagram import BEAT_BYTES_MAX
 from haclusterd.heart.former import ANSWER_EVERY_US
 from haclusterd.heart.upgrade import pack_wire, unpack_wire
-from haclusterd.wire import BEAT_BYTES_MAX, ClusterKey, KeyRing, Outcome, Wire, wire_state_in
+from haclusterd.wire import ClusterKey, KeyRing, Outcome, Wire, wire_state_in
 
 if TYPE_CHECKING:
     from tests.sim.host import Host

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haclusterd.config import ConfigError, config_hash, load, load_cluster
+from haclusterd.config import ConfigError, config_hash, load, load_cluster, shape
 from haclusterd.config.revisions import (
     FILE_NAME,
     Content,
@@ -41,8 +41,10 @@ class Host:
     def has(self, text: str) -> None:
         self.file.write_text(text)
 
-    def start(self, revision: int = 0) -> Start:
-        return begin(self.file, node="a", run_dir=self.state, revision=revision)
+    def start(self, revision: int = 0, counts_by: int = 0) -> Start:
+        return begin(
+            self.file, node="a", run_dir=self.state, revision=revision, counts_by=counts_by
+        )
 
     def keeps(self, active: str, staged: str = "", previous: str = "", proven: bool = True) -> None:
         def kept(text: str) -> Kept | None:
@@ -237,3 +239,33 @@ def test_what_stands_on_the_host_is_judged_again_at_any_time(host: Host) -> None
     ))  # fmt: skip
     host.file.unlink()
     assert "cannot be read" in standing(active, None)
+
+
+def test_f35_an_agent_keeps_to_the_file_that_its_heart_counts_by(host: Host) -> None:
+    """The next file is installed before haclusterd is restarted, and the agent ends in between."""
+    north = '[[service]]\nname = "north"\naddresses = ["203.0.113.20/24 dev eth0"]\n'
+    before = load_cluster(host.file, toml(1))
+    counted = shape(before.nodes, before.services)
+    host.keeps(toml(1))
+    host.has(toml(1, more='preset = "wan"\n'))
+    start = host.start(1, counted)
+    assert (start.config.preset, start.complaint) == ("wan", ""), "the numbers are the same"
+    host.has(toml(1).replace("[[service]]", f"{north}[[service]]"))
+    start = host.start(1, counted)
+    assert [s.name for s in start.config.services] == ["east"]
+    assert "restart haclusterd to apply it" in start.complaint
+    assert after_start(host.kept(), start).active == keep(start.config)
+    restarted = host.start()
+    assert [s.name for s in restarted.config.services] == ["north", "east"]
+
+
+def test_f35_an_agent_that_cannot_know_the_file_of_its_heart_does_not_start(host: Host) -> None:
+    before = load_cluster(host.file, toml(1))
+    counted = shape(before.nodes, before.services)
+    host.has(toml(1).replace("east", "west"))
+    with pytest.raises(ConfigError, match=r"than haclusterd counts by.*restart haclusterd"):
+        host.start(1, counted)
+    host.keeps(toml(1).replace("east", "north"))
+    with pytest.raises(ConfigError, match="than haclusterd counts by"):
+        host.start(1, counted)
+    assert host.start(1).config.services[0].name == "west"

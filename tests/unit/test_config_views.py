@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import netifaces
 import pytest
 
-from haclusterd.config import ConfigError, config_hash, effective, identity, load, load_cluster
+from haclusterd.config import (
+    Config,
+    ConfigError,
+    cluster_spec,
+    config_hash,
+    effective,
+    identity,
+    load,
+    load_cluster,
+    seen_by,
+    shape,
+)
 from tests.unit.config_example import GOOD, changed
 
 Write = Callable[[str], Path]
@@ -97,6 +109,78 @@ def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
         path.write_text(GOOD)
         found.add(config_hash(load(path, node="fs-a", run_dir=tmp_path / name)))
     assert len(found) == 1
+
+
+WEST = """[[service]]
+name = "west"
+addresses = ["203.0.113.20/24 dev eth0"]
+"""
+TWO = GOOD + WEST
+
+
+def shape_of(config: Config) -> int:
+    return shape(config.nodes, config.services)
+
+
+def two(old: str, new: str) -> str:
+    assert old in TWO
+    return TWO.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        two("2001:DB8::10", "2001:db8::0:10") + "# a comment\n",
+        two("[timing]", "[timing]\ndiscovery_ms = 5001"),
+        two("priority = 10\n", "priority = 11\n"),
+        two('preferred = "fs-a"\n', ""),
+        two('profiles = ["east"]\n', ""),
+        two("priority = 100\n", "priority = 90\n"),
+        two("10/24 dev eth0", "10/25 dev eth1"),
+        two("10.2.0.3", "10.2.0.4"),
+        two(
+            '"203.0.113.10/24 dev eth0", "2001:DB8::10/64 dev eth0"',
+            '"2001:DB8::10/64 dev eth0", "203.0.113.10/24 dev eth0"',
+        ),
+    ],
+)
+def test_f35_the_shape_is_of_what_the_numbers_stand_for(write: Write, same: str) -> None:
+    base = shape_of(load_cluster(write(TWO)))
+    assert 0 < base < 1 << 32
+    config = load(write(same), node="fs-b")
+    assert shape_of(config) == base == cluster_spec(config).shape == seen_by(config, "fs-z").shape
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GOOD,
+        TWO.replace("[[service]]", f"{WEST}[[service]]", 1).removesuffix(WEST),
+        two('"west"', '"north"'),
+        two("203.0.113.20", "203.0.113.21"),
+        two("203.0.113.10", "203.0.113.0").replace("113.20", "113.10").replace("113.0/", "113.20/"),
+        two(', "2001:DB8::10/64 dev eth0"', ""),
+        two('"fs-c"', '"fs-d"'),
+        two('"fs-b"', '"x"').replace('"fs-c"', '"fs-b"').replace('"x"', '"fs-c"'),
+    ],
+    ids=["one less", "order", "name", "address", "swapped", "fewer", "a node", "order of nodes"],
+)
+def test_f35_files_whose_numbers_stand_for_others_differ_in_shape(write: Write, other: str) -> None:
+    base = load_cluster(write(TWO))
+    changed_one = load_cluster(write(other))
+    assert shape_of(changed_one) != shape_of(base)
+    assert config_hash(changed_one) != config_hash(base)
+
+
+def test_f35_all_versions_agree_about_a_shape_and_none_is_0(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 is whoever does not know shapes."""
+    config = load_cluster(write(GOOD))
+    assert shape_of(config) == 0x9285A123
+    nothing = SimpleNamespace(digest=lambda: bytes(4))
+    monkeypatch.setattr("hashlib.blake2b", lambda text, digest_size: nothing)
+    assert shape_of(config) == 1
 
 
 def test_effective_is_every_value_in_plain_json(write: Write) -> None:

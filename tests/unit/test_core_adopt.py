@@ -6,9 +6,9 @@ import msgspec
 
 from haclusterd.core import inputs as inp
 from haclusterd.core.adoption import adopt
-from haclusterd.core.model import Identity, Release, State
+from haclusterd.core.model import NOBODY, Identity, Release, State
 from haclusterd.core.state import Claim, Deferred, Mark, Node
-from tests.unit.core_bench import STANDBY, Bench, entry
+from tests.unit.core_bench import STANDBY, Bench, entry, spec_of
 from tests.unit.test_core_reconfigure import FOUR, TWO, at_revision_2, owner_of
 
 
@@ -107,3 +107,20 @@ def test_marks_follow_their_nodes_and_go_with_them() -> None:
     adopt(node, turned, bench.now_us)
     assert node.marks == [Mark(0, 5, "olga", 9)]
     assert node.marked == node.unvoting == frozenset({0})
+
+
+def test_a_service_that_was_not_there_before_begins_anew() -> None:
+    """A set that was in force before this node came back, in a file with other services by now."""
+    bench = at_revision_2(spec_of(services=2, revision=2, config_hash=2))
+    node = bench.node
+    node.services[1].promise = Identity(4, 1, 9)
+    _, second = bench.spec.services
+    new = msgspec.structs.replace(second, name="new")
+    adopt(
+        node,
+        msgspec.structs.replace(bench.spec, revision=3, config_hash=3, services=(new, second)),
+        bench.now_us,
+    )
+    assert node.services[0] is not node.services[1]
+    assert [s.promise for s in node.services] == [NOBODY, Identity(4, 1, 9)]
+    assert node.services[0].silence_us == bench.now_us

@@ -9,7 +9,7 @@ import pytest
 from haclusterd.config import cluster_spec, load
 from haclusterd.config.revisions import Start
 from haclusterd.core.actions import EndCalls, Recover
-from haclusterd.core.model import Identity
+from haclusterd.core.model import NOBODY, Identity
 from haclusterd.core.state import start
 from haclusterd.heart.upgrade import HandOver, pack_wire
 from haclusterd.heart.voters import Voters
@@ -33,7 +33,7 @@ def taken_over(
     state = HandOver(node, wire, (), (), 1_000_000, (0, 0), 0, told)
     file.write_text(toml(revision, ids))
     voters = Voters(Start(load(file, node="c")))
-    adopted, _wire, orders = voters.taken_over(state, RING, 1_000_000)
+    adopted, _wire, orders, _held = voters.taken_over(state, RING, 1_000_000)
     for order in orders:
         if isinstance(order, Recover):
             assert order.identity == adopted.services[0].recovering, "RecoveryEnded has to match"
@@ -58,3 +58,40 @@ def test_the_end_of_calls_names_the_new_owner_or_somebody_who_is_gone(tmp_path: 
     assert orders == (EndCalls(0, Identity(8, 0, 5)),)
     orders = taken_over(tmp_path, "bc", 2, EndCalls(0, Identity(8, 0, 5)))
     assert orders == (EndCalls(0, Identity(8, -1, 5)),)
+
+
+def test_a_set_with_other_services_is_taken_up_by_name(tmp_path: Path) -> None:
+    """They were changed, by restarts, while this node was away; it held east, which has moved."""
+    file = tmp_path / "haclusterd.toml"
+    east = toml(1)
+    file.write_text(east)
+    before = cluster_spec(load(file, node="c"))
+    node = start(before, 1_000_000, 5)
+    node.services[0].promise = MINE
+    wire = pack_wire(Wire(before, RING, 5).export_state())
+    told = (EndCalls(0, MINE),)
+    state = HandOver(node, wire, (0,), (), 1_000_000, (0, 0), 0, told)
+    head, found, block = toml(2, "abcd").partition("[[service]]")
+    assert found
+    north = block.replace('"east"', '"north"').replace("203.0.113.", "203.0.113.1")
+    file.write_text(f"{head}[[service]]{north}\n[[service]]{block}")
+    voters = Voters(Start(load(file, node="c")))
+    adopted, _wire, orders, held = voters.taken_over(state, RING, 2_000_000)
+    assert [s.name for s in adopted.spec.services] == ["north", "east"]
+    assert [s.promise for s in adopted.services] == [NOBODY, MINE]
+    assert orders == (EndCalls(1, MINE),)
+    assert held == (1,)
+
+
+def test_what_was_held_of_a_service_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "haclusterd.toml"
+    file.write_text(toml(1))
+    before = cluster_spec(load(file, node="c"))
+    node = start(before, 1_000_000, 5)
+    wire = pack_wire(Wire(before, RING, 5).export_state())
+    state = HandOver(node, wire, (0,), (), 1_000_000, (0, 0), 0, (EndCalls(0, MINE),))
+    file.write_text(toml(2, "abcd").replace('"east"', '"north"'))
+    voters = Voters(Start(load(file, node="c")))
+    adopted, _wire, orders, held = voters.taken_over(state, RING, 2_000_000)
+    assert (orders, held) == ((), ())
+    assert adopted.services[0].silence_us == 2_000_000

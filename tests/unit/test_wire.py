@@ -19,15 +19,9 @@ from haclusterd.core.model import (
     ServiceSpec,
     Timing,
 )
+from haclusterd.datagram import BEAT_BYTES_MAX, beat_bytes_bound
 from haclusterd.replay import CANDIDATES_MAX, REPLAY_WINDOW, Window
-from haclusterd.wire import (
-    BEAT_BYTES_MAX,
-    ClusterKey,
-    KeyRing,
-    Outcome,
-    Wire,
-    beat_bytes_bound,
-)
+from haclusterd.wire import ClusterKey, KeyRing, Outcome, Wire
 
 KEY_1 = ClusterKey(1, bytes(range(32)))
 KEY_2 = ClusterKey(2, bytes(range(1, 33)))
@@ -363,7 +357,8 @@ def test_the_bound_holds_for_the_widest_beat() -> None:
         (Release(5, owner, 4),) * services,
         long, long, long,
     )  # fmt: skip
-    sender = Wire(spec(4, nodes=nodes, services=services), KeyRing((KEY_1,)), wide)
+    shaped = msgspec.structs.replace(spec(4, nodes=nodes, services=services), shape=long)
+    sender = Wire(shaped, KeyRing((KEY_1,)), wide)
     sender.version = 2
     assert len(sender.seal(widest)) == beat_bytes_bound(nodes, services)
 

@@ -75,7 +75,7 @@ def test_version_1_is_byte_for_byte_what_it_was() -> None:
 def test_version_1_that_claims_a_later_set_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = spec("a", "abc", 1)
     alice, bob = Wire(mine, RING, BOOT), Wire(spec("b", "abc", 1), RING, 1)
-    monkeypatch.setattr("haclusterd.wire._as_version_1", lambda beat: beat)
+    monkeypatch.setattr("haclusterd.wire.as_version_1", lambda beat: beat)
     assert bob.open(alice.seal(beat(mine)), 0, "10.1.0.97") is Outcome.MALFORMED
 
 

@@ -1,0 +1,112 @@
+"""Directed worlds about another file: node by node, slaves first, as docs/upgrade.md says.
+
+The numbers of nodes and services are their places in the file. Beats go through the wire, which
+has to know whether a number of another file stands for the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from haclusterd import wire
+from haclusterd.config.model import shape
+from haclusterd.core.inputs import SwitchoverRequested
+from haclusterd.core.model import ClusterSpec
+from tests.sim.dramas import calm, owners_of, stage
+from tests.sim.host import Host
+from tests.sim.mutations import patch
+from tests.sim.world import World
+
+MS = 1000
+Change = Callable[[ClusterSpec], ClusterSpec]
+
+
+def _shaped(spec: ClusterSpec, config_hash: int) -> ClusterSpec:
+    here = shape(spec.nodes, spec.services)
+    return msgspec.structs.replace(spec, config_hash=config_hash, shape=here)
+
+
+def _begin(seed: int, nodes: int) -> tuple[World, random.Random]:
+    """Two services at rest: of three nodes one has both, of four two have one each."""
+    rng = random.Random(seed)
+    world = World(
+        seed, dataclasses.replace(calm(nodes, 2, 1), delay_mean_us=100, through_wire=True)
+    )
+    stage.append(world)
+    # Who wins and what is called up is judged by the numbers of one file.
+    world.checkers.muted = frozenset({"S2", "S3", "S4", "S5", "S7", "S10", "V5"})
+    for host in world.hosts:
+        host.configure(_shaped(host.spec, 1))
+        world.at(rng.randrange(40_000), world.boot, host)
+    world.play_until(3_500 * MS + rng.randrange(50_000))
+    if nodes == 3:
+        (to,), (owner,) = owners_of(world, 0), owners_of(world, 1)
+        world.hosts[owner].give(world.now, SwitchoverRequested(1, 1, to))
+        world.play_until(world.now + 1_500 * MS)
+    return world, rng
+
+
+def _restart(world: World, host: Host, rng: random.Random, change: Change) -> None:
+    """With the other file; promises are on the disk by name."""
+    kept = {
+        service.name: (promise, owned)
+        for service, promise, owned in zip(
+            host.spec.services, host.persisted, host.owned, strict=True
+        )
+    }
+    host.kill(world.now, power=False)
+    host.configure(_shaped(change(host.spec), 2))
+    found = [kept[service.name] for service in host.spec.services]
+    host.persisted, host.owned = tuple(p for p, _ in found), tuple(o for _, o in found)
+    world.play_until(world.now + rng.randrange(20, 100) * MS)
+    world.boot(world.now, host)
+    world.play_until(world.now + rng.randrange(2_000, 4_000) * MS)
+
+
+def _roll_out(seed: int, nodes: int, change: Change) -> list[str]:
+    world, rng = _begin(seed, nodes)
+    masters = sorted({*owners_of(world, 0), *owners_of(world, 1)})
+    for n in [*(n for n in range(world.swarm.nodes) if n not in masters), *masters]:
+        _restart(world, world.hosts[n], rng, change)
+    world.play_until(world.now + 3_000 * MS)
+    found = list(world.checkers.violations)
+    if not found:
+        found += [f"V3: nobody owns s{k}" for k in range(2) if len(owners_of(world, k)) != 1]
+    return found
+
+
+def services_change_places(seed: int) -> list[str]:
+    """Two `[[service]]` blocks of the file change places (F35)."""
+
+    def change(spec: ClusterSpec) -> ClusterSpec:
+        return msgspec.structs.replace(spec, services=spec.services[::-1])
+
+    return _roll_out(seed, 3, change)
+
+
+def addresses_change_places(seed: int) -> list[str]:
+    """Two services change their addresses (F35)."""
+
+    def change(spec: ClusterSpec) -> ClusterSpec:
+        one, other = spec.services
+        swapped = (
+            msgspec.structs.replace(one, addresses=other.addresses),
+            msgspec.structs.replace(other, addresses=one.addresses),
+        )
+        return msgspec.structs.replace(spec, services=swapped)
+
+    return _roll_out(seed, 4, change)
+
+
+def read_by_counts() -> None:
+    """Shapes: another file is read if it has as many nodes and services."""
+    patch(wire, "SHAPE_MASK", 0)
+
+
+DRAMAS: dict[str, Callable[[int], list[str]]] = {
+    f.__name__: f for f in (services_change_places, addresses_change_places)
+}
