@@ -226,9 +226,7 @@ class Node(msgspec.Struct):
     by_marks_us: int = FAR  # since when `unvoting` is not empty
     thawed_us: int = NEVER  # before that nobody was heard, nor silent
     ran_us: int = NEVER  # the newest step
-    asleep_us: int = (
-        NEVER  # since when it stood still last, runs too short to meet anybody included
-    )
+    asleep_us: int = NEVER  # since when it stood still last, short runs included
     woke_us: int = NEVER  # the end of that
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
