@@ -12,7 +12,7 @@ from haclusterd.core.model import Beat, Flag, NodeIndex
 from haclusterd.core.quorum import needed
 from haclusterd.core.state import NEVER, SENT_TIMES_KEPT, Node, Peer, PeerLink
 
-_STARTING = int(Flag.STARTING)
+_STARTING, _BY_MARKS = int(Flag.STARTING), int(Flag.BY_MARKS)
 LINK_GOOD_BEATS = 5  # two-way beats before a link counts as up again (RELIABILITY 2, NIC flap)
 LOW32 = 0xFFFFFFFF
 
@@ -35,6 +35,7 @@ def hear(node: Node, link: int, beat: Beat, now_us: int, out: list[Action]) -> t
     two_way = _measure(node, line, beat, now_us)
     if beat.incarnation != peer.incarnation:
         if not _meet(node, line, beat, two_way, now_us):
+            _notice(node, beat, now_us)
             return False, False
         peer.met_us = now_us
         out.append(PeerCurrent(beat.sender, beat.incarnation))
@@ -86,6 +87,18 @@ def _meet(node: Node, line: PeerLink, beat: Beat, two_way: bool, now_us: int) ->
     if now_us - peer.two_way_us > node.spec.timing.two_way_us:
         _note(line, beat, now_us)
     return False
+
+
+def _notice(node: Node, beat: Beat, now_us: int) -> None:
+    """Not proved fresh, but a sign of life: what waited in a socket here is too old for more."""
+    peer = node.peers[beat.sender]
+    if peer.coming != beat.incarnation:
+        peer.coming, peer.coming_us = beat.incarnation, now_us
+    if beat.flags & _STARTING and now_us - peer.coming_us < node.spec.timing.lease_us:
+        return  # as for one that was met (leave_out)
+    peer.noticed_us = now_us
+    if beat.sender in node.left_out:
+        leave_out(node, node.left_out, now_us)
 
 
 def is_stranger(node: Node, link: int, beat: Beat) -> bool:
@@ -143,6 +156,8 @@ def _take(node: Node, peer: Peer, beat: Beat) -> None:
                 break
     peer.flags, peer.health, peer.load, peer.calls = beat.flags, beat.health, beat.load, beat.calls
     peer.config_hash, peer.rank_hash = beat.config_hash, beat.rank_hash
+    if beat.flags & _BY_MARKS:
+        node.marks_heard = True
     peer.services, peer.releases = beat.services, beat.releases
     if peer.staged_hash != beat.staged_hash or peer.revision != beat.revision:
         node.wake_us = node.next_beat_us  # it may have been the one that was lacking
@@ -190,15 +205,16 @@ def leave_out(node: Node, marked: frozenset[NodeIndex], now_us: int) -> None:
     a vote after its hold-down, whatever is known of it here. Not before it has been up for a lease:
     what it gave in an earlier life is void then, and it says what it has heard (owner.hear_votes).
 
-    Silence is what could have been heard: not the time in which this node stood still. It is longer
-    than any after which a node that stood still keeps its vote (node._froze).
+    Silence is what could have been heard: not the time in which this node stood still. Also of an
+    incarnation that was not met: what waited in a socket here is too old to prove it. And it is
+    longer than any after which a node that stood still keeps its vote (node._stood_still).
     """
     timing = node.spec.timing
     silent_us = now_us - timing.dead_us - timing.two_way_us
     node.left_out = frozenset(
         n
         for n in marked
-        if max(node.peers[n].heard_us, node.thawed_us) <= silent_us
+        if max(node.peers[n].heard_us, node.peers[n].noticed_us, node.thawed_us) <= silent_us
         or (n in node.left_out and _has_just_started(node.peers[n], now_us - timing.lease_us))
     )
 

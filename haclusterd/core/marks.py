@@ -109,15 +109,11 @@ def review(node: Node, now_us: int, out: list[Action]) -> None:
 
 
 def are_about(node: Node) -> bool:
-    """This node has marked somebody, or heard last of another that it counts by marks; or has not
-    met somebody since it started, who may have marked it while it was down."""
-    if any(not mark.cleared for mark in node.marks):
+    """This node has marked somebody, or somebody has said since it started that it counts by marks;
+    or it has not met somebody since then, who may have marked it while it was down."""
+    if node.marks_heard or any(not mark.cleared for mark in node.marks):
         return True
-    return any(
-        peer.flags & Flag.BY_MARKS or peer.met_us == NEVER
-        for n, peer in enumerate(node.peers)
-        if n != node.spec.me
-    )
+    return any(p.met_us == NEVER for n, p in enumerate(node.peers) if n != node.spec.me)
 
 
 def _take_effect(node: Node, now_us: int) -> None:

@@ -56,7 +56,7 @@ from haclusterd.core.inputs import (
 )
 from haclusterd.core.model import Identity, State
 from haclusterd.core.moves import happen, recover_again
-from haclusterd.core.state import NEVER, Node, flags, owns
+from haclusterd.core.state import NEVER, Node, flags, listens_until_us, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
 
@@ -66,8 +66,8 @@ def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
     out: list[Action] = []
     if node.left_out:
         detector.leave_out(node, node.left_out, now_us)  # a row of stuns may leave no Tick
-    if now_us - node.ran_us > 2 * node.spec.timing.heartbeat_us:
-        _stood_still(node, now_us)
+    if now_us - node.ran_us > node.spec.timing.two_way_us:
+        _stood_still(node, now_us - node.ran_us, now_us)
     node.ran_us = now_us
     if not isinstance(event, Froze):
         owner.lapse(node, now_us, out)
@@ -172,18 +172,18 @@ def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
             _addresses_added(node, AddressesAdded(k, False, reason), now_us, out)
 
 
-def _stood_still(node: Node, now_us: int) -> None:
-    """For two beats or more, be it too short for a freeze. What it hears then may be too old to be
-    two-way; and several times, with less than a beat between in which somebody could have met it,
-    are one.
-    """
+def _stood_still(node: Node, gap_us: int, now_us: int) -> None:
+    """For so long that what it hears now is too old to be two-way, be it too short for a freeze."""
     timing = node.spec.timing
-    if node.ran_us - node.woke_us >= timing.heartbeat_us:
-        node.asleep_us = node.ran_us
-    node.woke_us = now_us
-    # Others, who count by marks, may have left it out by now (detector.leave_out).
-    if now_us - node.asleep_us >= timing.dead_us and marks.are_about(node):
-        node.roll.listens_us = now_us + timing.hold_down_us
+    listens_us = NEVER
+    # Who had just begun to listen may not have met who owns what.
+    if now_us - gap_us < listens_until_us(node):
+        listens_us = now_us + timing.dead_us
+    # Others, who count by marks, may have left it out by now: silence that does so is longer than
+    # `dead` (detector.leave_out).
+    if gap_us >= timing.dead_us and marks.are_about(node):
+        listens_us = now_us + timing.hold_down_us
+    node.roll.listens_us = max(node.roll.listens_us, listens_us)
 
 
 def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:

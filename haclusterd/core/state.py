@@ -52,6 +52,9 @@ class Peer(msgspec.Struct):
     two_way_seq: int = -1
     heard_us: int = NEVER
     two_way_us: int = NEVER
+    coming: int = 0  # the newest incarnation that was noticed and not met, and since when
+    coming_us: int = NEVER
+    noticed_us: int = NEVER  # the newest beat of such a one
     alive: bool = False
     alive_since_us: int = NEVER
     replied_us: int = NEVER
@@ -226,8 +229,7 @@ class Node(msgspec.Struct):
     by_marks_us: int = FAR  # since when `unvoting` is not empty
     thawed_us: int = NEVER  # before that nobody was heard, nor silent
     ran_us: int = NEVER  # the newest step
-    asleep_us: int = NEVER  # since when it stood still last, short runs included
-    woke_us: int = NEVER  # the end of that
+    marks_heard: bool = False  # somebody has said since this node started that it counts by marks
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
     relinquished_us: int = NEVER

@@ -49,7 +49,8 @@ def hear_entries(
     starting = holding_down(node, now_us)
     hold_down = starting or beat.revision < node.roll.floor
     # Also later, of an owner that is heard one way only: it may be stunned again and again.
-    guarded = beat.flags & _BY_MARKS and (starting or not two_way)
+    alone = beat.flags & _BY_MARKS or node.spec.needed == 1
+    guarded = alone and (starting or not two_way)
     guarded = guarded and beat.sender not in node.marked
     if news:
         for release in beat.releases:

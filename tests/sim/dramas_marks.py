@@ -235,6 +235,7 @@ def stunned_in_a_row(seed: int) -> list[str]:
     """n0 runs for a few ms now and then, from before they start until after their hold-down. Most
     of what it hears, and of what they hear of it, is too old to be two-way."""
     world, rng = alone(seed)
+    world.play_until(world.now + 6 * MS)
     for n in (1, 2):
         world.hosts[n].kill(world.now, power=True)
     began = world.now

@@ -5,13 +5,15 @@ What they send between is of an incarnation that nobody has met, or too old to b
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 
 from haclusterd.core.inputs import SwitchoverRequested
-from tests.sim.dramas import begin, burn, owners_of
+from haclusterd.core.model import Quorum
+from tests.sim.dramas import begin, burn, calm, owners_of, stage
 from tests.sim.dramas_marks import alone, stand_still
-from tests.sim.windows import MS
+from tests.sim.windows import MS, start_again
 from tests.sim.world import World
 
 AWAKE_US = (40, 100, 200)
@@ -42,6 +44,87 @@ def asleep_in_pieces(seed: int) -> list[str]:
     end_ms = _in_pieces(world, thawed_ms - rng.uniform(0.5, 20), drawn, rng.choice(AWAKE_US))
     stand_still(world, end_ms - rng.uniform(0, 12), rng.randrange(70, 99))
     world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def unmet_while_it_is_stunned(seed: int) -> list[str]:
+    """As `asleep_in_pieces`, but they run for a beat between, and n0 is stunned just then:
+    what it reads afterwards is of an incarnation that it has not met, and too old to prove it."""
+    world, rng = alone(seed)
+    world.checkers.muted = MUTED
+    world.operators.apart = True
+    asleep_ms, thawed_ms = rng.randrange(10, 240), rng.randrange(750, 900)
+    stand_still(world, asleep_ms, thawed_ms - asleep_ms)
+    end_ms, pieces = thawed_ms - rng.uniform(0.5, 20), rng.choice((2, 3))
+    for piece in range(pieces):
+        for_ms = rng.randrange(138, 149)
+        for n in (1, 2):
+            stand_still(world, end_ms, for_ms, n)
+        end_ms += for_ms
+        if piece < pieces - 1:
+            stand_still(world, end_ms - rng.uniform(1, 10), rng.randrange(60, 98))
+            end_ms += rng.uniform(25.1, 30)
+    stand_still(world, end_ms - rng.uniform(0, 12), rng.randrange(70, 99))
+    world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def marked_by_an_old_word(seed: int) -> list[str]:
+    """Three of five are marked, come back, are cleared and serve. While they stand still, n0's
+    agent hears of the marks, which were ordered when they were dead."""
+    rng = random.Random(seed)
+    world, _ = begin(seed, 5)
+    world.checkers.muted = MUTED | {"V5"}
+    if owners_of(world) != [2]:
+        world.hosts[owners_of(world)[0]].give(world.now, SwitchoverRequested(1, 0, 2))
+        world.play_until(world.now + 1_000 * MS)
+    world.operators.apart = True
+    burn(world, 2, 3, 4)
+    world.play_until(world.now + 600 * MS)
+    for n in (2, 3, 4):
+        world.operators.mark(world.hosts[1], world.now, f"n{n}")
+    word = world.operators.agreed[1].word(world.hosts[1].local(world.now))
+    world.play_until(world.now + 1_500 * MS)
+    world.operators.burnt.clear()
+    for n in (2, 3, 4):
+        world.at(world.now + 1 + rng.randrange(5_000), world.boot, world.hosts[n])
+    world.play_until(world.now + 2_000 * MS)
+    (owner,) = owners_of(world)
+    if owner < 2:
+        world.hosts[owner].give(world.now, SwitchoverRequested(2, 0, 2))
+        world.play_until(world.now + 1_000 * MS)
+    began, for_ms = world.now, rng.randrange(600, 1_500)
+    for n in (2, 3, 4):
+        stand_still(world, rng.uniform(0, 0.4), for_ms, n)
+    world.play_until(began + rng.randrange(2, 150) * MS)
+    n0 = world.hosts[0]
+    world.operators.agreed[0].merge(word, n0.local(world.now))
+    world.operators.tell(n0, world.now)
+    thaw_ms = for_ms - (world.now - began) / MS
+    for n in (0, 1):
+        stand_still(world, thaw_ms - rng.uniform(0, 12), rng.randrange(75, 98), n)
+    world.play_until(began + (for_ms + 1_000) * MS)
+    return list(world.checkers.violations)
+
+
+def stunned_as_the_former_owner_returns(seed: int) -> list[str]:
+    """One vote is enough. The owner of before starts again, and the present one is stunned as its
+    hold-down ends."""
+    rng = random.Random(seed)
+    plain = calm(3, 1, 1)
+    world = World(seed, dataclasses.replace(plain, delay_mean_us=100, quorum=Quorum.AVAILABILITY))
+    stage.append(world)
+    world.checkers.muted = MUTED | {"S5", "S10"}
+    for host in world.hosts:
+        world.at(rng.randrange(40_000), world.boot, host)
+    world.play_until(2_500 * MS + rng.randrange(50_000))
+    (former,) = owners_of(world)
+    world.hosts[former].kill(world.now, power=False)
+    world.play_until(world.now + 1_500 * MS)
+    start_again(world.now, world.hosts[former])
+    (owner,) = owners_of(world)
+    stand_still(world, 250 - rng.randrange(76, 90), rng.randrange(85, 98), owner)
+    world.play_until(world.now + 2_000 * MS)
     return list(world.checkers.violations)
 
 
@@ -117,6 +200,9 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
     f.__name__: f
     for f in (
         asleep_in_pieces,
+        unmet_while_it_is_stunned,
+        marked_by_an_old_word,
+        stunned_as_the_former_owner_returns,
         starts_in_pieces,
         asleep_before_it_counts,
         asleep_before_they_start,

@@ -171,7 +171,12 @@ DRILLS: dict[str, Drill] = {
     "who may have been left out listens": Drill(
         d.thawed_and_voting, drama="asleep_after_they_took_over"
     ),
-    "several freezes in a row are one": Drill(d.pieces_apart, drama="asleep_in_pieces"),
+    "a hold-down ends with listening": Drill(d.listened_in_pieces, drama="asleep_in_pieces"),
+    "a sign of life is enough": Drill(d.unmet_is_silent, drama="unmet_while_it_is_stunned"),
+    "marks are not forgotten": Drill(d.marks_forgotten, drama="marked_by_an_old_word"),
+    "an owner beside one vote is waited for": Drill(
+        d.one_vote_and_unguarded, drama="stunned_as_the_former_owner_returns"
+    ),
     "a mark is said before it is in force": Drill(
         d.said_once_in_force, drama="asleep_before_it_counts"
     ),
@@ -216,10 +221,16 @@ NETS: dict[str, Net] = {
         "before counts by no marks",
     ),
     "no winner by who was left behind": Net(
-        (c.left_behind_may_win, c.returned_votes_at_once, c.former_nodes_unanswered),
+        (
+            c.left_behind_may_win,
+            c.returned_votes_at_once,
+            c.former_nodes_unanswered,
+            d.unmet_is_silent,
+        ),
         "returned_with_who_was_removed",
         "who has just started and hears of a later set does not vote; who votes grants nothing to "
-        "a claimant that is not about to take that set up; and who was removed is told so",
+        "a claimant that is not about to take that set up; who was removed is told so; and what "
+        "cannot be proved fresh is a sign of life",
     ),
     "an owner by marks listens after a thaw": Net(
         (d.deaf_is_silent, d.thawed_and_voting),

@@ -119,15 +119,44 @@ def unmet_has_marked_nobody() -> None:
     patch(marks, "are_about", are_about)
 
 
-def pieces_apart() -> None:
-    """Standing still several times with hardly a run between is standing still once."""
-    true = node._stood_still
+def listened_in_pieces() -> None:
+    """Who stands still in its hold-down has not listened."""
+    patch(node, "listens_until_us", lambda n: NEVER)
 
-    def stood_still(n: Node, now_us: int) -> None:
-        n.asleep_us, n.woke_us = n.ran_us, NEVER
-        true(n, now_us)
 
-    patch(node, "_stood_still", stood_still)
+def unmet_is_silent() -> None:
+    """A beat of an incarnation that was not met is a sign of life."""
+    patch(detector, "_notice", lambda n, beat, now_us: None)
+
+
+def marks_forgotten() -> None:
+    """Who has once heard that somebody counts by marks does not forget it."""
+    true = marks.are_about
+
+    def are_about(n: Node) -> bool:
+        heard, n.marks_heard = n.marks_heard, any(p.flags & Flag.BY_MARKS for p in n.peers)
+        answer = true(n)
+        n.marks_heard = heard
+        return answer
+
+    patch(marks, "are_about", are_about)
+
+
+def one_vote_and_unguarded() -> None:
+    """Where one vote is enough, an owner that was heard in the hold-down is waited for."""
+    true = voter.hear_entries
+
+    def hear_entries(
+        node: Node, beat: Beat, news: bool, two_way: bool, now_us: int, out: list[Action]
+    ) -> voter.Answer:
+        guards = [(s.guard, s.guard_us) for s in node.services]
+        answer = true(node, beat, news, two_way, now_us, out)
+        if not beat.flags & Flag.BY_MARKS:
+            for service, (guard, guard_us) in zip(node.services, guards, strict=True):
+                service.guard, service.guard_us = guard, guard_us
+        return answer
+
+    patch(voter, "hear_entries", hear_entries)
 
 
 def marks_outlive_the_boot() -> None:

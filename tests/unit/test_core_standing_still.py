@@ -6,12 +6,14 @@ import pytest
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
-from haclusterd.core.model import Flag, LastResort
-from haclusterd.core.state import holding_down
-from tests.unit.core_bench import HOLD_DOWN_MS, STANDBY, Bench, kinds, spec_of
+from haclusterd.core.model import Flag, LastResort, Quorum, State
+from haclusterd.core.state import holding_down, listens_until_us
+from tests.unit.core_bench import HOLD_DOWN_MS, STANDBY, Bench, entry, kinds, spec_of
+from tests.unit.test_core_by_marks import alone
 from tests.unit.test_core_orders import marks
+from tests.unit.test_core_voter import OWNER
 
-BY_MARKS = int(Flag.BY_MARKS)
+BY_MARKS, STARTING = int(Flag.BY_MARKS), int(Flag.STARTING)
 
 
 def met(flags: int = 0) -> Bench:
@@ -25,13 +27,10 @@ def met(flags: int = 0) -> Bench:
     return bench
 
 
-def stand_still(bench: Bench, *pieces_ms: int, awake_us: int = 100) -> bool:
-    """Several times, with so much of a run between; whether it holds down when it wakes for good.
-
-    None of them is told as a freeze.
-    """
+def stand_still(bench: Bench, *pieces_ms: int) -> bool:
+    """Not told as a freeze; whether it holds down when it wakes for good."""
     for piece_ms in pieces_ms:
-        bench.pass_ms(awake_us / 1000)
+        bench.pass_ms(1)
         bench.give(inp.Tick())
         bench.now_us += piece_ms * 1000
         bench.give(inp.Tick())
@@ -39,22 +38,71 @@ def stand_still(bench: Bench, *pieces_ms: int, awake_us: int = 100) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("pieces_ms", "awake_us", "left_out"),
-    [
-        ((140,), 100, False),
-        ((151,), 100, True),
-        ((80, 80), 100, True),
-        ((60, 60, 60), 20_000, True),
-        ((80, 80), 26_000, False),
-        ((140, 30, 30), 100, False),
-    ],
+    ("pieces_ms", "left_out"), [((149,), False), ((151,), True), ((140, 140), False)]
 )
 def test_s1_who_may_have_been_left_out_holds_down(
-    pieces_ms: tuple[int, ...], awake_us: int, left_out: bool
+    pieces_ms: tuple[int, ...], left_out: bool
 ) -> None:
-    """F36: several times with hardly a run between is standing still once."""
-    assert stand_still(met(BY_MARKS), *pieces_ms, awake_us=awake_us) == left_out
-    assert not stand_still(met(), *pieces_ms, awake_us=awake_us)
+    """F34, F36: between two pieces it is heard, or who does not hear it stands still as well."""
+    assert stand_still(met(BY_MARKS), *pieces_ms) == left_out
+    assert not stand_still(met(), *pieces_ms)
+
+
+def test_s1_marks_that_were_heard_of_are_not_forgotten() -> None:
+    """F36: a mark that was cleared may come back by an old word."""
+    bench = met(BY_MARKS)
+    for _ in range(3):
+        bench.hear(1, STANDBY)
+    assert stand_still(bench, 151)
+
+
+def test_s1_a_hold_down_ends_with_dead_in_one_piece() -> None:
+    """F36: what it hears after 75 ms is too old to be two-way, so it has met nobody."""
+    bench = Bench(ready=False)
+    bench.pass_ms(HOLD_DOWN_MS - 90)
+    for piece_ms, until_ms in ((70, 0), (80, 150)):
+        bench.now_us += piece_ms * 1000
+        bench.give(inp.Tick())
+        assert listens_until_us(bench.node) >= bench.now_us + until_ms * 1000
+    bench.pass_ms(149)
+    assert holding_down(bench.node, bench.now_us)
+    bench.pass_ms(2)
+    assert not holding_down(bench.node, bench.now_us)
+
+
+def test_s1_an_incarnation_that_is_not_met_lives() -> None:
+    """F36: what waits in a socket while this node is stunned is too old to prove it current."""
+    bench = alone()
+    assert bench.node.left_out == {1, 2}
+    bench.incarnations[1] = 4711
+    bench.hear(1, STANDBY, two_way=False)
+    assert bench.node.peers[1].incarnation != 4711
+    assert bench.node.left_out == {2}
+    bench.pass_ms(260)
+    assert bench.node.left_out == {1, 2}
+
+
+def test_who_starts_and_is_not_met_counts_after_a_lease() -> None:
+    """As who is met: it gives no vote before."""
+    bench = alone()
+    bench.incarnations[1] = 4711
+    for _ in range(4):
+        bench.hear(1, STANDBY, two_way=False, flags=STARTING)
+        assert bench.node.left_out == {1, 2}
+        bench.pass_ms(24)
+    bench.pass_ms(5)
+    bench.hear(1, STANDBY, two_way=False, flags=STARTING)
+    assert bench.node.left_out == {2}
+
+
+def test_s1_where_one_vote_is_enough_an_owner_heard_in_the_hold_down_is_waited_for() -> None:
+    """F36: it is stunned as this node's hold-down ends, and nobody else refuses."""
+    bench = Bench(spec_of(quorum=Quorum.AVAILABILITY))
+    bench.keep_hearing(HOLD_DOWN_MS - 80, (1, entry(OWNER, State.OWNED)), (2, STANDBY))
+    bench.keep_hearing(140, (2, STANDBY))
+    assert "T101" not in bench.rows
+    bench.keep_hearing(2_500, (2, STANDBY))
+    assert "T101" in bench.rows
 
 
 def test_s1_it_votes_again_after_a_hold_down() -> None:
