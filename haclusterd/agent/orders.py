@@ -45,8 +45,10 @@ log = logging.getLogger(__name__)
 METHOD, HEARS = "orders", "hears"
 PEER_MS = 3000
 KEEP_AGAIN_US = 60_000_000  # what is left of a time, anew: a restart of the host costs no more
+RETRY_US = 1_000_000
 YES, NO = b"yes", b"no"
 _DEAD = ("dead", "left")
+_NOT_BACK = (*_DEAD, "starting", "failed")  # or somebody may count without it still
 
 
 class Mesh(Protocol):
@@ -80,13 +82,13 @@ class Orders:
         self._maintenance_end_us = 0
         self._mesh: Mesh | None = None
         self._lock = asyncio.Lock()
-        self._kept_us = 0
+        self._kept_us = self._failed_us = 0
         self._work: asyncio.Task[None] | None = None
         self.standing_by: tuple[str, ...] = ()
         self.changed: Callable[[], None] = lambda: None  # called when a drain begins or ends
         self.problem = self._damaged = ""  # why nothing can be kept; what was kept and is lost
-        self._forgotten: list[MarkWord] = []  # of another boot, and nobody's word by now
-        self._outdated = False  # the file still has them
+        self._forgotten: list[MarkWord] = []  # of another boot
+        self._outdated = False  # the file lacks something, as it does while there is a `problem`
 
     # -- life --
 
@@ -115,7 +117,7 @@ class Orders:
     @property
     def lost(self) -> str:
         """What was ordered before this start and is not in force any more; empty for nothing."""
-        return self._damaged or sentence(self._forgotten)
+        return self._damaged or sentence(self._agreed.unsaid(self._forgotten))
 
     def join(self, mesh: Mesh) -> None:
         """Take and give orders over the mesh."""
@@ -239,7 +241,7 @@ class Orders:
         """Write it all, with the order that `give` gives. Raises OperatorError; then there was no
         order: nobody hears of what is on no disk."""
         async with self._lock:
-            now = now_us()
+            now, self._outdated = now_us(), False
             agreed = given(self._spec, self._agreed, give, now)
             maintenance = self._maintenance.until(self._maintenance_end_us, now)
             kept = Kept(FORMAT, self._spec.name, boot_id(), now, agreed.word(now),
@@ -247,6 +249,7 @@ class Orders:
             try:
                 await asyncio.to_thread(write, self._path, kept)
             except OSError as error:
+                self._failed_us = now_us()
                 self.problem = (
                     f"{self._path}: {error.strerror}: orders cannot be kept; make its folder "
                     "writable and its disk not full"
@@ -328,6 +331,7 @@ class Orders:
     async def heard(self, word: AgreedWord) -> None:
         """What another agent knows: keep and obey what is newer, also if its connection ends."""
         if self._agreed.merge(word, now_us()):
+            self._outdated = True
             try:
                 await self._keep()
             except OperatorError as error:
@@ -341,36 +345,30 @@ class Orders:
         return self._agreed.word(now_us())
 
     def observe(self, view: View) -> None:
-        """Heart's word: who is heard as a standby again loses its mark for all."""
-        known = self._agreed.has_word_of
-        self._forgotten = [
-            m for m in self._forgotten if not known(m.node) and not self._lives(m.node)
-        ]
+        """Heart's word: who is heard as a standby again loses its mark for all, also one that is
+        forgotten here: who is away may have it still, and is to hear a newer word."""
         if self._work is not None and not self._work.done():
             return  # the next word says it again
-        cleared = [m.node for m in view.marks if m.cleared and self._is_newest(m.node, m.version)]
-        for node in cleared:
-            self._agreed.order_mark(node, "the cluster", False, wall_s())
-        lengths = [self._agreed.left_us(now_us())]
-        lengths += [length for d in self.drains() for length in (d.left_us, d.move_us)]
-        timed = any(0 < length < FOR_GOOD_US for length in lengths) or (
+        agreed, now = self._agreed, now_us()
+        ended = [m.node for m in view.marks if m.cleared and agreed.is_marked(m.node, m.version)]
+        ended += [m.node for m in agreed.unsaid(self._forgotten) if self._is_back(m.node)]
+        for node in ended:
+            agreed.order_mark(node, "the cluster", False, wall_s())
+        timed = agreed.is_timed(now) or (
             self._maintenance.on and self._maintenance.left_us < FOR_GOOD_US
         )
-        due = timed and now_us() - self._kept_us > KEEP_AGAIN_US
-        if cleared or due or self._outdated:
-            self._outdated = False
-            self._work = lasting(self._renew(bool(cleared)), "orders kept anew")
+        wanted = self.problem or self._outdated or (timed and now - self._kept_us > KEEP_AGAIN_US)
+        if ended or (wanted and now - self._failed_us > RETRY_US):
+            self._work = lasting(self._renew(bool(ended)), "orders kept anew")
 
-    def _is_newest(self, node: str, version: int) -> bool:
-        mark = self._agreed.mark_of(node)
-        return mark is not None and mark.version == version
-
-    async def _renew(self, cleared: bool) -> None:
+    async def _renew(self, ended: bool) -> None:
+        known = self.problem
         try:
             await self._keep()
         except OperatorError as error:
-            log.error("%s", error)
-        if cleared:
+            if self.problem != known:
+                log.error("%s", error)
+        if ended:
             self._tell()
             await self._pass_on("")
 
@@ -385,6 +383,9 @@ class Orders:
     def _lives(self, node: str) -> bool:
         seen = self._seen(node)
         return seen is not None and seen.silent_us <= self._spec.timing.dead_us
+
+    def _is_back(self, node: str) -> bool:
+        return (seen := self._seen(node)) is not None and seen.role not in _NOT_BACK
 
     def _hears(self, node: str) -> bool:
         """Anything of it, one way or both; and whoever cannot tell does hear it."""

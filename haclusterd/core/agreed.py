@@ -10,6 +10,8 @@ host: after that others have to say so, or the operator again (docs/design.md, M
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from haclusterd.core.inputs import Marked, MarksOrdered, PauseOrdered
@@ -176,9 +178,20 @@ class Agreed:
         mark = self._marks.get(node)
         return mark if mark is not None and mark.dead else None
 
-    def has_word_of(self, node: str) -> bool:
-        """Somebody has ordered something about it, the last time perhaps the end of its mark."""
-        return node in self._marks
+    def is_marked(self, node: str, version: int) -> bool:
+        """By this very order, and none is newer."""
+        mark = self.mark_of(node)
+        return mark is not None and mark.version == version
+
+    def unsaid(self, forgotten: Sequence[MarkWord]) -> list[MarkWord]:
+        """Those of whose nodes nobody has ordered anything since, nor told an order."""
+        return [mark for mark in forgotten if mark.node not in self._marks]
+
+    def is_timed(self, now_us: int) -> bool:
+        """Something is in force for a time that runs."""
+        lengths = [self.left_us(now_us)]
+        lengths += [us for drain in self.drains(now_us) for us in (drain.left_us, drain.move_us)]
+        return any(0 < length < FOR_GOOD_US for length in lengths)
 
     def drain_of(self, target: str, now_us: int) -> DrainWord | None:
         """The drain in force on a target, its times as they stand now."""
