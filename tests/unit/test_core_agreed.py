@@ -218,3 +218,23 @@ def test_b7_a_drain_without_an_end_has_none_until_it_is_taken_back() -> None:
     a.order_mark("n2", "ben", dead=True)
     assert [d.version for d in a.word(6).drains] == [513]
     assert a.mark_of("n2").version == 768  # type: ignore[union-attr]
+
+
+def test_a_mark_is_known_by_its_order() -> None:
+    agreed = Agreed(spec_of())
+    agreed.order_mark("n1", "ann", True)
+    (mark,) = agreed.word(0).marks
+    assert agreed.is_marked("n1", mark.version)
+    assert not agreed.is_marked("n1", mark.version + 1)
+    agreed.order_mark("n1", "ann", False)
+    assert not agreed.is_marked("n1", mark.version)
+
+
+def test_what_runs_is_timed() -> None:
+    agreed = Agreed(spec_of())
+    assert not agreed.is_timed(0)
+    agreed.order_pause(FOR_GOOD_US, "ann", 0)
+    assert not agreed.is_timed(0)
+    agreed.order_drain("node:n1", 1_000, "ann", 0)
+    assert agreed.is_timed(0)
+    assert not agreed.is_timed(1_000)
