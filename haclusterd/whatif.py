@@ -188,6 +188,7 @@ class _Model:
             config_hash = seen.peers[n].config_hash
         spec = msgspec.structs.replace(seen.spec, me=n, config_hash=config_hash)
         node = start(spec, now - spec.timing.hold_down_us - 1, incarnation=n + 1)
+        node.ran_us = now  # all the while
         reconfigure.begin(node, proven=True, kin=seen.roll.kin)
         node.roll.blind = seen.roll.blind
         node.next_beat_us = node.wake_us = now
