@@ -29,14 +29,20 @@ def _in_pieces(world: World, from_ms: float, pieces_ms: list[int], awake_us: int
     return from_ms
 
 
-def asleep_in_pieces(seed: int) -> list[str]:
-    """n0 stands still while they take s0 over. Then both do, several times for less than `dead`;
-    n0 thaws, hears nobody and serves by marks, and is stunned as they wake."""
+def _taken_over(seed: int) -> tuple[World, random.Random, int]:
+    """n0, which serves by marks, stands still while they take s0 over; when it thaws (ms)."""
     world, rng = alone(seed)
     world.checkers.muted = MUTED
     world.operators.apart = True
     asleep_ms, thawed_ms = rng.randrange(10, 240), rng.randrange(750, 900)
     stand_still(world, asleep_ms, thawed_ms - asleep_ms)
+    return world, rng, thawed_ms
+
+
+def asleep_in_pieces(seed: int) -> list[str]:
+    """n0 stands still while they take s0 over. Then both do, several times for less than `dead`;
+    n0 thaws, hears nobody and serves by marks, and is stunned as they wake."""
+    world, rng, thawed_ms = _taken_over(seed)
     pieces_ms = rng.choice(((138, 149), (138, 149, 138, 149), (142, 149, 85, 98, 85, 98)))
     drawn = [rng.randrange(*pieces_ms[i : i + 2]) for i in range(0, len(pieces_ms), 2)]
     if len(drawn) == 1:
@@ -50,11 +56,7 @@ def asleep_in_pieces(seed: int) -> list[str]:
 def unmet_while_it_is_stunned(seed: int) -> list[str]:
     """As `asleep_in_pieces`, but they run for a beat between, and n0 is stunned just then:
     what it reads afterwards is of an incarnation that it has not met, and too old to prove it."""
-    world, rng = alone(seed)
-    world.checkers.muted = MUTED
-    world.operators.apart = True
-    asleep_ms, thawed_ms = rng.randrange(10, 240), rng.randrange(750, 900)
-    stand_still(world, asleep_ms, thawed_ms - asleep_ms)
+    world, rng, thawed_ms = _taken_over(seed)
     end_ms, pieces = thawed_ms - rng.uniform(0.5, 20), rng.choice((2, 3))
     for piece in range(pieces):
         for_ms = rng.randrange(138, 149)
