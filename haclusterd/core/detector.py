@@ -205,9 +205,9 @@ def leave_out(node: Node, marked: frozenset[NodeIndex], now_us: int) -> None:
     a vote after its hold-down, whatever is known of it here. Not before it has been up for a lease:
     what it gave in an earlier life is void then, and it says what it has heard (owner.hear_votes).
 
-    Silence is what could have been heard: not the time in which this node stood still. Also of an
-    incarnation that was not met: what waited in a socket here is too old to prove it. And it is
-    longer than any after which a node that stood still keeps its vote (node._stood_still).
+    Silence is what could have been heard: not the time in which this node stood still. A beat of an
+    incarnation that was not met ends it, too (_notice). And it is longer than any after which a
+    node that stood still keeps its vote (node._stood_still).
     """
     timing = node.spec.timing
     silent_us = now_us - timing.dead_us - timing.two_way_us

@@ -14,14 +14,11 @@ from haclusterd.core.model import (
     NodeSpec,
     ServiceEntry,
     ServiceSpec,
-    Timing,
 )
 from haclusterd.datagram import FLAGS_MASK, SHAPE_BIT
-from haclusterd.wire import ClusterKey, KeyRing, Outcome, Wire
+from haclusterd.wire import Outcome, Wire
+from tests.unit.test_wire_versions import BOOT, RING, TIMING
 
-TIMING = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 5_000_000)
-RING = KeyRing((ClusterKey(1, bytes(range(32))),))
-BOOT = 0xFEDC_BA98_7654_3210
 EAST = ServiceSpec("east", (AddressSpec("203.0.113.10", 24, "eth0"),))
 WEST = ServiceSpec("west", (AddressSpec("203.0.113.20", 24, "eth0"),))
 FLAGS = Flag.FREESWITCH_UP | Flag.AGENT_UP | Flag.READS_2
