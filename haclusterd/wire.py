@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from haclusterd.core.model import Beat, ClusterSpec
-from haclusterd.core.numbering import Numbering, is_sound, numbering, renumbered
+from haclusterd.core.numbering import Numbering, is_sound, reading, renumbered
 from haclusterd.datagram import (
     BEAT_BYTES_MAX,
     DATAGRAM_BYTES_MIN,
@@ -146,7 +146,7 @@ class Wire:
                     strangers.setdefault(address, node.id)
         if len(self._kin) >= KIN_MAX and neighbour.config_hash not in self._kin:
             del self._kin[next(iter(self._kin))]
-        self._kin[neighbour.config_hash] = numbering(neighbour, self._spec)
+        self._kin[neighbour.config_hash] = reading(neighbour, self._spec)
 
     def set_keys(self, ring: KeyRing) -> None:
         """Use another ring from now on (key rotation). Windows stay: they are about seqs."""

@@ -17,6 +17,7 @@ from typing import Any
 from haclusterd.config.recovering import RecoverySection
 from haclusterd.config.watching import HealthSection, Mover, Sensor
 from haclusterd.core.model import ClusterSpec, LastResort, NodeSpec, Quorum, ServiceSpec, Timing
+from haclusterd.core.numbering import served_by
 from haclusterd.core.text import brief, printable
 
 NODE_PLACEHOLDER = "{node}"
@@ -253,14 +254,25 @@ def config_hash(config: Config) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
-def shape(nodes: Sequence[NodeSpec], services: Sequence[ServiceSpec]) -> int:
-    """32 bits, never 0, over what the positions of nodes and services in the file stand for.
+def shape(nodes: Sequence[NodeSpec], services: Sequence[ServiceSpec], timing: Timing) -> int:
+    """32 bits, never 0, over what the positions of nodes and services in the file stand for, and
+    over the times that a lease rests on.
 
-    Between two files of one shape the numbers in a beat mean the same. A service is its name and
-    the addresses it answers for, whatever NIC carries them.
+    Between two files of one shape the numbers in a beat mean the same, and an echo is good for as
+    long as its receiver takes it for. A service is its name and the addresses it answers for,
+    whatever NIC carries them.
     """
-    served = [[s.name, sorted(a.ip for a in s.addresses)] for s in services]
-    text = json.dumps([[n.id for n in nodes], served], separators=(",", ":"))
+    return _hashed([[n.id for n in nodes], served_by(services), timing.bounds_us])
+
+
+def agents_shape(config: Config) -> int:
+    """`shape` for heart and its agent on one host, which besides name profiles by service."""
+    here = shape(config.nodes, config.services, config.timing)
+    return _hashed([here, [s.profiles for s in config.services]])
+
+
+def _hashed(value: object) -> int:
+    text = json.dumps(value, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") or 1
 
 
@@ -307,5 +319,5 @@ def seen_by(config: Config, node: str) -> ClusterSpec:
         freeswitch=config.freeswitch is not None,
         relinquish_us=RELINQUISH_DEADS * config.timing.dead_us if config.relinquish else 0,
         revision=config.revision,
-        shape=shape(config.nodes, config.services),
+        shape=shape(config.nodes, config.services, config.timing),
     )

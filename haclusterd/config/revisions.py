@@ -15,7 +15,14 @@ from pathlib import Path
 import msgspec
 
 from haclusterd.config.load import FILE_BYTES_MAX, load, load_cluster
-from haclusterd.config.model import STATE_DIR, Config, ConfigError, Problem, config_hash, shape
+from haclusterd.config.model import (
+    STATE_DIR,
+    Config,
+    ConfigError,
+    Problem,
+    agents_shape,
+    config_hash,
+)
 from haclusterd.files import write_atomically
 
 FILE_NAME = "configuration.json"
@@ -45,7 +52,8 @@ class RevisionsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a process starts with. `newer`: the host's file, to be taken up once it is in force."""
+    """What a process starts with. `newer`: the host's file, to be taken up once it is in force;
+    `hold_down_us`: that of the file this node ran with last, 0 where none is known."""
 
     config: Config
     staged: Config | None = None
@@ -53,6 +61,7 @@ class Start:
     previous: Config | None = None
     proven: bool = True
     complaint: str = ""
+    hold_down_us: int = 0
 
 
 def keep(config: Config) -> Kept:
@@ -93,8 +102,8 @@ def begin(
     """The configuration a process starts with. Raises ConfigError.
 
     `revision` is what heart counts by, where it starts an agent or its successor; 0 at a start.
-    `counts_by`: the shape of heart's file, where it starts an agent. The file on the host may be
-    another one by then, and the two speak of services by number.
+    `counts_by`: `agents_shape` of heart's file, where it starts an agent. The file on the host may
+    be another one by then, and the two speak of services by number.
     """
     file = load(path, node=node, run_dir=run_dir)
     try:
@@ -106,14 +115,12 @@ def begin(
     if kept is None:
         start = Start(file, proven=file.revision == 1)
     else:
-        start = _chosen(file, kept, run_dir, revision)
-    if counts_by in (0, _shape(start.config)):
+        ran = _other(path, kept.active)
+        hold_down_us = ran.timing.hold_down_us if ran is not None else 0
+        start = replace(_chosen(file, kept, run_dir, revision), hold_down_us=hold_down_us)
+    if counts_by in (0, agents_shape(start.config)):
         return start
     return _as_heart_counts(start, kept, run_dir, counts_by)
-
-
-def _shape(config: Config) -> int:
-    return shape(config.nodes, config.services)
 
 
 def _as_heart_counts(
@@ -121,10 +128,10 @@ def _as_heart_counts(
 ) -> Start:
     """With heart's file, which the agent before this one has kept."""
     path, node = start.config.path, start.config.node.id
-    text = "has other nodes or services, or in another order, than haclusterd counts by"
+    text = "has other nodes, services or times than haclusterd runs with, or in another order"
     if kept is not None:
         config = load(path, node=node, run_dir=run_dir, text=kept.active.toml)
-        if _shape(config) == counts_by:
+        if agents_shape(config) == counts_by:
             complaint = f"{path} {text}: restart haclusterd to apply it"
             return replace(start, config=config, complaint=complaint)
     raise ConfigError((Problem(str(path), "", text, "restart haclusterd"),))

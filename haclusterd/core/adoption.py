@@ -9,6 +9,7 @@ import msgspec
 
 from haclusterd.core.model import ClusterSpec
 from haclusterd.core.numbering import Numbering, numbering
+from haclusterd.core.owner import forget_leases
 from haclusterd.core.ranking import service_order
 from haclusterd.core.reconfigure import set_floor
 from haclusterd.core.state import NEVER, Node, Peer, PeerLink, Roll, Service, unknown_service
@@ -18,12 +19,14 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
     """Go on as `spec` says: the same memory in its numbers.
 
     Its services are those of before, unless others came into the file that is in force while this
-    node was away: of them it knows as much as at a start.
+    node was away: of them it knows as much as at a start. If it is the times that are others, who
+    stood by this node did so by the old ones: no lease goes on, and it listens anew for the longer.
     """
     by = numbering(node.spec, spec)
     before, old = node.peers, node.spec
     node.peers = [before[n] if n >= 0 else _stranger(spec) for n in by.my_nodes]
     for peer in node.peers:
+        peer.links = _fitted(peer.links, spec)
         if peer.services:
             peer.services = by.entries(peer.services)
         peer.releases = by.releases(peer.releases)
@@ -56,6 +59,8 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
     )
     if roll.returned or now_us < roll.listens_us:
         node.roll.listens_us = now_us + spec.timing.hold_down_us
+    if old.timing.bounds_us != spec.timing.bounds_us:
+        _begin_anew(node, max(old.timing.hold_down_us, spec.timing.hold_down_us), now_us)
     node.dialect = max(node.dialect, 2 if spec.revision > 1 else 1)
     if roll.known > spec.revision:
         node.roll.known_hash = roll.known_hash
@@ -63,7 +68,21 @@ def adopt(node: Node, spec: ClusterSpec, now_us: int) -> None:
 
 
 def _stranger(spec: ClusterSpec) -> Peer:
-    return Peer(links=[PeerLink() for _ in range(spec.links)])
+    return Peer(links=_fitted([], spec))
+
+
+def _fitted(links: list[PeerLink], spec: ClusterSpec) -> list[PeerLink]:
+    """A NIC may have come or gone by restarts of the others while this node was away."""
+    return [*links, *(PeerLink() for _ in range(len(links), spec.links))][: spec.links]
+
+
+def _begin_anew(node: Node, hold_down_us: int, now_us: int) -> None:
+    node.roll.listens_us = max(node.roll.listens_us, now_us + hold_down_us)
+    forget_leases(node)
+    for service in node.services:
+        service.deferred = None
+        if service.claim is not None:
+            service.claim.granted &= 1 << node.spec.me
 
 
 def _renumbered(service: Service, by: Numbering) -> Service:

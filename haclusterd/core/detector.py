@@ -10,7 +10,7 @@ from __future__ import annotations
 from haclusterd.core.actions import Action, Decided, PeerCurrent
 from haclusterd.core.model import Beat, Flag, NodeIndex
 from haclusterd.core.quorum import needed
-from haclusterd.core.state import NEVER, SENT_TIMES_KEPT, Node, Peer, PeerLink
+from haclusterd.core.state import FAR, NEVER, SENT_TIMES_KEPT, Node, Peer, PeerLink
 
 _STARTING, _BY_MARKS = int(Flag.STARTING), int(Flag.BY_MARKS)
 LINK_GOOD_BEATS = 5  # two-way beats before a link counts as up again (RELIABILITY 2, NIC flap)
@@ -94,8 +94,7 @@ def _notice(node: Node, beat: Beat, now_us: int) -> None:
     peer = node.peers[beat.sender]
     if peer.coming != beat.incarnation:
         peer.coming, peer.coming_us = beat.incarnation, now_us
-    if beat.flags & _STARTING and now_us - peer.coming_us < node.spec.timing.lease_us:
-        return  # as for one that was met (leave_out)
+    peer.starting = bool(beat.flags & _STARTING)
     peer.noticed_us = now_us
     if beat.sender in node.left_out:
         leave_out(node, node.left_out, now_us)
@@ -155,6 +154,7 @@ def _take(node: Node, peer: Peer, beat: Beat) -> None:
                 node.rank_dirty = True
                 break
     peer.flags, peer.health, peer.load, peer.calls = beat.flags, beat.health, beat.load, beat.calls
+    peer.starting = bool(beat.flags & _STARTING)
     peer.config_hash, peer.rank_hash = beat.config_hash, beat.rank_hash
     if beat.flags & _BY_MARKS:
         node.marks_heard = True
@@ -203,7 +203,8 @@ def survey(node: Node, now_us: int, out: list[Action]) -> None:
 def leave_out(node: Node, marked: frozenset[NodeIndex], now_us: int) -> None:
     """Who of the `marked` is silent. Who is heard again lives, and has to be counted: it will have
     a vote after its hold-down, whatever is known of it here. Not before it has been up for a lease:
-    what it gave in an earlier life is void then, and it says what it has heard (owner.hear_votes).
+    what it gave in an earlier life is void then, and it says what it has heard (owner.hear_votes);
+    and no lease without it reaches to the end of its hold-down (alone_until_us).
 
     Silence is what could have been heard: not the time in which this node stood still. A beat of an
     incarnation that was not met ends it, too (_notice). And it is longer than any after which a
@@ -214,13 +215,38 @@ def leave_out(node: Node, marked: frozenset[NodeIndex], now_us: int) -> None:
     node.left_out = frozenset(
         n
         for n in marked
-        if max(node.peers[n].heard_us, node.peers[n].noticed_us, node.thawed_us) <= silent_us
+        if max(newest_us(node.peers[n]), node.thawed_us) <= silent_us
         or (n in node.left_out and _has_just_started(node.peers[n], now_us - timing.lease_us))
     )
 
 
+def newest_us(peer: Peer) -> int:
+    """When it was last heard, in whichever life."""
+    return max(peer.heard_us, peer.noticed_us)
+
+
+def first_heard_us(peer: Peer) -> int:
+    """Since when it is heard in its present life, met or not."""
+    if peer.coming == peer.incarnation or peer.noticed_us > peer.heard_us:
+        return peer.coming_us
+    return peer.met_us
+
+
 def _has_just_started(peer: Peer, before_us: int) -> bool:
-    return peer.met_us > before_us and bool(peer.flags & _STARTING)
+    return peer.starting and first_heard_us(peer) > before_us
+
+
+def alone_until_us(node: Node, now_us: int) -> int:
+    """How far a lease may reach that counts without who is heard, and has just started. It votes
+    `hold_down` after its start, of which this node, unless it froze, heard within a lease; and may
+    hear nothing of what this node says meanwhile."""
+    timing = node.spec.timing
+    if node.spec.needed == 1:
+        return FAR  # nobody is left out of one vote
+    reach_us = timing.lease_us + 3 * (timing.dead_us - timing.lease_us) // 4
+    silent_us = now_us - timing.dead_us - timing.two_way_us
+    heard = (p for p in (node.peers[n] for n in node.left_out) if newest_us(p) > silent_us)
+    return min((first_heard_us(peer) + reach_us for peer in heard), default=FAR)
 
 
 def forget_all(node: Node, now_us: int) -> None:

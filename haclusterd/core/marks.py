@@ -38,8 +38,12 @@ def order(node: Node, event: MarksOrdered, now_us: int, out: list[Action]) -> No
         if not mark.cleared and all(mark.node != m.node for m in event.marks):
             text = f"{_id(node, mark.node)} is not marked dead any more"
             out.append(Decided(now_us, "M23", text))
-    in_force_us = now_us + node.spec.timing.hold_down_us
-    node.marks = kept + [Mark(m.node, m.version, m.by, in_force_us) for m in fresh]
+    # Who is marked once more had nothing from here since the first word.
+    since = {mark.node: mark.in_force_us for mark in node.marks if not mark.cleared}
+    due_us = now_us + node.spec.timing.hold_down_us
+    node.marks = kept + [
+        Mark(m.node, m.version, m.by, min(due_us, since.get(m.node, FAR))) for m in fresh
+    ]
     _take_effect(node, now_us)
     for m in fresh:
         _said(node, m, now_us, out)
@@ -114,6 +118,18 @@ def are_about(node: Node) -> bool:
     if node.marks_heard or any(not mark.cleared for mark in node.marks):
         return True
     return any(p.met_us == NEVER for n, p in enumerate(node.peers) if n != node.spec.me)
+
+
+def may_be_left_out(node: Node, now_us: int) -> bool:
+    """This node stood still, and who counts by marks may have heard nothing of it for so long that
+    it left this node out: longer than `dead` (detector.leave_out), in one piece or in several, for
+    what was sent between two of them need not have been heard. Who is known to count by marks has
+    to have proved that it heard this node; others may not have been met since it started."""
+    timing = node.spec.timing
+    if now_us - node.steady_us >= timing.dead_us:
+        return True
+    long_us = timing.dead_us - timing.heartbeat_us  # the proof may be `two_way` old, by its clock
+    return any(p.flags & Flag.BY_MARKS and now_us - p.two_way_us >= long_us for p in node.peers)
 
 
 def _take_effect(node: Node, now_us: int) -> None:

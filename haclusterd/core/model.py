@@ -63,6 +63,15 @@ class Timing(msgspec.Struct, frozen=True):
         return min(1_000, self.heartbeat_us // 25)
 
     @property
+    def bounds_us(self) -> tuple[int, ...]:
+        """What nodes that vote for each other have in common: a lease is shorter than `dead_us`
+        whoever grants it (S1). How soon a node ranks or discovers is its own affair."""
+        return (
+            self.heartbeat_us, self.lease_us, self.stop_us, self.dead_us, self.arm_us,
+            self.fence_us,
+        )  # fmt: skip
+
+    @property
     def hold_down_us(self) -> int:
         """After a start: neither echo, grant nor claim (DESIGN 6, Grant)."""
         return self.dead_us + self.lease_us

@@ -21,6 +21,7 @@ from haclusterd.core.actions import (
     RemoveAddresses,
     RenewFence,
 )
+from haclusterd.core.detector import alone_until_us
 from haclusterd.core.model import Identity, Release, ServiceIndex, State
 from haclusterd.core.quorum import voters
 from haclusterd.core.state import NEVER, Claim, Node, Service, draw, owns
@@ -142,7 +143,8 @@ def _take(node: Node, k: int, service: Service, now_us: int, out: list[Action]) 
     service.failed = 0
     service.paced_until_us = claim.sent_us + node.spec.timing.dead_us
     service.release = None
-    service.lease_until_us = claim.sent_us + node.spec.timing.lease_us
+    lease_until_us = claim.sent_us + node.spec.timing.lease_us
+    service.lease_until_us = min(lease_until_us, alone_until_us(node, now_us))
     me = node.spec.me  # one's own vote is counted apart: it is as new as the newest beat
     service.voter_sent_us = [
         claim.sent_us if claim.granted >> n & 1 and n != me else NEVER

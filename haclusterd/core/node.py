@@ -18,7 +18,6 @@ from haclusterd.core import (
     marks,
     orders,
     owner,
-    quorum,
     reconfigure,
     relinquish,
     speech,
@@ -60,6 +59,8 @@ from haclusterd.core.state import NEVER, Node, flags, listens_until_us, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
 
+STEADY_BEATS = 2  # of which one at least is heard
+
 
 def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
     """Take one input in at `now_us` (read after the input arrived). `node` is changed in place."""
@@ -83,7 +84,7 @@ def next_deadline_us(node: Node) -> int:
     """When `Tick` is wanted next, at the latest."""
     deadline_us = min(node.next_beat_us, node.answer_us, node.wake_us)
     for service in node.services:
-        if owns(service) and service.lease_until_us < deadline_us and quorum.needed(node) > 1:
+        if owns(service) and service.lease_until_us < deadline_us and node.spec.needed > 1:
             deadline_us = service.lease_until_us
     return deadline_us
 
@@ -119,6 +120,7 @@ def _received(node: Node, event: Received, now_us: int, out: list[Action]) -> No
         if news:
             owner.hear_votes(node, beat, now_us, out)
     else:
+        voter.hear_stranger(node, beat, now_us)
         wanted = Answer.NOW if detector.is_stranger(node, event.link, beat) else Answer.NONE
     if two_way_news and not beat.reply:
         speech.keep_step(node, beat.sender, now_us)
@@ -175,14 +177,15 @@ def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
 def _stood_still(node: Node, gap_us: int, now_us: int) -> None:
     """For so long that what it hears now is too old to be two-way, be it too short for a freeze."""
     timing = node.spec.timing
+    if node.ran_us - node.woke_us >= STEADY_BEATS * timing.heartbeat_us:
+        node.steady_us = node.ran_us
+    node.woke_us = now_us
+    began_listening = now_us - gap_us < listens_until_us(node)
     listens_us = NEVER
-    # Who had just begun to listen may not have met who owns what.
-    if now_us - gap_us < listens_until_us(node):
-        listens_us = now_us + timing.dead_us
-    # Others, who count by marks, may have left it out by now: silence that does so is longer than
-    # `dead` (detector.leave_out).
-    if gap_us >= timing.dead_us and marks.are_about(node):
+    if marks.are_about(node) and (began_listening or marks.may_be_left_out(node, now_us)):
         listens_us = now_us + timing.hold_down_us
+    elif began_listening:  # it may not have met who owns what
+        listens_us = now_us + timing.dead_us
     node.roll.listens_us = max(node.roll.listens_us, listens_us)
 
 

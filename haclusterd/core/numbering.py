@@ -1,7 +1,8 @@
 """Nodes and services are small integers: their positions in one configuration.
 
 While the voters change, neighbours count by two configurations for a while. The hash in a beat says
-by which its sender counts; here a beat is put into one's own numbers, by id and by name.
+by which its sender counts; here a beat is put into one's own numbers: nodes by id, services by name
+and addresses.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from haclusterd.core.model import (
     Identity,
     Release,
     ServiceEntry,
+    ServiceSpec,
     State,
 )
+
+Served = tuple[str, list[str]]  # name and addresses
 
 # What a sender says of a service that its configuration does not have.
 UNHEARD_OF = ServiceEntry(NOBODY, -1, int(State.STANDBY), False, 0)
@@ -76,19 +80,36 @@ class Numbering(msgspec.Struct, frozen=True):
 
 
 def numbering(theirs: ClusterSpec, mine: ClusterSpec) -> Numbering:
-    """How to read what counts by `theirs` where one counts by `mine`."""
+    """How to remember by `mine` what counted by `theirs`. A service whose addresses have changed is
+    another one: who served it under the name may not be who answers there now."""
     node_ids, my_node_ids = [n.id for n in theirs.nodes], [n.id for n in mine.nodes]
-    names, my_names = [s.name for s in theirs.services], [s.name for s in mine.services]
+    served, my_served = served_by(theirs.services), served_by(mine.services)
     return Numbering(
         _places(node_ids, my_node_ids),
-        _places(names, my_names),
+        _places(served, my_served),
         _places(my_node_ids, node_ids),
-        _places(my_names, names),
+        _places(my_served, served),
     )
 
 
-def _places(of: list[str], among: list[str]) -> tuple[int, ...]:
-    return tuple(among.index(name) if name in among else -1 for name in of)
+def reading(theirs: ClusterSpec, mine: ClusterSpec) -> Numbering:
+    """`numbering` for the beats of a node that counts by `theirs`. Where it has other times, what
+    it says of services does not count: its lease may be longer than this node waits."""
+    by = numbering(theirs, mine)
+    if theirs.timing.bounds_us == mine.timing.bounds_us:
+        return by
+    return msgspec.structs.replace(
+        by, services=(-1,) * len(by.services), my_services=(-1,) * len(by.my_services)
+    )
+
+
+def served_by(services: Sequence[ServiceSpec]) -> list[Served]:
+    """What a service is, whatever its place in the file and the NICs that carry it."""
+    return [(s.name, sorted(a.ip for a in s.addresses)) for s in services]
+
+
+def _places(of: Sequence[object], among: Sequence[object]) -> tuple[int, ...]:
+    return tuple(among.index(one) if one in among else -1 for one in of)
 
 
 def is_sound(beat: Beat, nodes: int, services: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from haclusterd.core import quorum
 from haclusterd.core.actions import Action, CloseFence, RemoveAddresses, RenewFence
-from haclusterd.core.detector import LOW32
+from haclusterd.core.detector import LOW32, alone_until_us, first_heard_us
 from haclusterd.core.model import Beat, Flag, Identity, State
 from haclusterd.core.moves import CLAIM_WAITS_MAX, happen
 from haclusterd.core.state import NEVER, Node, Service, owns
@@ -49,7 +49,7 @@ def _waits_since_us(node: Node, beat: Beat, now_us: int) -> int:
     sender, echo = beat.sender, beat.echoes[node.spec.me]
     if sender not in node.unvoting or not beat.flags & _STARTING or echo is None:
         return NEVER
-    if now_us - node.peers[sender].met_us < node.spec.timing.lease_us:
+    if now_us - first_heard_us(node.peers[sender]) < node.spec.timing.lease_us:
         return NEVER  # it may have granted something just before it started
     if echo.incarnation != node.incarnation & LOW32:
         return NEVER
@@ -91,13 +91,18 @@ def extend_lease(node: Node, k: int, service: Service, now_us: int, out: list[Ac
     needed = quorum.needed(node)
     # One's own vote is always as new as the newest beat, so the others have to give one less.
     s0_us = others[needed - 2] if needed > 1 else now_us
-    lease_until_us = s0_us + node.spec.timing.lease_us
+    lease_until_us = _lease_from(node, s0_us, now_us)
     if lease_until_us <= service.lease_until_us:
         return
     service.lease_until_us = lease_until_us
     low_us = node.spec.timing.fence_us - node.spec.timing.heartbeat_us
     if service.fence_until_us - now_us < low_us:
         renew(node, k, service, now_us, out)
+
+
+def _lease_from(node: Node, s0_us: int, now_us: int) -> int:
+    lease_until_us = s0_us + node.spec.timing.lease_us
+    return min(lease_until_us, alone_until_us(node, now_us)) if node.left_out else lease_until_us
 
 
 def renew(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:
@@ -113,14 +118,15 @@ def renew_all(node: Node, now_us: int, out: list[Action]) -> None:
     for k, service in enumerate(node.services):
         if owns(service):
             if quorum.needed(node) == 1:
-                service.lease_until_us = now_us + node.spec.timing.lease_us
+                lease_until_us = _lease_from(node, now_us, now_us)
+                service.lease_until_us = max(service.lease_until_us, lease_until_us)
             renew(node, k, service, now_us, out)
 
 
 def lapse(node: Node, now_us: int, out: list[Action]) -> None:
     """Before anything else in a step: leases that ran out meanwhile."""
     for k, service in enumerate(node.services):
-        if now_us >= service.lease_until_us and owns(service) and quorum.needed(node) > 1:
+        if now_us >= service.lease_until_us and owns(service) and node.spec.needed > 1:
             happen(node, k, Event.LEASE_LAPSED, now_us, out)
 
 

@@ -31,13 +31,20 @@ RETURN_TIMES = 10
 KIN_MAX = 3
 
 
-def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
-    """At a start: what is known from the disk, before the first step."""
+def begin(node: Node, *, proven: bool, kin: tuple[int, ...], hold_down_us: int = 0) -> None:
+    """At a start: what is known from the disk, before the first step.
+
+    `hold_down_us` is that of the file this node counted by last: what it granted then may be good
+    for longer than the present one waits.
+    """
     revision = node.spec.revision
     known = revision if proven else revision - 1
     # Who came with this set does not know the one before; it comes anew with every start.
     blind = revision > 1 and not kin
-    node.roll = Roll(proven=proven, known=known, kin=kin, blind=blind, returned=True)
+    node.roll = Roll(
+        proven=proven, known=known, kin=kin, blind=blind, returned=True,
+        listens_us=node.start_us + hold_down_us,
+    )  # fmt: skip
     node.dialect = 2 if revision > 1 else 1
     set_floor(node)
 

@@ -55,6 +55,7 @@ class Peer(msgspec.Struct):
     coming: int = 0  # the newest incarnation that was noticed and not met, and since when
     coming_us: int = NEVER
     noticed_us: int = NEVER  # the newest beat of such a one
+    starting: bool = False  # by its newest beat, of whichever incarnation
     alive: bool = False
     alive_since_us: int = NEVER
     replied_us: int = NEVER
@@ -229,6 +230,8 @@ class Node(msgspec.Struct):
     by_marks_us: int = FAR  # since when `unvoting` is not empty
     thawed_us: int = NEVER  # before that nobody was heard, nor silent
     ran_us: int = NEVER  # the newest step
+    woke_us: int = NEVER  # since when it runs, but for gaps that leave its beats two-way
+    steady_us: int = NEVER  # the newest time at which it had run so for some beats
     marks_heard: bool = False  # somebody has said since this node started that it counts by marks
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
@@ -252,6 +255,7 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
         incarnation=incarnation,
         start_us=now_us,
         ran_us=now_us,
+        woke_us=now_us,
         peers=peers,
         services=services,
         order=service_order(spec),

@@ -49,9 +49,7 @@ def hear_entries(
     starting = holding_down(node, now_us)
     hold_down = starting or beat.revision < node.roll.floor
     # Also later, of an owner that is heard one way only: it may be stunned again and again.
-    alone = beat.flags & _BY_MARKS or node.spec.needed == 1
-    guarded = alone and (starting or not two_way)
-    guarded = guarded and beat.sender not in node.marked
+    guarded = _may_be_alone(node, beat) and (starting or not two_way)
     if news:
         for release in beat.releases:
             if two_way and not hold_down:
@@ -88,6 +86,21 @@ def hear_entries(
             # Had it only heard of this node's term it would have ended its own: it won that epoch.
             service.won_too |= 1 << beat.sender
     return answer
+
+
+def hear_stranger(node: Node, beat: Beat, now_us: int) -> None:
+    """An owner that needs nobody's vote is waited for also in an incarnation that was not met: it
+    is stunned, or was, and what it sends is too old to be two-way."""
+    if beat.incarnation == node.peers[beat.sender].incarnation or not _may_be_alone(node, beat):
+        return
+    for service, entry in zip(node.services, beat.services, strict=True):
+        if entry.promise.node == beat.sender and entry.state in _HOLDERS:
+            service.guard, service.guard_us = beat.sender, now_us
+
+
+def _may_be_alone(node: Node, beat: Beat) -> bool:
+    alone = bool(beat.flags & _BY_MARKS) or node.spec.needed == 1
+    return alone and beat.sender not in node.marked
 
 
 def _hear_own(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from haclusterd import __version__
-from haclusterd.config import Config, ConfigError, cluster_spec, revisions
+from haclusterd.config import Config, ConfigError, agents_shape, revisions
 from haclusterd.config.revisions import Start
 from haclusterd.core.inputs import Tick
 from haclusterd.core.node import step
@@ -107,7 +107,7 @@ def _run(
         config = begun.config
         ring = load_cluster_key(config.key_file)
         options = _options(arguments, config)
-        counted = ("--revision", str(config.revision), "--shape", str(cluster_spec(config).shape))
+        counted = ("--revision", str(config.revision), "--shape", str(agents_shape(config)))
         agent_command = [*agent, *options, *counted]
         opening = _Opening(begun, ring, journal, AgentLink(agent_command, journal.say))
         successor = [*heart_command, *options]

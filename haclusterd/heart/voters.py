@@ -25,7 +25,7 @@ class Voters:
 
     def __init__(self, begun: Start) -> None:
         self.spec = cluster_spec(begun.config)
-        self.proven = begun.proven
+        self.proven, self._hold_down_us = begun.proven, begun.hold_down_us
         self._previous = self._seen(begun.config, begun.previous)
         self._staged = self._seen(begun.config, begun.staged)
         self._newer = self._seen(begun.config, begun.newer)
@@ -38,7 +38,7 @@ class Voters:
         """The core's state of a fresh start."""
         node = start(self.spec, now_us, incarnation)
         kin = () if self._previous is None else (self._previous.config_hash,)
-        reconfigure.begin(node, proven=self.proven, kin=kin)
+        reconfigure.begin(node, proven=self.proven, kin=kin, hold_down_us=self._hold_down_us)
         return node
 
     def former(self) -> list[tuple[str, ...]]:

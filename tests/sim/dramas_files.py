@@ -14,11 +14,14 @@ import msgspec
 
 from haclusterd import wire
 from haclusterd.config.model import shape
+from haclusterd.core import reconfigure
 from haclusterd.core.inputs import SwitchoverRequested
-from haclusterd.core.model import ClusterSpec
+from haclusterd.core.model import ClusterSpec, Timing
+from haclusterd.core.state import Node
 from tests.sim.dramas import calm, owners_of, stage
 from tests.sim.host import Host
 from tests.sim.mutations import patch
+from tests.sim.swarm import LAN, WAN
 from tests.sim.world import World
 
 MS = 1000
@@ -26,23 +29,22 @@ Change = Callable[[ClusterSpec], ClusterSpec]
 
 
 def _shaped(spec: ClusterSpec, config_hash: int) -> ClusterSpec:
-    here = shape(spec.nodes, spec.services)
+    here = shape(spec.nodes, spec.services, spec.timing)
     return msgspec.structs.replace(spec, config_hash=config_hash, shape=here)
 
 
-def _begin(seed: int, nodes: int) -> tuple[World, random.Random]:
+def _begin(seed: int, nodes: int, timing: Timing = LAN) -> tuple[World, random.Random]:
     """Two services at rest: of three nodes one has both, of four two have one each."""
     rng = random.Random(seed)
-    world = World(
-        seed, dataclasses.replace(calm(nodes, 2, 1), delay_mean_us=100, through_wire=True)
-    )
+    swarm = calm(nodes, 2, 1, timing)
+    world = World(seed, dataclasses.replace(swarm, delay_mean_us=100, through_wire=True))
     stage.append(world)
     # Who wins and what is called up is judged by the numbers of one file.
     world.checkers.muted = frozenset({"S2", "S3", "S4", "S5", "S7", "S10", "V5"})
     for host in world.hosts:
         host.configure(_shaped(host.spec, 1))
         world.at(rng.randrange(40_000), world.boot, host)
-    world.play_until(3_500 * MS + rng.randrange(50_000))
+    world.play_until(3_500 * MS + 5 * timing.dead_us + rng.randrange(50_000))
     if nodes == 3:
         (to,), (owner,) = owners_of(world, 0), owners_of(world, 1)
         world.hosts[owner].give(world.now, SwitchoverRequested(1, 1, to))
@@ -50,7 +52,9 @@ def _begin(seed: int, nodes: int) -> tuple[World, random.Random]:
     return world, rng
 
 
-def _restart(world: World, host: Host, rng: random.Random, change: Change) -> None:
+def _restart(
+    world: World, host: Host, rng: random.Random, change: Change, down_ms: tuple[int, int]
+) -> None:
     """With the other file; promises are on the disk by name."""
     kept = {
         service.name: (promise, owned)
@@ -62,16 +66,19 @@ def _restart(world: World, host: Host, rng: random.Random, change: Change) -> No
     host.configure(_shaped(change(host.spec), 2))
     found = [kept[service.name] for service in host.spec.services]
     host.persisted, host.owned = tuple(p for p, _ in found), tuple(o for _, o in found)
-    world.play_until(world.now + rng.randrange(20, 100) * MS)
+    world.play_until(world.now + rng.randrange(*down_ms) * MS)
     world.boot(world.now, host)
     world.play_until(world.now + rng.randrange(2_000, 4_000) * MS)
 
 
-def _roll_out(seed: int, nodes: int, change: Change) -> list[str]:
-    world, rng = _begin(seed, nodes)
+def _roll_out(
+    seed: int, nodes: int, change: Change, timing: Timing = LAN,
+    down_ms: tuple[int, int] = (20, 100),
+) -> list[str]:  # fmt: skip
+    world, rng = _begin(seed, nodes, timing)
     masters = sorted({*owners_of(world, 0), *owners_of(world, 1)})
     for n in [*(n for n in range(world.swarm.nodes) if n not in masters), *masters]:
-        _restart(world, world.hosts[n], rng, change)
+        _restart(world, world.hosts[n], rng, change, down_ms)
     world.play_until(world.now + 3_000 * MS)
     found = list(world.checkers.violations)
     if not found:
@@ -102,11 +109,53 @@ def addresses_change_places(seed: int) -> list[str]:
     return _roll_out(seed, 4, change)
 
 
+def times_become_shorter(seed: int) -> list[str]:
+    """Preset `wan` becomes `lan`, and restarts take a while: the slaves would not wait for as long
+    as the lease lasts that they are asked for (F38)."""
+    return _roll_out(seed, 3, _on_a_lan, WAN, down_ms=(1_500, 3_000))
+
+
+def times_become_shorter_at_once(seed: int) -> list[str]:
+    """The same with quick restarts: what a slave granted before lasts longer than its hold-down by
+    the new file (F38)."""
+    return _roll_out(seed, 3, _on_a_lan, WAN, down_ms=(300, 800))
+
+
+def times_become_longer(seed: int) -> list[str]:
+    """And back."""
+
+    def change(spec: ClusterSpec) -> ClusterSpec:
+        return msgspec.structs.replace(spec, timing=WAN)
+
+    return _roll_out(seed, 3, change, LAN, down_ms=(20, 3_000))
+
+
+def _on_a_lan(spec: ClusterSpec) -> ClusterSpec:
+    return msgspec.structs.replace(spec, timing=LAN)
+
+
 def read_by_counts() -> None:
     """Shapes: another file is read if it has as many nodes and services."""
     patch(wire, "SHAPE_MASK", 0)
 
 
+def held_down_by_the_new_file() -> None:
+    """What was granted by the file before may be good for longer than one waits by the new one."""
+    true = reconfigure.begin
+
+    def begin(node: Node, *, proven: bool, kin: tuple[int, ...], hold_down_us: int = 0) -> None:
+        true(node, proven=proven, kin=kin)
+
+    patch(reconfigure, "begin", begin)
+
+
 DRAMAS: dict[str, Callable[[int], list[str]]] = {
-    f.__name__: f for f in (services_change_places, addresses_change_places)
+    f.__name__: f
+    for f in (
+        services_change_places,
+        addresses_change_places,
+        times_become_shorter,
+        times_become_shorter_at_once,
+        times_become_longer,
+    )
 }

@@ -9,14 +9,17 @@ import dataclasses
 import random
 from collections.abc import Callable
 
+from haclusterd.core import actions as act
 from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.model import Quorum
 from tests.sim.dramas import begin, burn, calm, owners_of, stage
 from tests.sim.dramas_marks import alone, stand_still
+from tests.sim.host import Host
 from tests.sim.windows import MS, start_again
 from tests.sim.world import World
 
 AWAKE_US = (40, 100, 200)
+AWAKE_US_LONG = (2_000, 5_000, 10_000)
 MUTED = frozenset(("S2", "S4"))  # of what nobody in reach has heard nothing can be remembered
 
 
@@ -68,6 +71,149 @@ def unmet_while_it_is_stunned(seed: int) -> list[str]:
             end_ms += rng.uniform(25.1, 30)
     stand_still(world, end_ms - rng.uniform(0, 12), rng.randrange(70, 99))
     world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def unheard_between_pieces(seed: int) -> list[str]:
+    """As `asleep_in_pieces`, but they run for some ms between, and what they say then is lost."""
+    world, rng, thawed_ms = _taken_over(seed)
+    from_ms = at_ms = thawed_ms - rng.uniform(0.5, 20)
+    pieces_ms, awake_us = [rng.randrange(130, 147) for _ in range(3)], rng.choice(AWAKE_US_LONG)
+    for piece_ms in pieces_ms[:-1]:
+        at_ms += piece_ms
+        _lose(world, world.now + int((at_ms - 0.2) * MS), 3 * MS, ((1, 0), (2, 0)))
+        at_ms += awake_us / 1_000
+    end_ms = _in_pieces(world, from_ms, pieces_ms, awake_us)
+    stand_still(world, end_ms - rng.uniform(0, 12), rng.randrange(70, 99))
+    world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def _lose(world: World, at_us: int, for_us: int, ways: tuple[tuple[int, int], ...]) -> None:
+    def cut(t: int, _: object) -> None:
+        world.network.add_cut([(a, b, 0) for a, b in ways], t, for_us)
+
+    world.at(at_us, cut, None)
+
+
+class _StopsBefore:
+    """Hosts stop before they carry out an action of this kind, once, from a time on."""
+
+    def __init__(self, kind: type, plan: dict[int, tuple[int, int]]) -> None:
+        """`plan`: by host, from when on and for how long (us)."""
+        self._kind, self._plan = kind, plan
+
+    def strikes(self, host: Host, t: int, action: act.Action) -> str:
+        from_us, for_us = self._plan.get(host.me, (0, 0))
+        if not for_us or t < from_us or not isinstance(action, self._kind):
+            return ""
+        del self._plan[host.me]
+        host.actions.appendleft(action)
+        host.stop_here(t, for_us)
+        return "stop"
+
+
+def stopped_before_their_beats(seed: int) -> list[str]:
+    """As `asleep_in_pieces`, nothing lost: they have read the clock, and stand still again before
+    they have said a word."""
+    world, rng, thawed_ms = _taken_over(seed)
+    from_ms = thawed_ms - rng.uniform(0.5, 20)
+    one_ms, other_ms = rng.randrange(142, 149), rng.randrange(142, 149)
+    wake_us = world.now + int((from_ms + one_ms - 1) * MS)
+    for n in (1, 2):
+        stand_still(world, from_ms, one_ms, n)
+    plan = dict.fromkeys((1, 2), (wake_us, other_ms * MS))
+    world.failpoint = _StopsBefore(act.FlushSockets, plan)
+    end_ms = from_ms + one_ms + other_ms
+    stand_still(world, end_ms - rng.uniform(0, 12), rng.randrange(70, 99))
+    world.play_until(world.now + int(end_ms * MS) + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def unheard_as_they_hold_down(seed: int) -> list[str]:
+    """n1 and n2, which own s0, thaw and hold down. n0 runs twice meanwhile, between stuns shorter
+    than its lease: it hears them, renews without them while it may, and is not heard."""
+    world, rng, thawed_ms = _taken_over(seed)
+    from_ms, long_ms = thawed_ms - rng.uniform(0.5, 20), rng.randrange(400, 700)
+    woken_us = world.now + int(_in_pieces(world, from_ms, [long_ms], 0) * MS)
+    at_us = woken_us - rng.randrange(1_000, 4_000)
+    for _ in range(3):
+        until_us = at_us + rng.randrange(94_000, 98_500)
+        _stun(world, at_us, until_us)
+        _lose(world, until_us - 50, 1 * MS, ((0, 1), (0, 2)))
+        at_us = until_us + rng.randrange(100, 300)
+    world.play_until(woken_us + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def _about_to_listen(seed: int, piece_ms: tuple[int, int]) -> tuple[World, random.Random, int]:
+    """n1 and n2, which own s0, stand still for long, n0 serves by marks, they run for some us and
+    stand still once more in their hold-down; when they wake for good (us)."""
+    world, rng, thawed_ms = _taken_over(seed)
+    from_ms, long_ms = thawed_ms - rng.uniform(0.5, 20), rng.randrange(400, 700)
+    pieces_ms = [long_ms, rng.randrange(*piece_ms)]
+    awake_us = rng.choice(AWAKE_US)
+    end_ms = _in_pieces(world, from_ms, pieces_ms, awake_us) - awake_us / 1_000
+    return world, rng, world.now + int(end_ms * MS)
+
+
+def unheard_as_they_listen(seed: int) -> list[str]:
+    """n0 hears them start, is stunned, renews its lease without them while it may, which they do
+    not hear, and is stunned again."""
+    world, rng, woken_us = _about_to_listen(seed, (101, 140))
+    met_us = woken_us + rng.randrange(400, 1_500)
+    renews_us = woken_us + rng.randrange(97_000, 99_500)
+    _stun(world, met_us, renews_us)
+    _lose(world, renews_us - 50, 1 * MS, ((0, 1), (0, 2)))
+    again_us = renews_us + rng.randrange(40, 300)
+    _stun(world, again_us, again_us + rng.randrange(80_000, 98_000))
+    world.play_until(woken_us + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def _stun(world: World, from_us: int, until_us: int, n: int = 0) -> None:
+    def freeze(t: int, host: Host) -> None:
+        host.freeze(t, until_us - t)
+
+    world.at(from_us, freeze, world.hosts[n])
+
+
+def never_met_in_stuns(seed: int) -> list[str]:
+    """n0 is in a row of stuns, each below its lease, and runs for less than a round trip between
+    them: nobody meets anybody, and n0 is heard all the while."""
+    world, rng, woken_us = _about_to_listen(seed, (101, 149))
+    world.checkers.muted = MUTED | {"S5"}
+    at_us = woken_us - rng.randrange(1_000, 12_000)
+    while at_us < woken_us + 300 * MS:
+        until_us = at_us + rng.randrange(90_000, 99_500)
+        _stun(world, at_us, until_us)
+        at_us = until_us + rng.choice((40, 100, 150))
+    world.play_until(woken_us + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def stunned_beside_one_vote(seed: int) -> list[str]:
+    """One vote is enough. The owner stands still once, and its next in line again and again, so
+    that it never meets the owner's new incarnation."""
+    rng = random.Random(seed)
+    plain = calm(3, 1, 1)
+    world = World(seed, dataclasses.replace(plain, delay_mean_us=100, quorum=Quorum.AVAILABILITY))
+    stage.append(world)
+    world.checkers.muted = MUTED | {"S5", "S10"}
+    for host in world.hosts:
+        world.at(rng.randrange(40_000), world.boot, host)
+    world.play_until(2_500 * MS + rng.randrange(50_000))
+    (owner,) = owners_of(world)
+    running = world.hosts[owner].node
+    slave = next(n for n in (running.successors[0] if running else ()) if n != owner)
+    from_ms = rng.uniform(30, 60)
+    stand_still(world, from_ms, rng.randrange(101, 140), owner)
+    from_ms -= rng.uniform(1, 70)
+    for _ in range(5):
+        for_ms = rng.randrange(77, 98)
+        stand_still(world, from_ms, for_ms, slave)
+        from_ms += for_ms + rng.choice((0.04, 0.1, 0.15))
+    world.play_until(world.now + 2_000 * MS)
     return list(world.checkers.violations)
 
 
@@ -203,6 +349,12 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
     for f in (
         asleep_in_pieces,
         unmet_while_it_is_stunned,
+        unheard_between_pieces,
+        stopped_before_their_beats,
+        unheard_as_they_listen,
+        unheard_as_they_hold_down,
+        never_met_in_stuns,
+        stunned_beside_one_vote,
         marked_by_an_old_word,
         stunned_as_the_former_owner_returns,
         starts_in_pieces,

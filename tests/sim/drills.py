@@ -33,6 +33,7 @@ from tests.sim import mutations_changes as c
 from tests.sim import mutations_marks as d
 from tests.sim import mutations_time as t
 from tests.sim.dramas import DRAMAS, stage
+from tests.sim.nets import NETS
 from tests.sim.shrink import commit, shrink, story
 from tests.sim.swarm import LAN, Swarm, draw_swarm
 from tests.sim.windows import WINDOWS
@@ -65,15 +66,6 @@ class Drill:
     def rule(self) -> str:
         """The first sentence of what the mutation says of itself."""
         return (self.take_away.__doc__ or "").split("\n")[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Net:
-    """Guards of one case, each of which is the last one where the others are gone."""
-
-    guards: tuple[Callable[[], None], ...]
-    drama: str
-    why: str
 
 
 def worlds(*kinds: str, **swarm: Any) -> dict[str, Any]:
@@ -164,6 +156,9 @@ DRILLS: dict[str, Drill] = {
     "a file is read by its shape": Drill(
         dramas_files.read_by_counts, drama="services_change_places"
     ),
+    "a hold-down is by the file before, too": Drill(
+        dramas_files.held_down_by_the_new_file, drama="times_become_shorter_at_once"
+    ),
     # nodes marked dead
     "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),
     "who is back carries a lease": Drill(d.waiting_is_no_echo, drama="alone_as_they_return"),
@@ -171,8 +166,12 @@ DRILLS: dict[str, Drill] = {
     "who may have been left out listens": Drill(
         d.thawed_and_voting, drama="asleep_after_they_took_over"
     ),
-    "a hold-down ends with listening": Drill(d.listened_in_pieces, drama="asleep_in_pieces"),
-    "a sign of life is enough": Drill(d.unmet_is_silent, drama="unmet_while_it_is_stunned"),
+    "pieces count together": Drill(d.heard_between_pieces, drama="stopped_before_their_beats"),
+    "a sign of life is enough": Drill(d.unmet_is_silent, drama="unheard_as_they_hold_down"),
+    "no lease beyond a hold-down": Drill(d.alone_for_a_lease, drama="unheard_as_they_hold_down"),
+    "an owner that was not met is waited for": Drill(
+        d.strangers_unguarded, drama="stunned_beside_one_vote"
+    ),
     "marks are not forgotten": Drill(d.marks_forgotten, drama="marked_by_an_old_word"),
     "an owner beside one vote is waited for": Drill(
         d.one_vote_and_unguarded, drama="stunned_as_the_former_owner_returns"
@@ -193,61 +192,6 @@ DRILLS: dict[str, Drill] = {
     "freshness within three beats": Drill(t.old_echoes_count, drama="late_words"),
     "a freeze is noticed": Drill(t.freeze_not_noticed, drama="claim_at_the_thaw"),
     "silence timers restart after a thaw": Drill(t.thaw_keeps_timers, drama="claim_at_the_thaw"),
-}
-
-NETS: dict[str, Net] = {
-    "no set is taken up beside an owner by marks": Net(
-        (c.taken_up_in_the_hold_down, d.who_is_back_is_not_asked, d.one_way_is_not_waited_for),
-        "back_with_a_staged_set",
-        "no set is decided or taken up in the hold-down; an owner by marks that has heard who is "
-        "back counts it, and lapses when it is gone; and those who hear it one way wait for it",
-    ),
-    "who comes back by the set before and who came with the next": Net(
-        (c.returned_votes_at_once, c.blind_and_counting),
-        "returned_before_it_takes_up",
-        "who starts and hears of a later set does not vote before it has taken that up; who cannot "
-        "read the set before counts by no marks",
-    ),
-    "no marks of who cannot read the set before": Net(
-        (c.blind_and_counting, d.said_once_in_force),
-        "alone_in_a_set_it_came_with",
-        "who came with a set counts by no marks until all others count by it; and who has heard of "
-        "its marks says so, to those who count by the set before",
-    ),
-    "who has taken a set up on its return and who came with it": Net(
-        (c.taken_up_and_deaf, c.blind_and_counting),
-        "agrees_as_the_marked_returns",
-        "who took the set up that it found in force listens once more; who cannot read the set "
-        "before counts by no marks",
-    ),
-    "no winner by who was left behind": Net(
-        (
-            c.left_behind_may_win,
-            c.returned_votes_at_once,
-            c.former_nodes_unanswered,
-            d.unmet_is_silent,
-        ),
-        "returned_with_who_was_removed",
-        "who has just started and hears of a later set does not vote; who votes grants nothing to "
-        "a claimant that is not about to take that set up; who was removed is told so; and what "
-        "cannot be proved fresh is a sign of life",
-    ),
-    "an owner by marks listens after a thaw": Net(
-        (d.deaf_is_silent, d.thawed_and_voting),
-        "thaws_when_they_are_back",
-        "while it stood still nobody was silent; and it begins its hold-down anew",
-    ),
-    "the past after a thaw": Net(
-        (t.no_flush, t.same_incarnation, t.old_echoes_count),
-        "thaw_meets_the_dead",
-        "what waited in a socket is thrown away; what comes later echoes the former incarnation, "
-        "of which no send time is known; and a noticed freeze is longer than three beats (presets)",
-    ),
-    "fenced after a thaw": Net(
-        (t.thaw_unfenced, t.lease_end_unseen),
-        "thawed_in_the_dark",
-        "a freeze that is noticed is longer than the lease, whose end every step looks for",
-    ),
 }
 
 

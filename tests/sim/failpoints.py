@@ -16,7 +16,7 @@ import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from haclusterd.core import actions as act
 from haclusterd.core import inputs as inp
@@ -65,9 +65,15 @@ def _refusal(action: Any) -> inp.Input | None:
 HAS_RESULT = (act.CloseFence, act.RemoveAddresses, act.AddAddresses, act.RenewFence)
 
 
+class Strikes(Protocol):
+    """What may be armed in a world (`World.failpoint`)."""
+
+    def strikes(self, host: Host, t: int, action: Any) -> str: ...
+
+
 @dataclass
 class Failpoint:
-    """Armed in a world (`World.failpoint`), it strikes once."""
+    """Armed in a world, it strikes once."""
 
     row: str
     effect: str  # "" for a row without effects

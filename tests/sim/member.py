@@ -54,6 +54,7 @@ class Member(Clock):
         self.unwritten: Asked | None = None  # the newest promises that no agent was there to write
         self.written_at = 0  # when all that was asked for is on the disk: in the order asked
         self.disk = Disk(spec)
+        self.held_down_us = 0  # by the file of the last run
         self.file = spec  # the configuration file that lies on this host
         self.old = False  # knows version 1 of the wire only
         self.reloading = False
@@ -79,7 +80,9 @@ class Member(Clock):
         self._count_by(disk.active)
         self.node = start(self.spec, now, self.rng.getrandbits(64) | 1)
         kin = (disk.previous.config_hash,) if disk.previous else ()
-        reconfigure.begin(self.node, proven=disk.proven, kin=kin)
+        held_down_us = self.held_down_us if remember else 0
+        reconfigure.begin(self.node, proven=disk.proven, kin=kin, hold_down_us=held_down_us)
+        self.held_down_us = self.spec.timing.hold_down_us
         if self.old:
             self.node.plain_us = FAR  # software that never seals another version
         self.reloading = False

@@ -115,8 +115,8 @@ def returned_votes_at_once() -> None:
     """Who starts, and hears of a later set in force, does not vote before it has taken it up."""
     true = reconfigure.begin
 
-    def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
-        true(node, proven=proven, kin=kin)
+    def begin(node: Node, *, proven: bool, kin: tuple[int, ...], hold_down_us: int = 0) -> None:
+        true(node, proven=proven, kin=kin, hold_down_us=hold_down_us)
         node.roll.returned = False
 
     reconfigure.begin = begin
@@ -146,8 +146,8 @@ def file_is_enough() -> None:
     """A node without its disk counts by the set in its file, whichever that is."""
     before = reconfigure.begin
 
-    def begin(node: Node, *, proven: bool, kin: tuple[int, ...]) -> None:
-        before(node, proven=True, kin=kin)
+    def begin(node: Node, *, proven: bool, kin: tuple[int, ...], hold_down_us: int = 0) -> None:
+        before(node, proven=True, kin=kin, hold_down_us=hold_down_us)
 
     reconfigure.begin = begin
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from haclusterd.core import detector, marks, node, owner, speech, state, voter
+from haclusterd.core import detector, marks, moves, node, owner, speech, state, voter
 from haclusterd.core.actions import Action
 from haclusterd.core.agreed import Agreed
 from haclusterd.core.model import Beat, Flag
-from haclusterd.core.state import NEVER, Node
+from haclusterd.core.state import FAR, NEVER, Node
 from tests.sim.mutations import patch
 
 
@@ -122,6 +122,40 @@ def unmet_has_marked_nobody() -> None:
 def listened_in_pieces() -> None:
     """Who stands still in its hold-down has not listened."""
     patch(node, "listens_until_us", lambda n: NEVER)
+
+
+def listened_for_dead() -> None:
+    """Who stood still in its hold-down, and has not met who may count by marks, listens for all of
+    one."""
+    true = node._stood_still
+
+    def stood_still(n: Node, gap_us: int, now_us: int) -> None:
+        listens_us, began = n.roll.listens_us, now_us - gap_us < state.listens_until_us(n)
+        true(n, gap_us, now_us)
+        if began:
+            n.roll.listens_us = max(listens_us, now_us + n.spec.timing.dead_us)
+
+    patch(node, "_stood_still", stood_still)
+
+
+def heard_between_pieces() -> None:
+    """Who stood still in pieces need not have been heard between them."""
+
+    def may_be_left_out(n: Node, now_us: int) -> bool:
+        return now_us - n.ran_us >= n.spec.timing.dead_us
+
+    patch(marks, "may_be_left_out", may_be_left_out)
+
+
+def alone_for_a_lease() -> None:
+    """A lease without who has just started ends before that one votes."""
+    for module in (owner, moves):
+        patch(module, "alone_until_us", lambda n, now_us: FAR)
+
+
+def strangers_unguarded() -> None:
+    """An owner that needs no vote is waited for in an incarnation that was not met, too."""
+    patch(voter, "hear_stranger", lambda n, beat, now_us: None)
 
 
 def unmet_is_silent() -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from haclusterd.core.inputs import Overheard
 from haclusterd.core.model import Beat, ClusterSpec, Flag
-from haclusterd.core.numbering import numbering, renumbered
+from haclusterd.core.numbering import numbering, reading, renumbered
 from haclusterd.datagram import BEAT_BYTES_MAX
 from haclusterd.heart.former import ANSWER_EVERY_US
 from haclusterd.heart.upgrade import pack_wire, unpack_wire
@@ -185,7 +185,7 @@ class Network:
         if beat.config_hash == host.spec.config_hash:
             return beat
         kin = host.kin.get(beat.config_hash)
-        read = renumbered(beat, numbering(kin, host.spec)) if kin is not None else None
+        read = renumbered(beat, reading(kin, host.spec)) if kin is not None else None
         if read is not None:
             return read
         if host.node is not None and beat.revision > host.node.roll.known:

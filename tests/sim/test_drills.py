@@ -6,7 +6,8 @@ import multiprocessing
 
 import pytest
 
-from tests.sim.drills import ALL_DRAMAS, DRILLS, NETS, act_out, hunt, hunt_net, play, tell
+from tests.sim.drills import ALL_DRAMAS, DRILLS, act_out, hunt, hunt_net, play, tell
+from tests.sim.nets import NETS
 
 SEEDS_MAX = 60
 LEFT_SEEDS = 10  # `make mutation-drills` plays more

@@ -22,7 +22,7 @@ from tests.sim.swarm import Swarm, draw_swarm, spec_for
 
 if TYPE_CHECKING:
     from haclusterd.core.state import Service
-    from tests.sim.failpoints import Failpoint
+    from tests.sim.failpoints import Strikes
 
 HISTORY_MAX = 4000  # lines kept for the report of a failure
 LATE_US = 1_000
@@ -53,7 +53,7 @@ class World:
         self.trace = 0
         self.hot_until = 0
         self.has_boundaries = False
-        self.failpoint: Failpoint | None = None
+        self.failpoint: Strikes | None = None
         self.healed_us = 0  # when the safety phase ended
         self.outside: set[int] = set()  # nodes that failed for good
         self.retired: set[int] = set()  # nodes that were removed, or not added yet

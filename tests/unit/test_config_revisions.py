@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haclusterd.config import ConfigError, config_hash, load, load_cluster, shape
+from haclusterd.config import ConfigError, agents_shape, config_hash, load, load_cluster
 from haclusterd.config.revisions import (
     FILE_NAME,
     Content,
@@ -245,11 +245,12 @@ def test_f35_an_agent_keeps_to_the_file_that_its_heart_counts_by(host: Host) -> 
     """The next file is installed before haclusterd is restarted, and the agent ends in between."""
     north = '[[service]]\nname = "north"\naddresses = ["203.0.113.20/24 dev eth0"]\n'
     before = load_cluster(host.file, toml(1))
-    counted = shape(before.nodes, before.services)
+    counted = agents_shape(before)
     host.keeps(toml(1))
-    host.has(toml(1, more='preset = "wan"\n'))
+    host.has(toml(1).replace("dev eth0", "dev eth1"))
     start = host.start(1, counted)
-    assert (start.config.preset, start.complaint) == ("wan", ""), "the numbers are the same"
+    assert start.config.services[0].addresses[0].nic == "eth1", "the numbers are the same"
+    assert start.complaint == ""
     host.has(toml(1).replace("[[service]]", f"{north}[[service]]"))
     start = host.start(1, counted)
     assert [s.name for s in start.config.services] == ["east"]
@@ -259,13 +260,39 @@ def test_f35_an_agent_keeps_to_the_file_that_its_heart_counts_by(host: Host) -> 
     assert [s.name for s in restarted.config.services] == ["north", "east"]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        toml(1, more='preset = "wan"\n'),
+        toml(1).replace("[[service]]", '[[service]]\nprofiles = ["other"]'),
+    ],
+)
+def test_f38_an_agent_keeps_to_the_times_and_profiles_of_its_heart(host: Host, other: str) -> None:
+    """What it writes down is what the next start takes for the file that ran last."""
+    before = load_cluster(host.file, toml(1))
+    host.keeps(toml(1))
+    host.has(other)
+    start = host.start(1, agents_shape(before))
+    assert start.config.services == before.services
+    assert (start.config.timing, start.config.preset) == (before.timing, before.preset)
+    assert "restart haclusterd to apply it" in start.complaint
+
+
+def test_f38_a_start_knows_for_how_long_the_last_run_held_down(host: Host) -> None:
+    host.has(toml(1))
+    assert host.start().hold_down_us == 0, "nothing ran before"
+    host.keeps(toml(1, more='preset = "wan"\n'))
+    start = host.start()
+    assert (start.config.preset, start.hold_down_us) == ("lan", 2_700_000)
+
+
 def test_f35_an_agent_that_cannot_know_the_file_of_its_heart_does_not_start(host: Host) -> None:
     before = load_cluster(host.file, toml(1))
-    counted = shape(before.nodes, before.services)
+    counted = agents_shape(before)
     host.has(toml(1).replace("east", "west"))
-    with pytest.raises(ConfigError, match=r"than haclusterd counts by.*restart haclusterd"):
+    with pytest.raises(ConfigError, match=r"than haclusterd runs with.*restart haclusterd"):
         host.start(1, counted)
     host.keeps(toml(1).replace("east", "north"))
-    with pytest.raises(ConfigError, match="than haclusterd counts by"):
+    with pytest.raises(ConfigError, match="than haclusterd runs with"):
         host.start(1, counted)
     assert host.start(1).config.services[0].name == "west"

@@ -27,10 +27,10 @@ def met(flags: int = 0) -> Bench:
     return bench
 
 
-def stand_still(bench: Bench, *pieces_ms: int) -> bool:
+def stand_still(bench: Bench, *pieces_ms: int, awake_ms: int = 1) -> bool:
     """Not told as a freeze; whether it holds down when it wakes for good."""
     for piece_ms in pieces_ms:
-        bench.pass_ms(1)
+        bench.pass_ms(awake_ms)
         bench.give(inp.Tick())
         bench.now_us += piece_ms * 1000
         bench.give(inp.Tick())
@@ -38,14 +38,28 @@ def stand_still(bench: Bench, *pieces_ms: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("pieces_ms", "left_out"), [((149,), False), ((151,), True), ((140, 140), False)]
+    ("pieces_ms", "left_out"), [((95,), False), ((149,), True), ((151,), True), ((80, 80), True)]
 )
 def test_s1_who_may_have_been_left_out_holds_down(
     pieces_ms: tuple[int, ...], left_out: bool
 ) -> None:
-    """F34, F36: between two pieces it is heard, or who does not hear it stands still as well."""
+    """F34, F39: what proves that it was heard may be 75 ms old already, and what it said between
+    two pieces need not have been heard."""
     assert stand_still(met(BY_MARKS), *pieces_ms) == left_out
     assert not stand_still(met(), *pieces_ms)
+
+
+@pytest.mark.parametrize(
+    ("pieces_ms", "awake_ms", "left_out"),
+    [((149,), 1, False), ((151,), 1, True), ((80, 80), 1, True), ((140, 140), 50, False)],
+)
+def test_s1_who_has_not_met_a_marker_counts_the_pieces(
+    pieces_ms: tuple[int, ...], awake_ms: int, left_out: bool
+) -> None:
+    """F39: after some beats in a row it has been heard; after one it need not have been."""
+    bench = Bench(ready=False).after_hold_down()
+    bench.keep_hearing(100, (1, STANDBY))
+    assert stand_still(bench, *pieces_ms, awake_ms=awake_ms) == left_out
 
 
 def test_s1_marks_that_were_heard_of_are_not_forgotten() -> None:
@@ -56,15 +70,19 @@ def test_s1_marks_that_were_heard_of_are_not_forgotten() -> None:
     assert stand_still(bench, 151)
 
 
-def test_s1_a_hold_down_ends_with_dead_in_one_piece() -> None:
-    """F36: what it hears after 75 ms is too old to be two-way, so it has met nobody."""
+@pytest.mark.parametrize(("met", "listens_ms"), [((1,), HOLD_DOWN_MS), ((1, 2), 150)])
+def test_s1_a_hold_down_ends_with_listening_in_one_piece(
+    met: tuple[int, ...], listens_ms: int
+) -> None:
+    """F36: what it hears after 75 ms is too old to be two-way. F40: who has not been met may count
+    by marks, and without this node until it has heard it for a lease."""
     bench = Bench(ready=False)
-    bench.pass_ms(HOLD_DOWN_MS - 90)
-    for piece_ms, until_ms in ((70, 0), (80, 150)):
+    bench.keep_hearing(HOLD_DOWN_MS - 90, *((n, STANDBY) for n in met))
+    for piece_ms, until_ms in ((70, 0), (80, listens_ms)):
         bench.now_us += piece_ms * 1000
         bench.give(inp.Tick())
         assert listens_until_us(bench.node) >= bench.now_us + until_ms * 1000
-    bench.pass_ms(149)
+    bench.pass_ms(listens_ms - 1)
     assert holding_down(bench.node, bench.now_us)
     bench.pass_ms(2)
     assert not holding_down(bench.node, bench.now_us)
