@@ -359,6 +359,13 @@ class Wire:
                 peer.current_number, peer.current = handed[0], current
 
 
-def wire_state_in(state: WireState, by: Numbering) -> WireState:
-    """What was handed over, in the numbers of the set of voters that is taken up."""
-    return WireState(state.sealed, tuple(state.peers[n] if n >= 0 else None for n in by.my_nodes))
+def wire_state_in(state: WireState, by: Numbering, links: int) -> WireState:
+    """What was handed over, in the numbers of the set of voters that is taken up; a NIC may have
+    come or gone beside it."""
+    sealed = (*state.sealed, *(-1 for _ in range(links)))[:links]
+    peers = (state.peers[n] if n >= 0 else None for n in by.my_nodes)
+    return WireState(sealed, tuple(p and (p[0], _fitted(p[1], links)) for p in peers))
+
+
+def _fitted(windows: tuple[Window, ...], links: int) -> tuple[Window, ...]:
+    return (*windows, *(Window() for _ in range(len(windows), links)))[:links]

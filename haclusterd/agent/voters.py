@@ -7,6 +7,7 @@ to heart, which judges it once more and says it aloud. What is refused is refuse
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -50,6 +51,7 @@ class Voters:
         self._config = begun.config
         self._lock = asyncio.Lock()
         self._problems = problems
+        self._stopping = asyncio.Event()
         self._asides: set[asyncio.Task[None]] = set()
         self._last: Content | None = None  # what was written or read last
         self._followed = ""  # what was said of it last
@@ -64,11 +66,20 @@ class Voters:
 
     async def stop(self) -> None:
         """What is being written is written."""
+        self._stopping.set()
         await asyncio.gather(*self._asides, return_exceptions=True)
 
     async def started(self) -> None:
-        """Write down what this process counts by, if it is not written yet."""
-        if self._config.text:
+        """Write down what this process counts by, if it is not written yet.
+
+        Where the last run held down for longer, the next start has to know of it until this one has
+        outlived what was granted then.
+        """
+        held_s = self._begun.hold_down_us / 1e6
+        if self._begun.hold_down_us > self._config.timing.hold_down_us:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 2 * held_s)
+        if self._config.text and not self._stopping.is_set():
             await self._update(lambda kept: revisions.after_start(kept, self._begun))
 
     async def watch(self) -> None:

@@ -96,6 +96,8 @@ def _notice(node: Node, beat: Beat, now_us: int) -> None:
         peer.coming, peer.coming_us = beat.incarnation, now_us
     peer.starting = bool(beat.flags & _STARTING)
     peer.noticed_us = now_us
+    if beat.flags & _BY_MARKS:
+        node.marks_heard = True
     if beat.sender in node.left_out:
         leave_out(node, node.left_out, now_us)
 
@@ -237,13 +239,14 @@ def _has_just_started(peer: Peer, before_us: int) -> bool:
 
 
 def alone_until_us(node: Node, now_us: int) -> int:
-    """How far a lease may reach that counts without who is heard, and has just started. It votes
-    `hold_down` after its start, of which this node, unless it froze, heard within a lease; and may
-    hear nothing of what this node says meanwhile."""
+    """How far a lease may reach that counts without who is heard, and has just started. That one
+    takes part a beat after its `hold_down` at the earliest; of its start this node, unless it
+    froze, heard within a lease; and it may hear nothing of what this node says meanwhile."""
     timing = node.spec.timing
     if node.spec.needed == 1:
         return FAR  # nobody is left out of one vote
-    reach_us = timing.lease_us + 3 * (timing.dead_us - timing.lease_us) // 4
+    spare_us = 3 * (timing.dead_us - timing.lease_us) // 4
+    reach_us = timing.lease_us + timing.heartbeat_us + spare_us
     silent_us = now_us - timing.dead_us - timing.two_way_us
     heard = (p for p in (node.peers[n] for n in node.left_out) if newest_us(p) > silent_us)
     return min((first_heard_us(peer) + reach_us for peer in heard), default=FAR)

@@ -10,6 +10,7 @@ long as the marked node is dead; docs/design.md, Marked dead.
 from __future__ import annotations
 
 from haclusterd.core.actions import Action, Answered, Decided
+from haclusterd.core.detector import newest_us
 from haclusterd.core.inputs import Marked, MarksOrdered
 from haclusterd.core.leaving import leave_all
 from haclusterd.core.model import Flag, NodeIndex, State
@@ -112,24 +113,34 @@ def review(node: Node, now_us: int, out: list[Action]) -> None:
     _take_effect(node, now_us)
 
 
+def are_known(node: Node) -> bool:
+    """This node has marked somebody, or somebody has said since it started that it counts so."""
+    return node.marks_heard or any(not mark.cleared for mark in node.marks)
+
+
 def are_about(node: Node) -> bool:
-    """This node has marked somebody, or somebody has said since it started that it counts by marks;
-    or it has not met somebody since then, who may have marked it while it was down."""
-    if node.marks_heard or any(not mark.cleared for mark in node.marks):
-        return True
-    return any(p.met_us == NEVER for n, p in enumerate(node.peers) if n != node.spec.me)
+    """Or it has not met somebody since then, who may have marked it while it was down."""
+    others = (peer for n, peer in enumerate(node.peers) if n != node.spec.me)
+    return are_known(node) or any(peer.met_us == NEVER for peer in others)
 
 
 def may_be_left_out(node: Node, now_us: int) -> bool:
     """This node stood still, and who counts by marks may have heard nothing of it for so long that
     it left this node out: longer than `dead` (detector.leave_out), in one piece or in several, for
-    what was sent between two of them need not have been heard. Who is known to count by marks has
-    to have proved that it heard this node; others may not have been met since it started."""
+    what was sent between two of them need not have been heard. Who was heard until then has to have
+    proved that it heard this node."""
     timing = node.spec.timing
     if now_us - node.steady_us >= timing.dead_us:
         return True
     long_us = timing.dead_us - timing.heartbeat_us  # the proof may be `two_way` old, by its clock
-    return any(p.flags & Flag.BY_MARKS and now_us - p.two_way_us >= long_us for p in node.peers)
+    silent_us = node.steady_us - timing.dead_us - timing.two_way_us
+    return any(
+        peer.flags & Flag.BY_MARKS
+        and n not in node.marked
+        and newest_us(peer) > silent_us
+        and now_us - peer.two_way_us >= long_us
+        for n, peer in enumerate(node.peers)
+    )
 
 
 def _take_effect(node: Node, now_us: int) -> None:

@@ -107,8 +107,13 @@ def promise(node: Node, service: Service, identity: Identity, now_us: int) -> No
 
 def persist(node: Node, out: list[Action]) -> None:
     """Have the promises written; at most the newest write of a turn counts."""
+    out.append(promised(node))
+
+
+def promised(node: Node) -> Persist:
+    """What has to survive a restart."""
     promises = tuple(s.promise for s in node.services)
-    out.append(Persist(promises, tuple(s.owned_epoch for s in node.services)))
+    return Persist(promises, tuple(s.owned_epoch for s in node.services))
 
 
 def _claim(node: Node, k: int, service: Service, now_us: int, out: list[Action]) -> None:

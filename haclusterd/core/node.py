@@ -59,7 +59,7 @@ from haclusterd.core.state import NEVER, Node, flags, listens_until_us, owns
 from haclusterd.core.takeover import Event
 from haclusterd.core.voter import Answer
 
-STEADY_BEATS = 2  # of which one at least is heard
+STEADY_BEATS = 3  # regular ones, of which one at least is heard
 
 
 def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
@@ -69,6 +69,10 @@ def step(node: Node, event: Input, now_us: int) -> tuple[Node, list[Action]]:
         detector.leave_out(node, node.left_out, now_us)  # a row of stuns may leave no Tick
     if now_us - node.ran_us > node.spec.timing.two_way_us:
         _stood_still(node, now_us - node.ran_us, now_us)
+    elif node.roll.thawed and now_us > node.ran_us:
+        # What was said first in that hold-down may be as late as this.
+        node.roll.thawed = False
+        node.roll.listens_us = max(node.roll.listens_us, now_us + _anew_us(node))
     node.ran_us = now_us
     if not isinstance(event, Froze):
         owner.lapse(node, now_us, out)
@@ -176,17 +180,22 @@ def _end_endless_acquiring(node: Node, now_us: int, out: list[Action]) -> None:
 
 def _stood_still(node: Node, gap_us: int, now_us: int) -> None:
     """For so long that what it hears now is too old to be two-way, be it too short for a freeze."""
-    timing = node.spec.timing
-    if node.ran_us - node.woke_us >= STEADY_BEATS * timing.heartbeat_us:
+    timing, roll = node.spec.timing, node.roll
+    if node.number - node.woke_number >= STEADY_BEATS:
         node.steady_us = node.ran_us
-    node.woke_us = now_us
+    node.woke_number = node.number
     began_listening = now_us - gap_us < listens_until_us(node)
-    listens_us = NEVER
-    if marks.are_about(node) and (began_listening or marks.may_be_left_out(node, now_us)):
-        listens_us = now_us + timing.hold_down_us
+    if marks.are_known(node) and (began_listening or marks.may_be_left_out(node, now_us)):
+        roll.listens_us, roll.thawed = max(roll.listens_us, now_us + _anew_us(node)), True
+    elif gap_us >= timing.dead_us and marks.are_about(node):
+        roll.listens_us = max(roll.listens_us, now_us + timing.hold_down_us)
     elif began_listening:  # it may not have met who owns what
-        listens_us = now_us + timing.dead_us
-    node.roll.listens_us = max(node.roll.listens_us, listens_us)
+        roll.listens_us = max(roll.listens_us, now_us + timing.dead_us)
+
+
+def _anew_us(node: Node) -> int:
+    """A former owner claims as it ends; who has started hears a majority for two beats before."""
+    return node.spec.timing.hold_down_us + node.spec.timing.heartbeat_us
 
 
 def _froze(node: Node, event: Froze, now_us: int, out: list[Action]) -> None:

@@ -179,6 +179,7 @@ class Roll(msgspec.Struct):
     whole_us: int = NEVER  # since when it hears all others count by this set
     returned: bool = False  # it has started, and may miss an owner by a later set
     listens_us: int = NEVER  # until when it holds down anew: it took that set up, or stood still
+    thawed: bool = False  # for which it stood still just now
 
 
 class Node(msgspec.Struct):
@@ -230,8 +231,8 @@ class Node(msgspec.Struct):
     by_marks_us: int = FAR  # since when `unvoting` is not empty
     thawed_us: int = NEVER  # before that nobody was heard, nor silent
     ran_us: int = NEVER  # the newest step
-    woke_us: int = NEVER  # since when it runs, but for gaps that leave its beats two-way
-    steady_us: int = NEVER  # the newest time at which it had run so for some beats
+    woke_number: int = 0  # of beats, when it last stood still for longer than `two_way`
+    steady_us: int = NEVER  # the newest time at which it had sent some since such a time
     marks_heard: bool = False  # somebody has said since this node started that it counts by marks
     spare_node: NodeIndex = -1  # who would step down (core.relinquish), -1 nobody
     spare_since_us: int = NEVER
@@ -255,7 +256,6 @@ def start(spec: ClusterSpec, now_us: int, incarnation: int) -> Node:
         incarnation=incarnation,
         start_us=now_us,
         ran_us=now_us,
-        woke_us=now_us,
         peers=peers,
         services=services,
         order=service_order(spec),

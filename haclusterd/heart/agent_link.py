@@ -1,9 +1,9 @@
 """The agent as heart sees it: a child process on a socketpair, started again when it ends.
 
 Nothing here waits for it. Messages it does not take wait in a bounded queue; of cluster views and
-promises only the newest. A recovery it was told of is told again to its successor, until somebody
-reports its end. An agent that says nothing for long counts as down, and later is killed: a frozen
-agent protects nobody.
+promises only the newest. What it was told to write, and may not have written when it ended, is told
+to its successor again; a recovery, too, until somebody reports its end. An agent that says nothing
+for long counts as down, and later is killed: a frozen agent protects nobody.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from haclusterd.core.actions import Decided, EndCalls, Persist, Published, Recover, ToAgent
+from haclusterd.core.actions import (
+    Decided,
+    EndCalls,
+    InForce,
+    Persist,
+    Published,
+    Recover,
+    ToAgent,
+)
 from haclusterd.core.inputs import FromAgent, RecoveryEnded
 
 PACKET_BYTES_MAX = 64 * 1024
@@ -65,6 +73,7 @@ class AgentLink:
         self._queue: deque[bytes] = deque()
         self._view: bytes | None = None
         self._persist: bytes | None = None
+        self._written: dict[type, bytes] = {}  # the newest that an agent was to write
         self._recovering: dict[int, Recover | EndCalls] = {}
         self._started_us = 0
         self._heard_us = 0
@@ -144,6 +153,9 @@ class AgentLink:
         self.counters.starts += 1
         self._started_us = self._heard_us = now_us
         self._queue.clear()
+        self._persist = self._written.get(Persist)
+        if InForce in self._written:
+            self._queue.append(self._written[InForce])
         for message in self._recovering.values():
             self._queue.append(_encode(message))
         return True
@@ -192,6 +204,8 @@ class AgentLink:
         if len(packet) > PACKET_BYTES_MAX:
             self.counters.oversized += 1
             return
+        if isinstance(message, (Persist, InForce)):
+            self._written[type(message)] = packet
         if isinstance(message, Published):
             self._view = packet
         elif isinstance(message, Persist):
@@ -208,8 +222,10 @@ class AgentLink:
         self.flush()
 
     def _make_room(self) -> None:
-        """The oldest goes, but for what is told only once: whose calls to recover, or to end."""
+        """The oldest goes, but for what is told only once: whose calls to recover, or to end; and
+        what is to be written."""
         kept = {_encode(message) for message in self._recovering.values()}
+        kept.update(self._written.values())
         oldest = next((n for n, packet in enumerate(self._queue) if packet not in kept), 0)
         del self._queue[oldest]
 

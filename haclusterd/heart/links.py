@@ -78,7 +78,8 @@ class Links:
                 for node, addresses in enumerate(nodes)
                 if node != me
             )
-            gone = Former(_canonical(addresses[position]) for addresses in former)
+            # One that was removed before a NIC was added has no address there.
+            gone = Former(_canonical(of[position]) for of in former if position < len(of))
             self._links.append(_Link(own, port, peers, sources, gone))
 
     def __len__(self) -> int:

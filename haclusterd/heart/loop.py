@@ -80,7 +80,7 @@ class Loop:
         self._handlers: dict[int, Callable[[], None]] = {}
         self._link_of: dict[int, int] = {}
         self._last_us = last_us or clock()
-        self._ticked_us = self._last_us
+        self._full, self._full_since_us = False, self._last_us  # more waited than a turn reads
         self._collected_us = self._last_us
         self._lease_us = node.spec.timing.lease_us
         self.recorder = Recorder(node, self._last_us)
@@ -133,10 +133,13 @@ class Loop:
                 other = True
                 handler()
         now = self.now()
-        # A flood that never lets the sockets run empty must not stop time for good.
-        may_tick = drained or now - self._ticked_us > 2 * self.node.spec.timing.heartbeat_us
+        if drained or not self._full:
+            self._full_since_us = now
+        self._full = not drained
+        # A flood that never lets the sockets run empty must not stop time for good. What waited
+        # while this process stood still is no such flood: it is read before anybody is silent.
+        may_tick = drained or now - self._full_since_us > 2 * self.node.spec.timing.heartbeat_us
         if may_tick and (other or self.node.rank_dirty or now >= next_deadline_us(self.node)):
-            self._ticked_us = now
             self.feed(Tick(), now)
         # Only what else happened in this turn can have brought a chore forward.
         if other or self.decided:

@@ -41,7 +41,7 @@ from haclusterd.heart.promised import read_promises
 from haclusterd.heart.realtime import RR_PRIORITY, become_realtime
 from haclusterd.heart.ruleset import RulesetEvents
 from haclusterd.heart.sdnotify import ServiceNotifier
-from haclusterd.heart.upgrade import HandOver, Predecessor
+from haclusterd.heart.upgrade import HandOver, Predecessor, fenced_by, same_links
 from haclusterd.heart.voters import Voters
 from haclusterd.keys import KeysError, load_cluster_key
 from haclusterd.trace import folder
@@ -213,11 +213,12 @@ class _Opening:
         self._realtime()
         predecessor.ready(self._spec.config_hash)
         state, descriptors = predecessor.receive()
+        before = state.node.spec
         node, wire, orders, held = self._voters.taken_over(state, self._ring, now_us())
         self._lock = lock = NodeLock(self._config, descriptors[-1])
         heart = self._heart(
             node, wire, fence, addresses, lock, successor_command, last_us=state.last_us,
-            sockets=dict(zip(state.links, descriptors, strict=False)),
+            sockets=same_links(before, self._spec, zip(state.links, descriptors, strict=False)),
         )  # fmt: skip
         for k in held:
             addresses.keep(k, True, now_us())
@@ -226,7 +227,11 @@ class _Opening:
             fence.adopt(held)
         lock.write_pid()
         self._agent.take_up(orders)
-        heart.go_on(_gone(state), state.freeswitch)
+        heart.go_on(
+            _gone(state), state.freeswitch,
+            joined=node.roll.proven and not self._voters.proven,
+            refenced=fenced_by(before) != fenced_by(self._spec),
+        )  # fmt: skip
         return heart
 
     def _heart(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from haclusterd.core.actions import Answered, Flip, Published
+from haclusterd.core.actions import Answered, Flip, InForce, Published
 from haclusterd.core.inputs import (
     AddressesAdded,
     AgentChanged,
@@ -25,6 +25,7 @@ from haclusterd.core.inputs import (
     TraceRequested,
     UpgradeRequested,
 )
+from haclusterd.core.moves import promised
 from haclusterd.core.node import stopped
 from haclusterd.core.reconfigure import may_claim, whose_turn
 from haclusterd.core.state import Node
@@ -47,6 +48,7 @@ STOP_US = 5_000_000  # a planned stop that finds no taker ends here
 _LINGER_US = 1_000_000  # after the release: to hear who took over, and end the calls here
 _AGENT_STOP_S = 2.0
 _OLD_AGENT_US = 5_000_000
+_OTHER_TABLE = "the fence is loaded again for the addresses, NICs and times of the file in force"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -105,9 +107,26 @@ class Heart(Chores):
             self.loop.feed(event, now)
         self._watch_everything()
 
-    def go_on(self, agent_gone: Callable[[], bool], freeswitch: tuple[int, int]) -> None:
-        """After an upgrade: the agent is started once `agent_gone` says its predecessor is."""
+    def go_on(
+        self,
+        agent_gone: Callable[[], bool],
+        freeswitch: tuple[int, int],
+        *,
+        joined: bool = False,
+        refenced: bool = False,
+    ) -> None:
+        """After an upgrade: the agent is started once `agent_gone` says its predecessor is.
+
+        `joined`: this set is in force, and the disk does not say so; `refenced`: the predecessor's
+        table is of another file.
+        """
         now = self.loop.now()
+        # The predecessor's agent may not have got to write it.
+        self._agent.send(promised(self.loop.node))
+        if joined:
+            self._agent.send(InForce(self.loop.node.spec.revision))
+        if refenced:
+            self._executor.reload_fence(_OTHER_TABLE)
         self._old_agent_gone = agent_gone
         self._old_agent_by_us = now + _OLD_AGENT_US
         self.loop.feed(AgentChanged(False), now)
@@ -348,11 +367,13 @@ class Heart(Chores):
         parts = self._parts
         services = range(len(self.loop.node.services))
         parts.fence.close(services)
-        for k in services:
-            parts.addresses.remove(k)
+        stuck = [failure for k in services if (failure := parts.addresses.remove(k))]
         parts.agent.stop(_AGENT_STOP_S)
         speaking = any(service.holding for service in self.loop.node.services)
-        if speaking and parts.freeswitch.pid:
+        if stuck:
+            text = f"the fence stays loaded, an address could not be removed: {stuck[0]}"
+            self._journal.say(text, WARNING)
+        elif speaking and parts.freeswitch.pid:
             self._journal.say(
                 "the fence stays loaded: FreeSWITCH still has calls of services that may live "
                 "elsewhere now; end it, then start haclusterd again or delete the table",

@@ -14,12 +14,13 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from haclusterd import __version__
 from haclusterd.core.actions import EndCalls, Recover
+from haclusterd.core.model import ClusterSpec
 from haclusterd.core.state import Node
 from haclusterd.heart.errors import HeartError
 from haclusterd.heart.sdnotify import successors_environment
@@ -230,3 +231,24 @@ class Predecessor:
         except OSError as error:
             raise HeartError(f"the old heart is gone: {error.strerror}") from error
         self._channel.close()
+
+
+def same_links(
+    before: ClusterSpec, present: ClusterSpec, sockets: Iterable[tuple[int, int]]
+) -> dict[int, int]:
+    """Of (link, descriptor) those whose address is this node's there still; others are closed."""
+    was, now = before.nodes[before.me].links, present.nodes[present.me].links
+    kept = {}
+    for link, descriptor in sockets:
+        if was[link : link + 1] == now[link : link + 1]:
+            kept[link] = descriptor
+        else:
+            os.close(descriptor)
+    return kept
+
+
+def fenced_by(spec: ClusterSpec) -> tuple[object, ...]:
+    """What the fence's table depends on: another one's does not know other addresses."""
+    timing = spec.timing
+    addresses = [service.addresses for service in spec.services]
+    return addresses, spec.nodes[spec.me].links, timing.fence_us, timing.arm_us

@@ -78,7 +78,7 @@ class Voters:
         else:
             adopt(node, self.spec, now_us)
             by = numbering(before, self.spec)
-            memory = wire_state_in(memory, by)
+            memory = wire_state_in(memory, by, self.spec.links)
             orders = tuple(order for order in map(by.order, orders) if order.service >= 0)
             held = tuple(by.services[k] for k in held if by.services[k] >= 0)
         wire = self.wire(ring, node.incarnation, node.dialect)

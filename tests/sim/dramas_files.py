@@ -14,17 +14,20 @@ import msgspec
 
 from haclusterd import wire
 from haclusterd.config.model import shape
-from haclusterd.core import reconfigure
+from haclusterd.core import numbering, reconfigure
 from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.model import ClusterSpec, Timing
 from haclusterd.core.state import Node
-from tests.sim.dramas import calm, owners_of, stage
+from tests.sim.dramas import burn, calm, owners_of, stage
 from tests.sim.host import Host
+from tests.sim.member import Disk
 from tests.sim.mutations import patch
-from tests.sim.swarm import LAN, WAN
+from tests.sim.swarm import LAN, WAN, spec_of
 from tests.sim.world import World
 
 MS = 1000
+# Who wins and what is called up is judged by the numbers of one file.
+MUTED = frozenset({"S2", "S3", "S4", "S5", "S7", "S10", "V5"})
 Change = Callable[[ClusterSpec], ClusterSpec]
 
 
@@ -39,8 +42,7 @@ def _begin(seed: int, nodes: int, timing: Timing = LAN) -> tuple[World, random.R
     swarm = calm(nodes, 2, 1, timing)
     world = World(seed, dataclasses.replace(swarm, delay_mean_us=100, through_wire=True))
     stage.append(world)
-    # Who wins and what is called up is judged by the numbers of one file.
-    world.checkers.muted = frozenset({"S2", "S3", "S4", "S5", "S7", "S10", "V5"})
+    world.checkers.muted = MUTED
     for host in world.hosts:
         host.configure(_shaped(host.spec, 1))
         world.at(rng.randrange(40_000), world.boot, host)
@@ -98,15 +100,7 @@ def services_change_places(seed: int) -> list[str]:
 def addresses_change_places(seed: int) -> list[str]:
     """Two services change their addresses (F35)."""
 
-    def change(spec: ClusterSpec) -> ClusterSpec:
-        one, other = spec.services
-        swapped = (
-            msgspec.structs.replace(one, addresses=other.addresses),
-            msgspec.structs.replace(other, addresses=one.addresses),
-        )
-        return msgspec.structs.replace(spec, services=swapped)
-
-    return _roll_out(seed, 4, change)
+    return _roll_out(seed, 4, _addresses_swapped)
 
 
 def times_become_shorter(seed: int) -> list[str]:
@@ -130,6 +124,70 @@ def times_become_longer(seed: int) -> list[str]:
     return _roll_out(seed, 3, change, LAN, down_ms=(20, 3_000))
 
 
+def _left_behind(seed: int, change: Change) -> World:
+    """n0 is away while the others take set 2 up, with n3, and change something by restarts. It is
+    back with its old file, by which it counts; then the newest is installed and reloaded."""
+    rng = random.Random(seed)
+    swarm = dataclasses.replace(calm(4, 2, 1), delay_mean_us=100, members=3)
+    world = World(seed, dataclasses.replace(swarm, through_wire=True))
+    stage.append(world)
+    world.checkers.muted = MUTED
+    hosts = world.hosts
+    for host in hosts[:3]:
+        host.configure(_shaped(host.spec, 1))
+        world.at(rng.randrange(40_000), world.boot, host)
+    world.play_until(6_500 * MS + rng.randrange(50_000))
+    world.sets[:] = ((0, 1, 2), (0, 1, 2, 3))
+    burn(world, 0)
+    world.play_until(world.now + 3_000 * MS)
+    for n in (1, 2):
+        hosts[n].reload(world.now, _of_set_2(world, n))
+    world.play_until(world.now + 500 * MS)
+    hosts[3].file = _of_set_2(world, 3)
+    world.retired.discard(3)
+    hosts[3].boot(world.now, remember=False)
+    hosts[3].run(world.now, hosts[3].life)
+    world.play_until(world.now + 5_000 * MS)
+    for n in (2, 3, 1):
+        host, before = hosts[n], hosts[n].disk.previous
+        host.kill(world.now, power=False)
+        host.file = _shaped(change(host.spec), 777)
+        host.disk = Disk(host.file, True, None, before)
+        world.play_until(world.now + rng.randrange(1_500, 3_000) * MS)
+        world.boot(world.now, host)
+        world.play_until(world.now + rng.randrange(2_000, 4_000) * MS)
+    world.operators.burnt.clear()
+    world.boot(world.now, hosts[0])
+    world.play_until(world.now + 10 * LAN.discovery_us + 3_000 * MS)
+    hosts[0].stubborn = True  # its new heart is slow to start
+    hosts[0].reload(world.now, _shaped(change(_of_set_2(world, 0)), 777))
+    world.play_until(world.now + 300 * MS)
+    return world
+
+
+def _of_set_2(world: World, n: int) -> ClusterSpec:
+    spec = spec_of(world.swarm, (0, 1, 2, 3), 2, n)
+    return _shaped(spec, spec.config_hash)
+
+
+def left_behind_with_other_addresses(seed: int) -> list[str]:
+    """Two services have changed their addresses meanwhile, and the owner of one is lost before n0
+    has taken the set up: by its numbers that one's name goes with the other's address (F39)."""
+    world = _left_behind(seed, _addresses_swapped)
+    burn(world, owners_of(world, 0)[0])
+    world.play_until(world.now + 1_500 * MS)
+    return list(world.checkers.violations)
+
+
+def _addresses_swapped(spec: ClusterSpec) -> ClusterSpec:
+    one, other = spec.services
+    swapped = (
+        msgspec.structs.replace(one, addresses=other.addresses),
+        msgspec.structs.replace(other, addresses=one.addresses),
+    )
+    return msgspec.structs.replace(spec, services=swapped)
+
+
 def _on_a_lan(spec: ClusterSpec) -> ClusterSpec:
     return msgspec.structs.replace(spec, timing=LAN)
 
@@ -137,6 +195,11 @@ def _on_a_lan(spec: ClusterSpec) -> ClusterSpec:
 def read_by_counts() -> None:
     """Shapes: another file is read if it has as many nodes and services."""
     patch(wire, "SHAPE_MASK", 0)
+
+
+def neighbours_by_name() -> None:
+    """Between two sets of voters a service is its name and its addresses."""
+    patch(numbering, "served_by", lambda services: [service.name for service in services])
 
 
 def held_down_by_the_new_file() -> None:
@@ -157,5 +220,6 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         times_become_shorter,
         times_become_shorter_at_once,
         times_become_longer,
+        left_behind_with_other_addresses,
     )
 }

@@ -156,6 +156,9 @@ DRILLS: dict[str, Drill] = {
     "a file is read by its shape": Drill(
         dramas_files.read_by_counts, drama="services_change_places"
     ),
+    "a neighbour's services go by their addresses": Drill(
+        dramas_files.neighbours_by_name, drama="left_behind_with_other_addresses"
+    ),
     "a hold-down is by the file before, too": Drill(
         dramas_files.held_down_by_the_new_file, drama="times_become_shorter_at_once"
     ),
@@ -166,7 +169,7 @@ DRILLS: dict[str, Drill] = {
     "who may have been left out listens": Drill(
         d.thawed_and_voting, drama="asleep_after_they_took_over"
     ),
-    "pieces count together": Drill(d.heard_between_pieces, drama="stopped_before_their_beats"),
+    "pieces count together": Drill(d.heard_between_pieces, drama="unheard_between_pieces"),
     "a sign of life is enough": Drill(d.unmet_is_silent, drama="unheard_as_they_hold_down"),
     "no lease beyond a hold-down": Drill(d.alone_for_a_lease, drama="unheard_as_they_hold_down"),
     "an owner that was not met is waited for": Drill(

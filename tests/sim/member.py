@@ -82,13 +82,19 @@ class Member(Clock):
         kin = (disk.previous.config_hash,) if disk.previous else ()
         held_down_us = self.held_down_us if remember else 0
         reconfigure.begin(self.node, proven=disk.proven, kin=kin, hold_down_us=held_down_us)
-        self.held_down_us = self.spec.timing.hold_down_us
+        self.world.at(self.world.now + 2 * held_down_us, self._held_down, self.life)
+        self.held_down_us = max(held_down_us, self.spec.timing.hold_down_us)
         if self.old:
             self.node.plain_us = FAR  # software that never seals another version
         self.reloading = False
         self.kin = {
             s.config_hash: s for s in (disk.previous, disk.staged, self.file) if s is not None
         }
+
+    def _held_down(self, t: int, life: int) -> None:
+        """What a former run held down for is forgotten only by one that has lasted longer."""
+        if life == self.life:
+            self.held_down_us = self.spec.timing.hold_down_us
 
     def _staged_before(self) -> Iterator[inp.Input]:
         """What a start finds staged, or newer, before its first step."""

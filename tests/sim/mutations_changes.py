@@ -72,9 +72,10 @@ def taken_up_in_the_hold_down() -> None:
     true = reconfigure.judge
 
     def judge(node: Node, now_us: int, out: list[Action]) -> None:
-        start_us, node.start_us = node.start_us, NEVER
+        start_us, listens_us = node.start_us, node.roll.listens_us
+        node.start_us = node.roll.listens_us = NEVER
         true(node, now_us, out)
-        node.start_us = start_us
+        node.start_us, node.roll.listens_us = start_us, listens_us
 
     reconfigure.judge = judge
 

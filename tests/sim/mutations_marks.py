@@ -49,7 +49,8 @@ def one_way_is_not_waited_for() -> None:
 
 def thawed_and_voting() -> None:
     """Who stood still so long that it may have been left out by marks begins its hold-down anew."""
-    patch(marks, "are_about", lambda node: False)
+    for rule in ("are_known", "are_about"):
+        patch(marks, rule, lambda node: False)
 
 
 def waiting_is_no_echo() -> None:
@@ -134,6 +135,7 @@ def listened_for_dead() -> None:
         true(n, gap_us, now_us)
         if began:
             n.roll.listens_us = max(listens_us, now_us + n.spec.timing.dead_us)
+            n.roll.thawed = False
 
     patch(node, "_stood_still", stood_still)
 
@@ -165,15 +167,15 @@ def unmet_is_silent() -> None:
 
 def marks_forgotten() -> None:
     """Who has once heard that somebody counts by marks does not forget it."""
-    true = marks.are_about
+    true = marks.are_known
 
-    def are_about(n: Node) -> bool:
+    def are_known(n: Node) -> bool:
         heard, n.marks_heard = n.marks_heard, any(p.flags & Flag.BY_MARKS for p in n.peers)
         answer = true(n)
         n.marks_heard = heard
         return answer
 
-    patch(marks, "are_about", are_about)
+    patch(marks, "are_known", are_known)
 
 
 def one_vote_and_unguarded() -> None:

@@ -24,10 +24,16 @@ class Net:
 
 NETS: dict[str, Net] = {
     "no set is taken up beside an owner by marks": Net(
-        (c.taken_up_in_the_hold_down, d.who_is_back_is_not_asked, d.one_way_is_not_waited_for),
+        (
+            c.taken_up_in_the_hold_down,
+            d.who_is_back_is_not_asked,
+            d.one_way_is_not_waited_for,
+            d.alone_for_a_lease,
+        ),
         "back_with_a_staged_set",
         "no set is decided or taken up in the hold-down; an owner by marks that has heard who is "
-        "back counts it, and lapses when it is gone; and those who hear it one way wait for it",
+        "back counts it, and lapses when it is gone; those who hear it one way wait for it; and no "
+        "lease without who is back reaches to the end of that one's hold-down",
     ),
     "who comes back by the set before and who came with the next": Net(
         (c.returned_votes_at_once, c.blind_and_counting),
@@ -70,15 +76,10 @@ NETS: dict[str, Net] = {
         "it listens for a whole hold-down more; and what cannot be proved fresh is a sign of life",
     ),
     "who runs now and then in its hold-down": Net(
-        (
-            d.listened_in_pieces,
-            d.heard_between_pieces,
-            d.strangers_unguarded,
-            d.unmet_is_silent,
-        ),
+        (d.listened_in_pieces, d.strangers_unguarded, d.unmet_is_silent),
         "starts_in_pieces",
-        "it has not listened; it may have been left out; an owner by marks is waited for in an "
-        "incarnation that was not met; and what cannot be proved fresh is a sign of life",
+        "it has not listened; an owner by marks is waited for in an incarnation that was not met; "
+        "and what cannot be proved fresh is a sign of life",
     ),
     "the past after a thaw": Net(
         (t.no_flush, t.same_incarnation, t.old_echoes_count),

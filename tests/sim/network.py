@@ -92,7 +92,9 @@ class Network:
             self.version[host] = here.node.dialect
         if self.wires and here.node is not None:
             packed = pack_wire(self.wires[host].export_state())
-            state = wire_state_in(unpack_wire(packed), numbering(before, here.spec))
+            state = wire_state_in(
+                unpack_wire(packed), numbering(before, here.spec), here.spec.links
+            )
             self.wires[host] = self._new_wire(here, here.node.incarnation)
             self.wires[host].know(before)
             self.wires[host].import_state(state)

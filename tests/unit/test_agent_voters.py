@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import msgspec
@@ -71,6 +71,36 @@ async def test_ml10_it_is_on_disk_before_heart_says_it(bench: Bench) -> None:
     assert kept is not None
     assert kept.active.revision == 2
     assert kept.staged == keep(load_cluster(bench.file))
+
+
+async def test_f38_what_the_last_run_granted_is_known_until_this_one_has_outlived_it(
+    tmp_path: Path,
+) -> None:
+    """wan became lan, and haclusterd is restarted twice at once."""
+    folder, slow = tmp_path / "state", toml(2, more='preset = "wan"\n')
+    await Bench(tmp_path, slow).voters.started()
+    kept = read(folder)
+    assert kept is not None
+    short = Bench(tmp_path)
+    writing = asyncio.ensure_future(short.voters.started())
+    await asyncio.sleep(0.05)
+    await short.voters.stop()
+    await asyncio.wait_for(writing, 2)
+    assert read(folder) == kept, "the next start holds down for the longer time, too"
+    wait_s: list[float] = []
+
+    async def wait_for(waited: Coroutine[None, None, bool], timeout_s: float) -> None:
+        waited.close()
+        wait_s.append(timeout_s)
+        raise TimeoutError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(asyncio, "wait_for", wait_for)
+        await Bench(tmp_path).voters.started()
+    assert wait_s == [5.4]
+    after = read(folder)
+    assert after is not None
+    assert 'preset = "wan"' not in after.active.toml
 
 
 async def test_who_still_lacks_it_is_named(bench: Bench) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from haclusterd.core import inputs as inp
 from haclusterd.core.adoption import adopt
 from haclusterd.core.model import NOBODY, Identity, Release, State
-from haclusterd.core.state import Claim, Deferred, Mark, Node
+from haclusterd.core.state import NEVER, Claim, Deferred, Mark, Node
 from tests.unit.core_bench import STANDBY, Bench, entry, spec_of
 from tests.unit.test_core_reconfigure import FOUR, TWO, at_revision_2, owner_of
 
@@ -124,3 +124,37 @@ def test_a_service_that_was_not_there_before_begins_anew() -> None:
     assert node.services[0] is not node.services[1]
     assert [s.promise for s in node.services] == [NOBODY, Identity(4, 1, 9)]
     assert node.services[0].silence_us == bench.now_us
+
+
+def test_a_service_with_other_addresses_begins_anew() -> None:
+    """F39: who served it under that name may not be who answers there now."""
+    bench = at_revision_2(spec_of(services=2, revision=2, config_hash=2))
+    node = bench.node
+    node.services[0].promise = Identity(4, 1, 9)
+    one, other = bench.spec.services
+    swapped = (
+        msgspec.structs.replace(one, addresses=other.addresses),
+        msgspec.structs.replace(other, addresses=one.addresses),
+    )
+    new = msgspec.structs.replace(bench.spec, revision=3, config_hash=3, services=swapped)
+    adopt(node, new, bench.now_us)
+    assert [s.promise for s in node.services] == [NOBODY, NOBODY]
+
+
+def test_no_lease_goes_on_by_other_times_and_it_listens_for_the_longer() -> None:
+    """F39: who stood by it did so by the old ones. What it promised stays."""
+    bench = at_revision_2(spec_of(services=2, revision=2, config_hash=2))
+    node = in_full(bench)
+    mine = node.services[0].identity
+    node.services[1].claim = None
+    shorter = msgspec.structs.replace(bench.spec.timing, lease_us=99_000)
+    new = msgspec.structs.replace(bench.spec, revision=3, config_hash=3, timing=shorter)
+    adopt(node, new, bench.now_us)
+    service, other = node.services
+    assert (service.promise, service.lease_until_us) == (mine, NEVER)
+    assert other.claim is None
+    assert set(service.voter_sent_us) == {NEVER}
+    assert service.deferred is None
+    assert service.claim is not None
+    assert service.claim.granted == 0b1
+    assert node.roll.listens_us == bench.now_us + bench.spec.timing.hold_down_us

@@ -85,7 +85,7 @@ def test_s1_alone_by_marks_it_listens_after_a_thaw() -> None:
     assert bench.stands_in(State.LAPSED)
     bench.pass_ms(245)
     assert bench.stands_in(State.LAPSED)
-    bench.pass_ms(60)
+    bench.pass_ms(100)
     assert bench.stands_in(State.OWNED)
 
 
@@ -334,3 +334,26 @@ def test_a_mark_stays_while_a_lapsed_owner_has_no_word_of_its_own() -> None:
         bench.pass_ms(20)
     assert bench.stands_in(State.OWNED)
     assert bench.node.marked == {2}
+
+
+def test_s1_no_lease_without_who_has_just_started_reaches_to_the_end_of_its_hold_down() -> None:
+    """F40: it may hear nothing of what this node says."""
+    bench = alone()
+    bench.incarnations[1] = 4711
+    heard_us = bench.now_us
+    bench.hear(1, STANDBY, two_way=False, flags=STARTING)
+    bench.pass_ms(99)
+    assert bench.node.left_out == {1, 2}
+    assert bench.service.lease_until_us <= heard_us + 162_500
+    bench.pass_ms(70)
+    assert bench.stands_in(State.LAPSED)
+
+
+def test_who_is_marked_once_more_stays_left_out() -> None:
+    """By a second operator, or by the order that is given again on another host: nothing changes
+    for who serves alone."""
+    bench = alone()
+    bench.give(inp.MarksOrdered(2, (inp.Marked(1, 9, "olga"), inp.Marked(2, 9, "olga"))))
+    bench.pass_ms(400)
+    assert bench.stands_in(State.OWNED)
+    assert bench.node.left_out == {1, 2}

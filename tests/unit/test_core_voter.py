@@ -150,9 +150,9 @@ def test_s1_who_stood_still_for_dead_begins_its_hold_down_anew() -> None:
     bench.hear(2, STANDBY, flags=int(Flag.BY_MARKS))
     bench.pass_ms(150, tick=False)
     bench.give(inp.Froze(150_000, 5))
-    bench.pass_ms(245)
+    bench.pass_ms(270)
     assert not claims(bench)
-    bench.pass_ms(10)
+    bench.pass_ms(30)
     assert claims(bench)
 
 

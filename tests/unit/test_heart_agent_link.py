@@ -17,6 +17,7 @@ from haclusterd.core.actions import (
     Answered,
     Decided,
     EndCalls,
+    InForce,
     Persist,
     Published,
     Recover,
@@ -91,6 +92,19 @@ def test_a_recovery_is_told_to_the_next_agent_until_it_ended(link: AgentLink) ->
     assert link.recovering() == (RECOVER,), "the end of another recovery"
     link._settle(RecoveryEnded(0, ME, True))
     assert link.recovering() == ()
+
+
+def test_what_an_agent_may_not_have_written_is_told_to_the_next_one(link: AgentLink) -> None:
+    assert link.look_after(0)
+    for message in (Persist((NOBODY,)), Persist((ME,)), InForce(2), InForce(3)):
+        link.send(message)
+    packets(link, 4)
+    os.kill(link.pid, 9)
+    assert select.select([link.pidfd], [], [], 10)[0]
+    link.ended(0)
+    assert link.look_after(10**9)
+    link.flush()
+    assert packets(link, 2) == [Persist((ME,)), InForce(3)]
 
 
 def test_restarts_pause_longer_and_longer(link: AgentLink) -> None:

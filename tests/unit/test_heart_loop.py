@@ -334,6 +334,32 @@ def test_beats_of_a_calm_round_are_gathered(world: World, monkeypatch: pytest.Mo
     assert time.monotonic() - began >= 0.099
 
 
+@pytest.mark.parametrize(("stood_us", "turns"), [(60_000, 3), (0, 3)])
+def test_what_waited_while_it_stood_still_is_read_before_anybody_is_silent(
+    world: World, monkeypatch: pytest.MonkeyPatch, stood_us: int, turns: int
+) -> None:
+    """A turn reads so many datagrams of a link; a Tick in between could take who waits in the
+    queue for silent. But a flood that never ends does not stop time."""
+    read, write = os.pipe()
+    world.loop._register(read)
+    world.loop._link_of[read] = 0
+    os.write(write, b"beats")
+    ticked: list[int] = []
+    came_us = world.clock.us + stood_us
+    monkeypatch.setattr(world.loop, "_receive", lambda _link: False)
+    monkeypatch.setattr(world.loop, "feed", lambda event, now: ticked.append(now - came_us))
+    world.loop.node.rank_dirty = True
+    world.clock.us += stood_us
+    for _ in range(turns):
+        world.loop.turn()
+        world.clock.us += 1_000
+    assert ticked == []
+    for _ in range(60):
+        world.loop.turn()
+        world.clock.us += 1_000
+    assert ticked[0] // 1_000 == 51
+
+
 def test_beats_are_never_kept_waiting_while_something_moves(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

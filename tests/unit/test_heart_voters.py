@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from haclusterd.config import cluster_spec, load
 from haclusterd.config.revisions import Start
 from haclusterd.core.actions import EndCalls, Recover
+from haclusterd.core.inputs import Tick
 from haclusterd.core.model import NOBODY, Identity
-from haclusterd.core.state import start
+from haclusterd.core.node import step
+from haclusterd.core.state import listens_until_us, start
 from haclusterd.heart.upgrade import HandOver, pack_wire
 from haclusterd.heart.voters import Voters
+from haclusterd.replay import Incarnation
 from haclusterd.wire import ClusterKey, KeyRing, Wire
 from tests.unit.test_config_revisions import toml
 
@@ -81,6 +85,46 @@ def test_a_set_with_other_services_is_taken_up_by_name(tmp_path: Path) -> None:
     assert [s.promise for s in adopted.services] == [NOBODY, MINE]
     assert orders == (EndCalls(1, MINE),)
     assert held == (1,)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_nic_that_came_or_went_meanwhile_is_taken_up_with_the_set(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    """By restarts of the others, while this node was away."""
+    file = tmp_path / "haclusterd.toml"
+
+    def links(text: str, nics: int) -> str:
+        return re.sub(r'"10\.1\.0\.(\d+)"', r'"10.1.0.\1", "10.2.0.\1"', text) if nics > 1 else text
+
+    file.write_text(links(toml(1), before))
+    old = cluster_spec(load(file, node="c"))
+    node = start(old, 1_000_000, 5)
+    wire = Wire(old, RING, 5)
+    wire._sealed = [17] * before
+    peer = wire._peers[0]
+    peer.current_number, peer.current = 4711, Incarnation(before)
+    peer.current.windows[0].add(3)
+    state = HandOver(node, pack_wire(wire.export_state()), (), (), 1_000_000, (0, 0), 0, ())
+    file.write_text(links(toml(2, "abcd"), after))
+    voters = Voters(Start(load(file, node="c")))
+    adopted, taken, _orders, _held = voters.taken_over(state, RING, 1_000_000)
+    assert [len(p.links) for p in adopted.peers] == [after] * 4
+    assert taken._sealed == [17, -1][:after] if before < after else [17]
+    windows = taken._peers[0].current
+    assert windows is not None
+    assert [w.newest for w in windows.windows] == [3, -1][:after]
+    step(adopted, Tick(), 2_000_000)
+
+
+def test_a_start_holds_down_for_as_long_as_the_last_run_did(tmp_path: Path) -> None:
+    """F38: by the file of before a lease lasted for longer."""
+    file = tmp_path / "haclusterd.toml"
+    file.write_text(toml(1))
+    begun = Start(load(file, node="c"), hold_down_us=2_700_000)
+    node = Voters(begun).node(1_000_000, 5)
+    assert listens_until_us(node) == 3_700_000
+    assert listens_until_us(Voters(Start(load(file, node="c"))).node(1_000_000, 5)) == 1_250_000
 
 
 def test_what_was_held_of_a_service_that_is_gone_is_left_out(tmp_path: Path) -> None:

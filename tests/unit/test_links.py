@@ -74,6 +74,19 @@ def test_a_removed_node_is_answered_once_a_second(port: int) -> None:
     back.close()
 
 
+def test_who_was_removed_before_a_nic_was_added_has_no_address_on_it(port: int) -> None:
+    """And a heart that knows of it starts all the same."""
+    a = Links(port, NODES[:2], 0, [NODES[2][:1]])
+    assert a.reopen() == [0, 1]
+    a.send(0, b"newest")
+    back = opened(port, 0, [NODES[2][:1], NODES[0][:1]])
+    back.send(0, b"here")
+    assert a.receive(10) == []
+    assert back.receive(10) == [(0, b"newest", "127.0.71.1")]
+    a.close()
+    back.close()
+
+
 def test_former_nodes_are_answered_by_their_own_addresses_only() -> None:
     now = [5_000_000]
     former = Former(("10.1.0.3", "fd00::3"), clock=lambda: now[0])

@@ -8,6 +8,7 @@ import pytest
 from haclusterd.core.actions import EndCalls, Recover
 from haclusterd.core.model import (
     NOBODY_NODE,
+    AddressSpec,
     Beat,
     ClusterSpec,
     Echo,
@@ -18,7 +19,7 @@ from haclusterd.core.model import (
     ServiceSpec,
     Timing,
 )
-from haclusterd.core.numbering import numbering, renumbered
+from haclusterd.core.numbering import UNHEARD_OF, numbering, renumbered
 from haclusterd.wire import KIN_MAX, ClusterKey, KeyRing, Outcome, Wire, wire_state_in
 
 TIMING = Timing(25_000, 100_000, 40_000, 150_000, 10_000, 60_000, 15_000, 5_000_000)
@@ -153,6 +154,27 @@ def test_a_later_set_is_overheard_also_from_who_came_with_the_one_between() -> N
     assert alice.overheard == (3, later.config_hash)
 
 
+@pytest.mark.parametrize("other", ["times", "addresses"])
+def test_f39_what_a_neighbour_says_of_a_service_counts_if_it_is_the_same_one(other: str) -> None:
+    """Of one with other times a lease may last for longer than this node waits."""
+    before, after = spec("c", "abc", 1), spec("a", "abcd", 2)
+    theirs = before
+    if other == "times":
+        timing = msgspec.structs.replace(before.timing, lease_us=before.timing.lease_us + 1)
+        theirs = msgspec.structs.replace(before, timing=timing)
+    else:
+        moved = ServiceSpec("east", (AddressSpec("203.0.113.77", 24, "eth0"),))
+        theirs = msgspec.structs.replace(before, services=(moved, before.services[1]))
+    said = beat(theirs)
+    for known, heard in ((before, said.services[0]), (theirs, UNHEARD_OF)):
+        alice = Wire(after, RING, 1)
+        alice.know(known)
+        read = alice.open(speaking(before).seal(said), 0, "10.1.0.99")
+        assert isinstance(read, Beat)
+        assert (read.sender, read.revision) == (2, 1)
+        assert read.services[0] == heard
+
+
 def test_of_who_was_removed_nothing_is_overheard() -> None:
     before, after = spec("b", "abc", 2), spec("a", "ac", 3)
     alice = Wire(after, RING, 1)
@@ -186,7 +208,7 @@ def test_windows_go_along_by_name_when_a_set_is_taken_up() -> None:
     assert isinstance(alice.open(datagram, 0, "10.1.0.99"), Beat)
     new = Wire(after, RING, 1)
     new.know(before)
-    new.import_state(wire_state_in(alice.export_state(), numbering(before, after)))
+    new.import_state(wire_state_in(alice.export_state(), numbering(before, after), after.links))
     assert new.open(datagram, 0, "10.1.0.99") is Outcome.REPLAY
 
 
