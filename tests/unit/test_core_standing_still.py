@@ -44,7 +44,7 @@ def stand_still(bench: Bench, *pieces_ms: int, awake_ms: int = 1) -> bool:
 def test_s1_who_may_have_been_left_out_holds_down(
     pieces_ms: tuple[int, ...], left_out: bool
 ) -> None:
-    """F34, F39: what proves that it was heard may be 75 ms old already, and what it said between
+    """F34, F40: what proves that it was heard may be 75 ms old already, and what it said between
     two pieces need not have been heard."""
     assert stand_still(met(BY_MARKS), *pieces_ms) == left_out
     assert not stand_still(met(), *pieces_ms)
@@ -56,7 +56,7 @@ def test_s1_who_may_have_been_left_out_holds_down(
 def test_s1_what_was_said_between_two_pieces_need_not_have_been_heard(
     piece_ms: int, awake_ms: int, holds: bool
 ) -> None:
-    """F39: but after three beats it has been. Who counted by marks does not say so any more."""
+    """F40: but after three beats it has been. Who counted by marks does not say so any more."""
     bench = met(BY_MARKS)
     for _ in range(3):
         bench.hear(1, STANDBY)
