@@ -22,7 +22,7 @@ from tests.lab.heart_net import needs_root
 
 pytestmark = [pytest.mark.lab, needs_root]
 
-A = SERVICE_IPS[0]
+A, B = SERVICE_IPS[:2]
 _WITH_AGENT = "import sys\nfrom haclusterd.heart.main import main\nsys.exit(main(sys.argv[3:]))\n"
 _CLI = "import sys; from haclusterd.cli.main import main; sys.exit(main())"
 GAP_MS_MAX = 90.0  # an upgrade of the heart under load of the whole machine; a takeover takes 150
@@ -36,15 +36,18 @@ class Growing(HeartCluster):
         self.heart_script.write_text(_WITH_AGENT)
         self.write(1, 1, 2, 3)
 
-    def write(self, revision: int, *members: int) -> None:
+    def write(
+        self, revision: int, *members: int, address: str = A, nics: int = 2, preset: str = "lan"
+    ) -> None:
         """The next file, on every host at once: they share the folder."""
         nodes = "".join(
-            f'[[node]]\nid = "n{n}"\nlinks = ["10.10.0.{n}", "10.20.0.{n}"]\n' for n in members
+            f'[[node]]\nid = "n{n}"\nlinks = {[f"10.{k}0.0.{n}" for k in range(1, nics + 1)]}\n'
+            for n in members
         )
         services = '[[service]]\nname = "s0"\n'
-        services += f'addresses = ["{A}/24 dev svc0"]\npreferred = "n{members[0]}"\n'
+        services += f'addresses = ["{address}/24 dev svc0"]\npreferred = "n{members[0]}"\n'
         head = f'[cluster]\nname = "hearts"\nquorum = "majority"\nrevision = {revision}\n'
-        self.config.write_text(head + nodes + services)
+        self.config.write_text(f'{head}preset = "{preset}"\n{nodes}{services}')
         create(load_cluster(self.config))
 
     def ask(self, node: HeartNode, *words: str) -> subprocess.CompletedProcess[str]:
@@ -59,15 +62,17 @@ class Growing(HeartCluster):
         found = self.ask(node, "status", "--json")
         return dict(json.loads(found.stdout)) if found.returncode == 0 else {}
 
-    def await_revision(self, revision: int, *members: int, seconds: float = 40) -> None:
-        """Each of them has it in force and sees all the others."""
+    def await_revision(
+        self, revision: int, *members: int, seconds: float = 40, away: int = 0
+    ) -> None:
+        """Each of them has it in force and sees all the others, but for `away` more."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             seen = [self.status(self.nodes[n - 1]) for n in members]
             if all(
                 s
                 and s["revision"]["active"] == revision
-                and s["quorum"]["voters"] == s["quorum"]["reachable"] == len(members)
+                and s["quorum"]["voters"] - away == s["quorum"]["reachable"] == len(members)
                 for s in seen
             ):
                 return
@@ -203,3 +208,78 @@ def test_a_node_removed_while_it_was_down_is_told_so_when_it_returns(cluster: Gr
     assert "n3 is no longer part of the cluster" in found[0]
     assert cluster.holders(A) == ["n1"]
     assert cluster.status(cluster.nodes[0])["quorum"]["reachable"] == 2
+
+
+def restart(cluster: Growing, *numbers: int) -> None:
+    """One after the other, each until it says what it is."""
+    for n in numbers:
+        node = cluster.nodes[n - 1]
+        node.stop()
+        node.start()
+        end = time.monotonic() + 20
+        while not cluster.status(node):
+            assert time.monotonic() < end, node.said()[-2500:]
+            time.sleep(0.2)
+
+
+def fence_of(node: HeartNode) -> str:
+    command = ["ip", "netns", "exec", node.namespace, "nft", "list", "ruleset"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_f39_who_was_away_takes_a_set_up_with_another_address_and_one_nic_less(
+    cluster: Growing,
+) -> None:
+    """And the removal of a node beside it does not keep anybody from starting."""
+    time.sleep(4)
+    away = cluster.nodes[2]
+    away.stop()
+    cluster.write(2, 1, 2, 3, 4)
+    cluster.nodes[3].start()
+    reload_everywhere(cluster, 1, 2)
+    cluster.await_revision(2, 1, 2, 4, away=1)
+    cluster.write(2, 1, 2, 3, 4, address=B, nics=1)
+    restart(cluster, 4, 2, 1)
+    cluster.await_revision(2, 1, 2, 4, away=1)
+    away.start()
+    cluster.await_revision(2, 1, 2, 3, 4)
+    end = time.monotonic() + 10
+    while B not in (table := fence_of(away)) or A in table:
+        assert time.monotonic() < end, table
+        time.sleep(0.2)
+    assert "the fence is loaded again for the addresses" in away.said()
+    cluster.write(3, 1, 2, 3, address=B, nics=1)
+    reload_everywhere(cluster, 1, 2, 3, 4)
+    cluster.await_revision(3, 1, 2, 3)
+    cluster.write(3, 1, 2, 3, address=B, nics=2)
+    restart(cluster, 3, 2, 1)
+    cluster.await_revision(3, 1, 2, 3)
+    end = time.monotonic() + 10
+    while not cluster.answers(B):
+        assert time.monotonic() < end, cluster.holders(B)
+        time.sleep(0.2)
+
+
+def test_f38_the_times_of_the_last_run_are_known_until_this_one_has_outlived_them(
+    cluster: Growing,
+) -> None:
+    """Longer times and back again, by restarts; nodes with other times do not hear each other."""
+    kept = cluster.nodes[2].run_dir / FILE_NAME
+    cluster.write(1, 1, 2, 3, preset="wan")
+    restart(cluster, 3)
+    end = time.monotonic() + 20
+    while "unreadable_peer" not in str(alarms := cluster.status(cluster.nodes[0])["alarms"]):
+        assert time.monotonic() < end, alarms
+        time.sleep(0.3)
+    restart(cluster, 2, 1)
+    cluster.await_revision(1, 1, 2, 3)
+    assert 'preset = \\"wan\\"' in kept.read_text()
+    cluster.write(1, 1, 2, 3)
+    restart(cluster, 3)
+    assert 'preset = \\"wan\\"' in kept.read_text()
+    restart(cluster, 2, 1)
+    cluster.await_revision(1, 1, 2, 3)
+    end = time.monotonic() + 20
+    while 'preset = \\"wan\\"' in kept.read_text() or not cluster.answers(A):
+        assert time.monotonic() < end, kept.read_text()
+        time.sleep(0.2)
