@@ -16,9 +16,10 @@ Version 2 appends to the array: the revision of the set of voters by which the s
 revision it has staged, and the hash of that configuration. Both versions are opened; which one is
 sealed the core says (`core.dialect`). Of version 1 the set of voters is the first one.
 
-Flags are 16 bits of the core's, and above them 32 bits that only the wire knows: the *shape*, a
-hash of what the numbers in the beat stand for (`ClusterSpec.shape`), 0 from a version of before
-there were shapes. Whoever does not know a flag ignores it, so both versions carry them.
+Flags are 16 bits of the core's, and above them two hashes that only the wire knows, 0 from a
+version of before there were such: 32 bits of *shape*, what the numbers in the beat stand for
+(`ClusterSpec.shape`), and 16 of the *times* that leases rest on (`ClusterSpec.times`). Whoever does
+not know a flag ignores it, so both versions carry them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ DATAGRAM_BYTES_MIN = HEADER.size + TAG_BYTES + 1
 SHAPE_BIT = 16  # the first one of the shape
 FLAGS_MASK = (1 << SHAPE_BIT) - 1
 SHAPE_MASK = 0xFFFFFFFF
+TIMES_BIT = 48
+TIMES_MASK = 0xFFFF
 _VERSION_1_FIELDS = 15
 
 
@@ -59,7 +62,7 @@ def beat_bytes_bound(nodes: int, services: int) -> int:
         reply=True,
         config_hash=long,
         rank_hash=long,
-        flags=SHAPE_MASK << SHAPE_BIT | FLAGS_MASK,
+        flags=wide,
         health=100,
         load=10,
         calls=long,

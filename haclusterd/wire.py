@@ -32,6 +32,8 @@ from haclusterd.datagram import (
     SHAPE_BIT,
     SHAPE_MASK,
     TAG_BYTES,
+    TIMES_BIT,
+    TIMES_MASK,
     VERSIONS,
     as_version_1,
 )
@@ -119,7 +121,7 @@ class Wire:
         self.overheard = (0, 0)  # revision and hash of a later set that cannot be read here
         self._kin: dict[int, Numbering] = {}
         self._spec = spec
-        self._shape, self._upper_flags = spec.shape, spec.shape << SHAPE_BIT
+        self._upper_flags = spec.shape << SHAPE_BIT | spec.times << TIMES_BIT
         self._nodes, self._services = len(spec.nodes), len(spec.services)
         self._me = spec.nodes[spec.me].id
         name = spec.name.encode()
@@ -304,8 +306,9 @@ class Wire:
 
         A neighbour in a change of the voters may count otherwise, and is read by what is known of
         its configuration. Another configuration of the same revision is read if its numbers mean
-        the same, by its shape (where one of the two does not tell any: if there are as many); of
-        another revision it is not, because the same number may be another node.
+        the same, by its shape (where one of the two does not tell any: if there are as many), and
+        its times are the same; of another revision it is not, because the same number may be
+        another node.
         """
         flags = beat.flags
         _set(beat, "flags", flags & FLAGS_MASK)  # what lies above the shape is a later version's
@@ -319,12 +322,19 @@ class Wire:
                 self.overheard = max(self.overheard, (beat.revision, beat.config_hash))
             if beat.revision not in (self._spec.revision, 0):
                 return Outcome.OTHER_CONFIG
-            shape = flags >> SHAPE_BIT & SHAPE_MASK
-            if shape != self._shape and shape and self._shape:
+            if self._is_another(flags):
                 return Outcome.OTHER_CONFIG
         if beat.sender != node:
             return Outcome.FOREIGN
         return beat if is_sound(beat, self._nodes, self._services) else Outcome.OTHER_CONFIG
+
+    def _is_another(self, flags: int) -> bool:
+        """By its numbers or by its times, as far as both tell."""
+        mine = self._upper_flags
+        return any(
+            (flags ^ mine) >> bit & mask and flags >> bit & mask and mine >> bit & mask
+            for bit, mask in ((SHAPE_BIT, SHAPE_MASK), (TIMES_BIT, TIMES_MASK))
+        )
 
     def _derive(self, key: ClusterKey, sender: str, incarnation: int) -> AESGCM:
         """The cipher of one boot of one node, by its id."""

@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 _PART = "revision"
 _HOST = "host"
+_OUTLIVING = (
+    "this node has just been restarted with shorter times, and waits until what it agreed to by the "
+    "longer ones has run out: try again in a few seconds"
+)
 LOOK_S = 5.0  # how often the files of this host are looked at
 Ask = Callable[[Callable[[int], FromAgent]], Awaitable[Answered]]
 
@@ -52,6 +56,7 @@ class Voters:
         self._lock = asyncio.Lock()
         self._problems = problems
         self._stopping = asyncio.Event()
+        self._outliving = False  # what the last run granted, by longer times
         self._asides: set[asyncio.Task[None]] = set()
         self._last: Content | None = None  # what was written or read last
         self._followed = ""  # what was said of it last
@@ -77,8 +82,10 @@ class Voters:
         """
         held_s = self._begun.hold_down_us / 1e6
         if self._begun.hold_down_us > self._config.timing.hold_down_us:
+            self._outliving = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), 2 * held_s)
+            self._outliving = False
         if self._config.text and not self._stopping.is_set():
             await self._update(lambda kept: revisions.after_start(kept, self._begun))
 
@@ -250,6 +257,8 @@ class Voters:
             return []  # it is in force: this node has to follow, whatever lies between
         if forbidden := self.forbidden():
             return [forbidden]
+        if self._outliving:
+            return [_OUTLIVING]
         found = objections(cluster_spec(self._config), seen_by(wanted, self._config.node.id))
         found += revisions.differences(self._config, wanted)
         if not view.quorate:

@@ -27,6 +27,7 @@ from haclusterd.config.model import (
     effective,
     seen_by,
     shape,
+    times,
 )
 from haclusterd.config.presets import PRESETS
 from haclusterd.config.recovering import RecoverySection
@@ -47,4 +48,5 @@ __all__ = [
     "load_cluster",
     "seen_by",
     "shape",
+    "times",
 ]

@@ -254,26 +254,30 @@ def config_hash(config: Config) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
-def shape(nodes: Sequence[NodeSpec], services: Sequence[ServiceSpec], timing: Timing) -> int:
-    """32 bits, never 0, over what the positions of nodes and services in the file stand for, and
-    over the times that a lease rests on.
+def shape(nodes: Sequence[NodeSpec], services: Sequence[ServiceSpec]) -> int:
+    """32 bits, never 0, over what the positions of nodes and services in the file stand for.
 
-    Between two files of one shape the numbers in a beat mean the same, and an echo is good for as
-    long as its receiver takes it for. A service is its name and the addresses it answers for,
-    whatever NIC carries them.
+    Between two files of one shape the numbers in a beat mean the same. A service is its name and
+    the addresses it answers for, whatever NIC carries them.
     """
-    return _hashed([[n.id for n in nodes], served_by(services), timing.bounds_us])
+    return _hashed([[n.id for n in nodes], served_by(services)], 4)
+
+
+def times(timing: Timing) -> int:
+    """16 bits, never 0, over the times that leases rest on: between two files that have them in
+    common an echo is good for as long as its receiver takes it for."""
+    return _hashed(timing.bounds_us, 2)
 
 
 def agents_shape(config: Config) -> int:
-    """`shape` for heart and its agent on one host, which besides name profiles by service."""
-    here = shape(config.nodes, config.services, config.timing)
-    return _hashed([here, [s.profiles for s in config.services]])
+    """32 bits, never 0: what heart and its agent on one host have to count by alike."""
+    here = [shape(config.nodes, config.services), times(config.timing)]
+    return _hashed([*here, [s.profiles for s in config.services]], 4)
 
 
-def _hashed(value: object) -> int:
+def _hashed(value: object, size: int) -> int:
     text = json.dumps(value, separators=(",", ":"))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") or 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "big") or 1
 
 
 def effective(config: Config) -> dict[str, Any]:
@@ -319,5 +323,6 @@ def seen_by(config: Config, node: str) -> ClusterSpec:
         freeswitch=config.freeswitch is not None,
         relinquish_us=RELINQUISH_DEADS * config.timing.dead_us if config.relinquish else 0,
         revision=config.revision,
-        shape=shape(config.nodes, config.services, config.timing),
+        shape=shape(config.nodes, config.services),
+        times=times(config.timing),
     )

@@ -135,6 +135,7 @@ class ClusterSpec(msgspec.Struct, frozen=True):
     relinquish_us: int = 0  # how long without a slave until a master may step down; 0: never
     revision: int = 1  # of the set of voters: +1 with every change (core.reconfigure)
     shape: int = 0  # a hash of what the numbers of nodes and services stand for; 0: not known
+    times: int = 0  # one of `timing.bounds_us`, 16 bits; 0: not known
 
     @property
     def links(self) -> int:

@@ -140,6 +140,7 @@ class Loop:
         # while this process stood still is no such flood: it is read before anybody is silent.
         may_tick = drained or now - self._full_since_us > 2 * self.node.spec.timing.heartbeat_us
         if may_tick and (other or self.node.rank_dirty or now >= next_deadline_us(self.node)):
+            self._full_since_us = now
             self.feed(Tick(), now)
         # Only what else happened in this turn can have brought a chore forward.
         if other or self.decided:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from haclusterd import wire
-from haclusterd.config.model import shape
+from haclusterd.config.model import shape, times
 from haclusterd.core import numbering, reconfigure
 from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.model import ClusterSpec, Timing
@@ -32,8 +32,8 @@ Change = Callable[[ClusterSpec], ClusterSpec]
 
 
 def _shaped(spec: ClusterSpec, config_hash: int) -> ClusterSpec:
-    here = shape(spec.nodes, spec.services, spec.timing)
-    return msgspec.structs.replace(spec, config_hash=config_hash, shape=here)
+    here, by = shape(spec.nodes, spec.services), times(spec.timing)
+    return msgspec.structs.replace(spec, config_hash=config_hash, shape=here, times=by)
 
 
 def _begin(seed: int, nodes: int, timing: Timing = LAN) -> tuple[World, random.Random]:
@@ -195,6 +195,11 @@ def _on_a_lan(spec: ClusterSpec) -> ClusterSpec:
 def read_by_counts() -> None:
     """Shapes: another file is read if it has as many nodes and services."""
     patch(wire, "SHAPE_MASK", 0)
+
+
+def times_unasked() -> None:
+    """Times: another file is read although it has others."""
+    patch(wire, "TIMES_MASK", 0)
 
 
 def neighbours_by_name() -> None:

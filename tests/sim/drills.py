@@ -156,6 +156,7 @@ DRILLS: dict[str, Drill] = {
     "a file is read by its shape": Drill(
         dramas_files.read_by_counts, drama="services_change_places"
     ),
+    "a file is read by its times": Drill(dramas_files.times_unasked, drama="times_become_shorter"),
     "a neighbour's services go by their addresses": Drill(
         dramas_files.neighbours_by_name, drama="left_behind_with_other_addresses"
     ),

@@ -84,6 +84,8 @@ async def test_f38_what_the_last_run_granted_is_known_until_this_one_has_outlive
     short = Bench(tmp_path)
     writing = asyncio.ensure_future(short.voters.started())
     await asyncio.sleep(0.05)
+    text = await short.refused(toml(3, "abcd"))
+    assert "restarted with shorter times" in text
     await short.voters.stop()
     await asyncio.wait_for(writing, 2)
     assert read(folder) == kept, "the next start holds down for the longer time, too"
@@ -96,7 +98,10 @@ async def test_f38_what_the_last_run_granted_is_known_until_this_one_has_outlive
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(asyncio, "wait_for", wait_for)
-        await Bench(tmp_path).voters.started()
+        last = Bench(tmp_path)
+        await last.voters.started()
+    last.file.write_text(toml(3, "abcd"))
+    assert "a has staged" in await last.voters.reload()
     assert wait_s == [5.4]
     after = read(folder)
     assert after is not None

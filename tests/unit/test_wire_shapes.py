@@ -80,6 +80,18 @@ def test_f35_without_two_shapes_as_many_nodes_and_services_will_do(
     assert heard(spec("a", me), fewer, version) is Outcome.OTHER_CONFIG
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_f38_another_file_is_read_if_it_has_the_same_times(version: int) -> None:
+    """Where one of the two does not tell its times, it is of an older version."""
+    mine = msgspec.structs.replace(spec("a", MINE), times=0x8001)
+    for by, read in ((0x8001, True), (0x8002, False), (1, False), (0, True)):
+        theirs = msgspec.structs.replace(spec("c", MINE, config_hash=2), times=by)
+        assert isinstance(heard(mine, theirs, version), Beat) is read
+        assert isinstance(heard(theirs, mine, version), Beat) is (by == 0 or by == 0x8001)
+    same = msgspec.structs.replace(spec("c", MINE), times=0x8002)
+    assert isinstance(heard(mine, same, version), Beat), "one configuration"
+
+
 def test_f35_as_many_of_one_shape_is_still_asked() -> None:
     """Of a key holder, or by chance: 32 bits can be equal."""
     fewer = spec("c", MINE, config_hash=2, services=(EAST,))
