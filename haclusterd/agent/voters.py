@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _PART = "revision"
 _HOST = "host"
 _OUTLIVING = (
-    "this node has just been restarted with shorter times, and waits until what it agreed to by the "
+    "this node has just been restarted with shorter times and waits until what it agreed to by the "
     "longer ones has run out: try again in a few seconds"
 )
 LOOK_S = 5.0  # how often the files of this host are looked at
