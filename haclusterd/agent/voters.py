@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,8 @@ _OUTLIVING = (
     "longer ones has run out: try again in a few seconds"
 )
 LOOK_S = 5.0  # how often the files of this host are looked at
+_OWED_MAX = 4  # a start, and what is in force
+Change = Callable[[Content | None], Content | None]
 Ask = Callable[[Callable[[int], FromAgent]], Awaitable[Answered]]
 
 
@@ -56,6 +58,7 @@ class Voters:
         self._lock = asyncio.Lock()
         self._problems = problems
         self._stopping = asyncio.Event()
+        self._owed: tuple[Change, ...] = ()  # could not be written yet
         self._outliving = False  # what the last run granted, by longer times
         self._asides: set[asyncio.Task[None]] = set()
         self._last: Content | None = None  # what was written or read last
@@ -87,7 +90,9 @@ class Voters:
                 await asyncio.wait_for(self._stopping.wait(), 2 * held_s)
             self._outliving = False
         if self._config.text and not self._stopping.is_set():
-            await self._update(lambda kept: revisions.after_start(kept, self._begun))
+            await self._update(
+                lambda kept: revisions.after_start(kept, self._begun), until_done=True
+            )
 
     async def watch(self) -> None:
         """Look at the files of this host for ever: what is wrong with them is an alarm for as
@@ -155,29 +160,36 @@ class Voters:
                 return Content(kept.staged, previous=kept.active)
             return msgspec.structs.replace(kept, proven=True)
 
-        await self._update(change)
+        await self._update(change, until_done=True)
 
-    async def _update(self, change: Callable[[Content | None], Content | None]) -> None:
-        """Read, change and write, one at a time. A failure is told and tried by the next one."""
+    async def _update(self, change: Change, *, until_done: bool = False) -> None:
+        """Read, change and write, one at a time. A failure is told; a change that has to be made is
+        made with the next one, a look at the files at the latest."""
         async with self._lock:
+            changes = (*self._owed, change)
             try:
-                await asyncio.to_thread(self._rewrite, change)
+                await asyncio.to_thread(self._rewrite, changes)
                 self._problems.pop(_PART, None)
+                self._owed = ()
             except (OSError, RevisionsError) as error:
+                if until_done:
+                    self._owed = changes[-_OWED_MAX:]
                 before = self._problems.get(_PART)
                 self._problems[_PART] = (
                     f"{self._folder / revisions.FILE_NAME}: {error}: the set of nodes cannot be "
-                    "kept; make the folder writable, then run `haclusterctl upgrade`"
+                    "kept; make the folder writable"
                 )
                 if self._problems[_PART] != before:
                     log.error("%s", self._problems[_PART])
 
-    def _rewrite(self, change: Callable[[Content | None], Content | None]) -> None:
+    def _rewrite(self, changes: Sequence[Change]) -> None:
         try:
             found = revisions.read(self._folder)
         except RevisionsError:
             found = None  # it is replaced
-        wanted = change(found or self._last)
+        wanted = found or self._last
+        for change in changes:
+            wanted = change(wanted)
         if wanted is not None and wanted != found:
             revisions.write(self._folder, wanted)
         self._last = wanted
@@ -247,7 +259,7 @@ class Voters:
                 return kept
             return msgspec.structs.replace(kept, staged=before)
 
-        await self._update(change)
+        await self._update(change, until_done=True)
 
     def _reasons(self, wanted: Config, hashed: int) -> list[str]:
         """Why not: from the file, and from what the other nodes say."""

@@ -32,8 +32,8 @@ node (the new one is simply started): nothing is restarted and nothing moves. An
 a restart of haclusterd, node by node (`haclusterctl upgrade` refuses it). In between, nodes whose
 files differ in meaning raise the alarm `config_mismatch`, and those that differ from most claim
 nothing. Where services were added, removed, renamed or put in another order, their addresses
-changed, or nodes are in another order, old and new file cannot read each other's beats at all
-(`unreadable_peer`): see [upgrade.md](upgrade.md#configuration).
+changed, nodes are in another order, or times differ, old and new file cannot read each other's
+beats at all (`unreadable_peer`): see [upgrade.md](upgrade.md#configuration).
 """
 SECTION_TEXTS = {
     "cluster": "What the nodes have in common. Required.",

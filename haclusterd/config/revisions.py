@@ -22,6 +22,7 @@ from haclusterd.config.model import (
     Problem,
     agents_shape,
     config_hash,
+    shape,
 )
 from haclusterd.files import write_atomically
 
@@ -53,7 +54,8 @@ class RevisionsError(Exception):
 @dataclass(frozen=True, slots=True)
 class Start:
     """What a process starts with. `newer`: the host's file, to be taken up once it is in force;
-    `hold_down_us`: that of the file this node ran with last, 0 where none is known."""
+    of the file this node ran with last, where one is known: `hold_down_us`, and `ran_addresses`
+    of its services."""
 
     config: Config
     staged: Config | None = None
@@ -62,6 +64,7 @@ class Start:
     proven: bool = True
     complaint: str = ""
     hold_down_us: int = 0
+    ran_addresses: frozenset[str] = frozenset()
 
 
 def keep(config: Config) -> Kept:
@@ -115,10 +118,16 @@ def begin(
     if kept is None:
         start = Start(file, proven=file.revision == 1)
     else:
-        ran = _other(path, kept.active)
-        hold_down_us = ran.timing.hold_down_us if ran is not None else 0
-        start = replace(_chosen(file, kept, run_dir, revision), hold_down_us=hold_down_us)
-    if counts_by in (0, agents_shape(start.config)):
+        start = _chosen(file, kept, run_dir, revision)
+        if (ran := _other(path, kept.active)) is not None:
+            start = replace(
+                start,
+                hold_down_us=ran.timing.hold_down_us,
+                ran_addresses=frozenset(a.ip for s in ran.services for a in s.addresses),
+            )
+    # A heart of the version before tells the shape alone.
+    places = shape(start.config.nodes, start.config.services)
+    if counts_by in (0, agents_shape(start.config), places):
         return start
     return _as_heart_counts(start, kept, run_dir, counts_by)
 

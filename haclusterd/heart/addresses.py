@@ -6,7 +6,7 @@ come and go. It decides nothing: the executor tells it what to hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from haclusterd.core.inputs import AlienAnswered
@@ -172,12 +172,7 @@ class ServiceAddresses:
 
     def remove_leftovers(self) -> list[str]:
         """Remove configured service addresses that a predecessor left; which they were."""
-        removed = []
-        for found in self._netlink.addresses():
-            if found.address in self._by_address:
-                self._netlink.delete_address(found.index, found.address, found.prefix)
-                removed.append(f"{found.address}/{found.prefix}")
-        return removed
+        return remove_from_host(self._netlink, self._by_address)
 
     def announce(self, k: int, now_us: int) -> None:
         """Announce now, ask once who else answers, and plan the repetitions."""
@@ -264,3 +259,13 @@ class ServiceAddresses:
         for announcer in self._announcers.values():
             announcer.close()
         self._announcers.clear()
+
+
+def remove_from_host(netlink: Netlink, addresses: Container[str]) -> list[str]:
+    """Remove those of `addresses` that are on any NIC; which they were."""
+    removed = []
+    for found in netlink.addresses():
+        if found.address in addresses:
+            netlink.delete_address(found.index, found.address, found.prefix)
+            removed.append(f"{found.address}/{found.prefix}")
+    return removed

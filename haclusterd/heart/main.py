@@ -21,7 +21,7 @@ from haclusterd.core.inputs import Tick
 from haclusterd.core.node import step
 from haclusterd.core.state import Node, start
 from haclusterd.core.view import view
-from haclusterd.heart.addresses import ServiceAddresses
+from haclusterd.heart.addresses import ServiceAddresses, remove_from_host
 from haclusterd.heart.agent_link import AgentLink
 from haclusterd.heart.clock import jiffy_us, now_us
 from haclusterd.heart.errors import HeartError
@@ -149,6 +149,7 @@ class _Opening:
 
     def __init__(self, begun: Start, ring: KeyRing, journal: Journal, agent: AgentLink) -> None:
         self._config, self._ring = begun.config, ring
+        self._ran_addresses = begun.ran_addresses
         self._voters = Voters(begun)
         self._journal, self._agent = journal, agent
         self._spec = self._voters.spec
@@ -178,6 +179,8 @@ class _Opening:
         refuse_beside_another(self._config)
         netlink = Netlink()
         refuse_on_the_wrong_host(self._config, {a.address for a in netlink.addresses()})
+        # Of the file that ran last: the table that is loaded now does not know them all.
+        removed = remove_from_host(netlink, self._ran_addresses)
         services, devices = self._fenced(netlink)
         timing = self._spec.timing
         fence, lesser = load_fence(
@@ -189,7 +192,7 @@ class _Opening:
         else:
             self._judge_tick()
         addresses = self._service_addresses(netlink, fence)
-        removed = addresses.remove_leftovers()
+        removed += addresses.remove_leftovers()
         if removed:
             self._journal.say(f"removed left-over service addresses: {', '.join(removed)}")
         incarnation = new_incarnation()

@@ -33,7 +33,7 @@ _CAUSES = {
     ),
     Outcome.VERSION: "it speaks another version: install the same haclusterd on both nodes",
     Outcome.OTHER_CONFIG: (
-        "nodes or services are others in its file, or in another order: install the same "
+        "nodes, services or times are others in its file, or in another order: install the same "
         "haclusterd.toml on both nodes and restart haclusterd"
     ),
     Outcome.MALFORMED: (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,14 @@ import pytest
 from haclusterd.config import load_cluster
 from haclusterd.config.revisions import FILE_NAME
 from haclusterd.keys import create
-from tests.lab.heart_cluster import ROOT, SERVICE_IPS, HeartCluster, HeartNode, Prober
+from tests.lab.heart_cluster import (
+    ROOT,
+    SERVICE_IPS,
+    HeartCluster,
+    HeartNode,
+    Prober,
+    last_match,
+)
 from tests.lab.heart_net import needs_root
 
 pytestmark = [pytest.mark.lab, needs_root]
@@ -258,6 +266,24 @@ def test_f39_who_was_away_takes_a_set_up_with_another_address_and_one_nic_less(
     while not cluster.answers(B):
         assert time.monotonic() < end, cluster.holders(B)
         time.sleep(0.2)
+
+
+def test_a_heart_that_died_leaves_no_address_of_the_file_before(cluster: Growing) -> None:
+    """The next file is installed, with another address, when the master's heart is killed; it is
+    started before its slave's fence, or its own of before, could cover what is on its NIC."""
+    cluster.write(1, 1, 2, 3, address=B)
+    master = cluster.nodes[0]
+    assert master.has(A)
+    master.signal(signal.SIGKILL)
+    assert master.process is not None
+    master.process.wait()
+    master.start()
+    end = time.monotonic() + 20
+    while "removed left-over service addresses" not in master.said():
+        assert time.monotonic() < end, master.said()[-2500:]
+        time.sleep(0.01)
+    assert not master.has(A)
+    assert A in last_match(master.said(), r"removed left-over service addresses: (.*)")
 
 
 def test_f38_the_times_of_the_last_run_are_known_until_this_one_has_outlived_them(

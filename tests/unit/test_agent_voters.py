@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.voters import Voters
-from haclusterd.config import config_hash, load_cluster
-from haclusterd.config.revisions import FILE_NAME, begin, keep, read
+from haclusterd.config import config_hash, load_cluster, revisions
+from haclusterd.config.revisions import FILE_NAME, Content, begin, keep, read
 from haclusterd.core.actions import Answered
 from haclusterd.core.inputs import FromAgent, StageRequested
 from haclusterd.core.view import RevisionView, StagedView, View
@@ -53,6 +54,10 @@ class Bench:
             await self.voters.reload()
         assert self.asked == []
         return str(caught.value)
+
+
+def full(_folder: Path, _content: Content) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
@@ -304,6 +309,42 @@ async def test_what_could_not_be_written_is_tried_again(bench: Bench) -> None:
     await bench.voters._look()
     assert bench.problems == {}
     assert read(bench.state) is not None
+
+
+async def test_what_a_start_could_not_write_is_written_by_a_later_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full. By the file of the run before, the next start would hold down too short,
+    and an agent that is started anew would not know its heart's."""
+    await Bench(tmp_path).voters.started()
+    bench = Bench(tmp_path, toml(2, more='preset = "wan"\n'))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(revisions, "write", full)
+        await bench.voters.started()
+        await bench.voters.in_force(2)
+        await bench.voters._look()
+        assert "No space left" in bench.problems["revision"]
+    await bench.voters._look()
+    assert bench.problems == {}
+    kept = read(bench.state)
+    assert kept is not None
+    assert 'preset = "wan"' in kept.active.toml
+    assert bench.voters._owed == ()
+
+
+async def test_a_reload_that_could_not_be_written_is_not_written_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator was told that it failed."""
+    await bench.voters.started()
+    before = read(bench.state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(revisions, "write", full)
+        assert "No space left" in await bench.refused(toml(3, "abcd"))
+    await bench.voters._look()
+    assert read(bench.state) == before
 
 
 async def test_the_alarm_of_a_start_with_a_damaged_file_goes_with_the_damage(

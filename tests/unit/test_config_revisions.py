@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haclusterd.config import ConfigError, agents_shape, config_hash, load, load_cluster
+from haclusterd.config import ConfigError, agents_shape, config_hash, load, load_cluster, shape
 from haclusterd.config.revisions import (
     FILE_NAME,
     Content,
@@ -284,6 +284,22 @@ def test_f38_a_start_knows_for_how_long_the_last_run_held_down(host: Host) -> No
     host.keeps(toml(1, more='preset = "wan"\n'))
     start = host.start()
     assert (start.config.preset, start.hold_down_us) == ("lan", 2_700_000)
+
+
+def test_a_start_knows_the_addresses_of_the_last_run(host: Host) -> None:
+    """They may be on the host still, and no fence of the present file covers them."""
+    assert host.start().ran_addresses == frozenset()
+    host.keeps(toml(1))
+    host.has(toml(1).replace("203.0.113.10", "203.0.113.11"))
+    assert host.start().ran_addresses == {"203.0.113.10"}
+
+
+def test_a_heart_of_the_version_before_tells_its_agent_the_shape_alone(host: Host) -> None:
+    """The package is installed, the daemon not reloaded yet, and its agent ends in between."""
+    here = load_cluster(host.file)
+    counted = shape(here.nodes, here.services)
+    assert counted != agents_shape(here)
+    assert host.start(1, counted).config.services == here.services
 
 
 def test_f35_an_agent_that_cannot_know_the_file_of_its_heart_does_not_start(host: Host) -> None:
