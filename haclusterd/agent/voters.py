@@ -87,7 +87,8 @@ class Voters:
         if self._begun.hold_down_us > self._config.timing.hold_down_us:
             self._outliving = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), 2 * held_s)
+                async with asyncio.timeout(2 * held_s):
+                    await self._stopping.wait()
             self._outliving = False
         if self._config.text and not self._stopping.is_set():
             await self._update(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -96,14 +96,13 @@ async def test_f38_what_the_last_run_granted_is_known_until_this_one_has_outlive
     assert read(folder) == kept, "the next start holds down for the longer time, too"
     wait_s: list[float] = []
 
-    async def wait_for(waited: Coroutine[None, None, bool], timeout_s: float) -> None:
-        waited.close()
-        wait_s.append(timeout_s)
-        raise TimeoutError
+    def timeout(seconds: float) -> asyncio.Timeout:
+        wait_s.append(seconds)
+        return asyncio.Timeout(0)
 
+    last = Bench(tmp_path)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(asyncio, "wait_for", wait_for)
-        last = Bench(tmp_path)
+        patched.setattr(asyncio, "timeout", timeout)
         await last.voters.started()
     last.file.write_text(toml(3, "abcd"))
     assert "a has staged" in await last.voters.reload()
