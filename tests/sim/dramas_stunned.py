@@ -192,9 +192,8 @@ def never_met_in_stuns(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
-def stunned_beside_one_vote(seed: int) -> list[str]:
-    """One vote is enough. The owner stands still once, and its next in line again and again, so
-    that it never meets the owner's new incarnation."""
+def _one_vote(seed: int) -> tuple[World, random.Random, int]:
+    """Three nodes at rest, where one vote is enough; who owns s0."""
     rng = random.Random(seed)
     plain = calm(3, 1, 1)
     world = World(seed, dataclasses.replace(plain, delay_mean_us=100, quorum=Quorum.AVAILABILITY))
@@ -204,6 +203,13 @@ def stunned_beside_one_vote(seed: int) -> list[str]:
         world.at(rng.randrange(40_000), world.boot, host)
     world.play_until(2_500 * MS + rng.randrange(50_000))
     (owner,) = owners_of(world)
+    return world, rng, owner
+
+
+def stunned_beside_one_vote(seed: int) -> list[str]:
+    """One vote is enough. The owner stands still once, and its next in line again and again, so
+    that it never meets the owner's new incarnation."""
+    world, rng, owner = _one_vote(seed)
     running = world.hosts[owner].node
     slave = next(n for n in (running.successors[0] if running else ()) if n != owner)
     from_ms = rng.uniform(30, 60)
@@ -258,15 +264,7 @@ def marked_by_an_old_word(seed: int) -> list[str]:
 def stunned_as_the_former_owner_returns(seed: int) -> list[str]:
     """One vote is enough. The owner of before starts again, and the present one is stunned as its
     hold-down ends."""
-    rng = random.Random(seed)
-    plain = calm(3, 1, 1)
-    world = World(seed, dataclasses.replace(plain, delay_mean_us=100, quorum=Quorum.AVAILABILITY))
-    stage.append(world)
-    world.checkers.muted = MUTED | {"S5", "S10"}
-    for host in world.hosts:
-        world.at(rng.randrange(40_000), world.boot, host)
-    world.play_until(2_500 * MS + rng.randrange(50_000))
-    (former,) = owners_of(world)
+    world, rng, former = _one_vote(seed)
     world.hosts[former].kill(world.now, power=False)
     world.play_until(world.now + 1_500 * MS)
     start_again(world.now, world.hosts[former])
