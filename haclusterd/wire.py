@@ -311,7 +311,7 @@ class Wire:
         another node.
         """
         flags = beat.flags
-        _set(beat, "flags", flags & FLAGS_MASK)  # what lies above the shape is a later version's
+        _set(beat, "flags", flags & FLAGS_MASK)  # the core's; others are asked below
         if beat.config_hash != self._spec.config_hash:
             by = self._kin.get(beat.config_hash)
             if by is not None:

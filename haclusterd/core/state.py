@@ -179,7 +179,7 @@ class Roll(msgspec.Struct):
     whole_us: int = NEVER  # since when it hears all others count by this set
     returned: bool = False  # it has started, and may miss an owner by a later set
     listens_us: int = NEVER  # until when it holds down anew: it took that set up, or stood still
-    thawed: bool = False  # for which it stood still just now
+    thawed: bool = False  # because it stood still, and it has made no step since
 
 
 class Node(msgspec.Struct):

@@ -12,16 +12,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from haclusterd import wire
 from haclusterd.config.model import shape, times
-from haclusterd.core import numbering, reconfigure
 from haclusterd.core.inputs import SwitchoverRequested
 from haclusterd.core.model import ClusterSpec, Timing
-from haclusterd.core.state import Node
 from tests.sim.dramas import burn, calm, owners_of, stage
 from tests.sim.host import Host
 from tests.sim.member import Disk
-from tests.sim.mutations import patch
 from tests.sim.swarm import LAN, WAN, spec_of
 from tests.sim.world import World
 
@@ -190,31 +186,6 @@ def _addresses_swapped(spec: ClusterSpec) -> ClusterSpec:
 
 def _on_a_lan(spec: ClusterSpec) -> ClusterSpec:
     return msgspec.structs.replace(spec, timing=LAN)
-
-
-def read_by_counts() -> None:
-    """Shapes: another file is read if it has as many nodes and services."""
-    patch(wire, "SHAPE_MASK", 0)
-
-
-def times_unasked() -> None:
-    """Times: another file is read although it has others."""
-    patch(wire, "TIMES_MASK", 0)
-
-
-def neighbours_by_name() -> None:
-    """Between two sets of voters a service is its name and its addresses."""
-    patch(numbering, "served_by", lambda services: [service.name for service in services])
-
-
-def held_down_by_the_new_file() -> None:
-    """What was granted by the file before may be good for longer than one waits by the new one."""
-    true = reconfigure.begin
-
-    def begin(node: Node, *, proven: bool, kin: tuple[int, ...], hold_down_us: int = 0) -> None:
-        true(node, proven=proven, kin=kin)
-
-    patch(reconfigure, "begin", begin)
 
 
 DRAMAS: dict[str, Callable[[int], list[str]]] = {

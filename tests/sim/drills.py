@@ -30,6 +30,7 @@ from tests.sim import (
 )
 from tests.sim import mutations as m
 from tests.sim import mutations_changes as c
+from tests.sim import mutations_files as f
 from tests.sim import mutations_marks as d
 from tests.sim import mutations_time as t
 from tests.sim.dramas import DRAMAS, stage
@@ -153,15 +154,13 @@ DRILLS: dict[str, Drill] = {
         c.marks_beside_a_change, drama="marked_beside_a_change"
     ),
     # other files
-    "a file is read by its shape": Drill(
-        dramas_files.read_by_counts, drama="services_change_places"
-    ),
-    "a file is read by its times": Drill(dramas_files.times_unasked, drama="times_become_shorter"),
+    "a file is read by its shape": Drill(f.read_by_counts, drama="services_change_places"),
+    "a file is read by its times": Drill(f.times_unasked, drama="times_become_shorter"),
     "a neighbour's services go by their addresses": Drill(
-        dramas_files.neighbours_by_name, drama="left_behind_with_other_addresses"
+        f.neighbours_by_name, drama="left_behind_with_other_addresses"
     ),
     "a hold-down is by the file before, too": Drill(
-        dramas_files.held_down_by_the_new_file, drama="times_become_shorter_at_once"
+        f.held_down_by_the_new_file, drama="times_become_shorter_at_once"
     ),
     # nodes marked dead
     "who is back is asked": Drill(d.who_is_back_is_not_asked, drama="claims_as_they_return"),
