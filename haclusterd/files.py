@@ -36,6 +36,22 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
     _sync_folder(path.parent)
 
 
+def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write `path`, which must not be there, and leave nothing of it where that fails. Raises
+    FileExistsError, whatever is there (a link to nothing, too), and other OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
 def _sync_folder(folder: Path) -> None:
     """The new name, too, is on the disk then, and not with the next commit of the file system."""
     try:

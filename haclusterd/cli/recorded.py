@@ -21,7 +21,7 @@ from haclusterd.cli.client import Client, Misused, Refused
 from haclusterd.cli.main import DONE, FAILED
 from haclusterd.cli.show import Part, Table, show
 from haclusterd.core.model import ClusterSpec
-from haclusterd.files import write_atomically
+from haclusterd.files import write_new
 from haclusterd.trace import folder
 from haclusterd.trace.explain import COMINGS_AND_GOINGS, Explained, explain
 from haclusterd.trace.file import Trace, TraceError, unpack
@@ -61,7 +61,9 @@ def _trace(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
         path = Path(arguments.file).absolute()
         content = _content(client.ask("trace"))
         try:
-            write_atomically(path, content)
+            write_new(path, content)
+        except FileExistsError:
+            raise Refused(f"{path}: is there already. Fix: name a new file") from None
         except OSError as error:
             raise Refused(f"{path}: {error.strerror}: name a file in a folder of yours") from None
         saved = {"path": str(path), "bytes": len(content)}

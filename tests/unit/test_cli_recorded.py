@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,45 @@ def test_a_file_of_ones_own_is_written_by_oneself(
     assert all("path" not in str(request) for request in daemon.requests)
     assert main(["trace", "save", str(tmp_path / "no" / "such")]) == 1
     assert "name a file in a folder of yours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "fifo", "link", "link to nothing"])
+def test_a_recording_is_written_over_nothing(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setitem(ANSWERS, "trace", content(b"recorded"))
+    kept, path = tmp_path / "keep.toml", tmp_path / "there"
+    kept.write_text("mine")
+    make: dict[str, Callable[[], object]] = {
+        "file": lambda: path.write_text("mine"),
+        "folder": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to(kept),
+        "link to nothing": lambda: path.symlink_to(tmp_path / "absent"),
+    }
+    make[kind]()
+    before = path.lstat()
+    assert main(["trace", "save", str(path)]) == 1
+    assert capsys.readouterr().err == (
+        f"haclusterctl: {path}: is there already. Fix: name a new file\n"
+    )
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert kept.read_text() == "mine"
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_recording_that_does_not_fit_leaves_no_file(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(ANSWERS, "trace", content(b"recorded"))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["trace", "save", str(tmp_path / "mine.trace")]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*mine.trace*"))
 
 
 def test_replay_needs_no_daemon(file: str, capsys: Printed, takeover: Recordings) -> None:
