@@ -11,9 +11,13 @@ from pathlib import Path
 
 from haclusterd import rotation
 from haclusterd.cli.client import Refused
-from haclusterd.cli.main import DEFAULT_CONFIG, DONE, FAILED, complain
+from haclusterd.cli.main import DEFAULT_CONFIG, DEFAULT_SOCKET, DONE, FAILED, complain
 from haclusterd.config import Config, ConfigError, effective, load, load_cluster
+from haclusterd.config.model import NODE_PLACEHOLDER
 from haclusterd.keys import Created, KeysError, create, to_copy
+
+_OR_SOCKET = "or name the socket of the running daemon with --socket"
+_NO_NODE = "or leave --node out: [api] socket is the same for every node"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,10 +65,11 @@ def config_path(arguments: argparse.Namespace) -> Path:
     return Path(arguments.config or os.environ.get("HACLUSTERD_CONFIG") or DEFAULT_CONFIG)
 
 
-def api_socket(path: Path, node: str | None) -> Path | None:
-    """Where the daemon of this node listens as the configuration has it, None if it is broken.
+def api_socket(path: Path, node: str | None) -> Path:
+    """Where the daemon of this node listens as the configuration has it.
 
-    Refused where it cannot be told which node is meant.
+    Of a broken file the default socket, unless there is none: the daemon may run all the same.
+    Refused where it cannot be told which socket is meant.
     """
     try:
         return load(path, node=node).api.socket
@@ -72,11 +77,30 @@ def api_socket(path: Path, node: str | None) -> Path | None:
         reason = str(error)  # of a whole file: this host is none of the nodes, or `node` is not
     try:
         socket = load_cluster(path).api.socket
-    except ConfigError:
-        return None
-    if node is not None or "{node}" in str(socket):
-        raise Refused(reason)
-    return socket
+    except ConfigError as error:
+        if not _is_absent(DEFAULT_SOCKET):
+            return DEFAULT_SOCKET
+        raise Refused(f"{error}\n{_OR_SOCKET}") from None
+    by_node = NODE_PLACEHOLDER in str(socket)
+    if node is None and not by_node:
+        return socket
+    if node is not None and by_node:
+        # A node that was removed from the file runs until it has agreed to that by a `reload`.
+        its_own = Path(str(socket).replace(NODE_PLACEHOLDER, node))
+        if not _is_absent(its_own):
+            return its_own
+    raise Refused(f"{reason}\n{_OR_SOCKET if by_node else _NO_NODE}")
+
+
+def _is_absent(path: Path) -> bool:
+    """Not what only somebody else may see."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _problem(problem: object) -> dict[str, str]:

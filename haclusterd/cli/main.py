@@ -138,7 +138,7 @@ def socket_path(arguments: argparse.Namespace) -> Path:
 
     if not os.path.isfile(path):  # that never raises
         raise Refused(f"{path}: is no file: name the configuration, or the socket with --socket")
-    return api_socket(path, arguments.node_id) or DEFAULT_SOCKET
+    return api_socket(path, arguments.node_id)
 
 
 def _lab_words(words: Sequence[str]) -> list[str] | None:
