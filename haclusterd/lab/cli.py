@@ -191,6 +191,9 @@ def _chosen(kept: list[str], name: str | None, everyone: bool) -> list[str]:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.calls <= _CALLS_MAX:
+        print(f"haclusterctl lab demo: --calls 0..{_CALLS_MAX}", file=sys.stderr)
+        return USAGE
     return DONE if demo(arguments.calls, arguments.freeswitch, _say) else FAILED
 
 
