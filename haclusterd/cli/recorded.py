@@ -18,7 +18,7 @@ import msgspec
 
 from haclusterd import __version__
 from haclusterd.cli.client import Client, Misused, Refused
-from haclusterd.cli.main import DONE, FAILED
+from haclusterd.cli.main import DONE, FAILED, complain
 from haclusterd.cli.show import Part, Table, show
 from haclusterd.core.model import ClusterSpec
 from haclusterd.files import write_new
@@ -52,7 +52,7 @@ def _trace(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
     client = Client(socket())
     if arguments.action == "list":
         found = client.ask("trace_list")
-        _print(arguments, found, [_listed(found)])
+        _print(arguments, found, [_listed(_readable(found))])
     elif arguments.file is None:
         saved = client.ask("trace_save")
         _print(arguments, saved, [f"saved {saved['path']} ({saved['bytes'] // 1024} KiB)"])
@@ -69,6 +69,14 @@ def _trace(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
         saved = {"path": str(path), "bytes": len(content)}
         _print(arguments, saved, [f"saved {path} ({len(content) // 1024} KiB)"])
     return DONE
+
+
+def _readable(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the folder that can be read; of the others it is said why not."""
+    for saved in found:
+        if saved.get("wrong"):
+            complain(f"left out: {saved['wrong']}")
+    return [saved for saved in found if not saved.get("wrong")]
 
 
 def _listed(found: Sequence[dict[str, Any]]) -> Part:
@@ -107,8 +115,12 @@ def _explain_live(client: Client, count: int, without: frozenset[str]) -> list[E
     known = {_key(e): e for e in explain(unpack(_content(client.ask("trace")), "heart"), count,
                                          without)}  # fmt: skip
     missing = [d for d in wanted if (d["at_us"], d["row"], d["text"]) not in known]
-    for saved in reversed(client.ask("trace_list") if missing else []):
-        trace = unpack(_content(client.ask("trace_read", name=saved["name"])), saved["path"])
+    for saved in reversed(_readable(client.ask("trace_list")) if missing else []):
+        try:
+            trace = unpack(_content(client.ask("trace_read", name=saved["name"])), saved["path"])
+        except (TraceError, Refused) as error:
+            complain(f"left out: {error}")
+            continue
         if any(trace.began_us <= d["at_us"] <= trace.ended_us for d in missing):
             known |= {_key(e): e for e in explain(trace, 10_000, without)}
     found = [(d, known.get((d["at_us"], d["row"], d["text"]), _forgotten(d))) for d in wanted]

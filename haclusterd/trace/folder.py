@@ -7,10 +7,13 @@ caller.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -30,11 +33,15 @@ from haclusterd.trace.file import (
 NAME = "traces"
 ASKED, OWNER, FAULT = "asked", "owner", "fault"
 KEPT = {ASKED: 10, OWNER: 5, FAULT: 3}
+_LIST = "see `haclusterctl trace list`"
 _FILE = re.compile(r"\d{8}T\d{9}Z-(asked|owner|fault)\.trace")
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """A file of the folder. `reason` is why it was saved: asked, owner (a change), fault."""
+    """A file of the folder. `reason` is why it was saved: asked, owner (a change), fault.
+
+    `wrong` is why it cannot be read, with the fix: only `name` and `path` are known then.
+    """
 
     name: str
     path: str
@@ -43,6 +50,7 @@ class Saved(msgspec.Struct, frozen=True):
     saved: str
     node: str
     version: str
+    wrong: str = ""
 
 
 def content_of(spec: ClusterSpec, pieces: Sequence[bytes | bytearray], reason: str) -> bytes:
@@ -66,28 +74,39 @@ def save(folder: Path, content: bytes, reason: str) -> Saved:
 
 
 def listed(folder: Path) -> list[Saved]:
-    """What lies there, oldest first; what cannot be read is left out."""
+    """What lies there under the name of a recording, oldest first."""
     found = []
     for path in _files(folder, ""):
-        with contextlib.suppress(OSError, TraceError):
+        try:
             found.append(_described(path))
+        except TraceError as error:
+            found.append(Saved(path.name, str(path), 0, "", "", "", "", str(error)))
+        except FileNotFoundError:
+            continue  # `save` has let it go meanwhile
+        except OSError as error:
+            wrong = f"{path}: {error.strerror}: make it readable, or move it away"
+            found.append(Saved(path.name, str(path), 0, "", "", "", "", wrong))
     return found
 
 
 def read(path: Path) -> bytes:
-    """A recording's bytes, for `file.unpack`. Raises TraceError."""
+    """A recording's bytes, for `file.unpack`; from a pipe, too. Raises TraceError."""
     try:
         with path.open("rb") as file:
             return file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}: see `haclusterctl trace list`") from None
+        raise TraceError(f"{path}: {error.strerror}: {_LIST}") from None
 
 
 def read_named(folder: Path, name: str) -> bytes:
     """One of `listed` by its name. Raises TraceError."""
     if not _FILE.fullmatch(name):
-        raise TraceError(f"{name[:64]!r} names no recording: see `haclusterctl trace list`")
-    return read(folder / name)
+        raise TraceError(f"{name[:64]!r} names no recording: {_LIST}")
+    try:
+        with _regular(folder / name) as file:
+            return file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise TraceError(f"{folder / name}: {error.strerror}: {_LIST}") from None
 
 
 def _files(folder: Path, reason: str) -> list[Path]:
@@ -99,8 +118,17 @@ def _files(folder: Path, reason: str) -> list[Path]:
     return sorted(path for path in names if path.name.endswith(f"{reason}.trace"))
 
 
+def _regular(path: Path) -> BinaryIO:
+    """Opened to be read: nothing that lets one wait, as a pipe does. Raises OSError, TraceError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise TraceError(f"{path}: is no regular file: move it away")
+    return os.fdopen(descriptor, "rb")
+
+
 def _described(path: Path) -> Saved:
-    with path.open("rb") as file:
+    with _regular(path) as file:
         start = file.read(len(MAGIC) + HEADER_BYTES_MAX + 64)
         size = file.seek(0, 2)
     header, _ = read_header(start, str(path))

@@ -212,6 +212,29 @@ def test_explain_live_finds_what_heart_has_forgotten_in_saved_recordings(
     assert capsys.readouterr().out.startswith("then  T301  n2 serves s0 at epoch 2")
 
 
+def test_recordings_that_cannot_be_read_are_named_and_left_out(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed, takeover: Recordings
+) -> None:
+    saved = {"name": "n", "path": "/x/n", "bytes": 1, "reason": "asked", "saved": "then"}
+    pipe = {**saved, "path": "/x/p", "wrong": "/x/p: is no regular file: move it away"}
+    monkeypatch.setitem(ANSWERS, "trace_list", [pipe, saved])
+    assert main(["trace", "list"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "haclusterctl: left out: /x/p: is no regular file: move it away\n"
+    assert "/x/n" in shown.out
+    assert "/x/p" not in shown.out
+    old = {"at": "then", "at_us": 5, "row": "T405", "text": "n2 gives s0 up", "service": "s0",
+           "epoch": None}  # fmt: skip
+    monkeypatch.setitem(ANSWERS, "history", [old])
+    monkeypatch.setitem(ANSWERS, "trace", content(takeover.file(2, whole=False)))
+    monkeypatch.setitem(ANSWERS, "trace_read", content(b"damaged"))
+    assert main(["explain"]) == 0
+    shown = capsys.readouterr()
+    assert "n2 gives s0 up" in shown.out
+    assert "left out: /x/p: is no regular file" in shown.err
+    assert "left out: /x/n: is no recording" in shown.err
+
+
 def test_simulate(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed, calm: bytes
 ) -> None:

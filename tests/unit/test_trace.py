@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,25 @@ def test_the_newest_of_each_kind_are_kept(tmp_path: Path, takeover: Recordings) 
     Path(kept.path).unlink()
     with pytest.raises(TraceError, match="trace list"):
         folder.read_named(place, kept.name)
+
+
+def test_what_is_no_recording_in_the_folder_is_named_and_holds_nobody_up(
+    tmp_path: Path, takeover: Recordings
+) -> None:
+    """A pipe kept `trace list` waiting for somebody to write to it."""
+    pieces = takeover.pieces(2, whole=False)
+    good = folder.save(tmp_path, folder.content_of(spec_of(), pieces, folder.OWNER), folder.OWNER)
+    pipe, place, text = (tmp_path / f"2020010{n}T000000000Z-asked.trace" for n in (1, 2, 3))
+    os.mkfifo(pipe)
+    place.mkdir()
+    text.write_text("hello")
+    found = folder.listed(tmp_path)
+    assert [one.path for one in found] == [str(pipe), str(place), str(text), good.path]
+    assert [one.wrong for one in found[:2]] == [
+        f"{path}: is no regular file: move it away" for path in (pipe, place)
+    ]
+    assert "is no recording of haclusterd" in found[2].wrong
+    assert found[3] == good
+    for path in (pipe, place):
+        with pytest.raises(TraceError, match="is no regular file"):
+            folder.read_named(tmp_path, path.name)
