@@ -258,8 +258,14 @@ def _read(file: str) -> Trace:
 
 
 def _clock(trace: Trace) -> Callable[[int], str]:
-    """The time of day of a time in the recording: it was saved when its last step was over."""
-    ended_us = trace.ended_us
+    """The time of day of a time in the recording.
+
+    One that does not say at which of its times it was saved: as if when its last step was over,
+    some ms too late.
+    """
+    ended_us, saved_us = trace.ended_us, trace.header.saved_us
+    if saved_us is None:
+        saved_us = ended_us
     try:
         saved = datetime.fromisoformat(trace.header.saved).astimezone(UTC)
     except ValueError:
@@ -267,7 +273,7 @@ def _clock(trace: Trace) -> Callable[[int], str]:
 
     def text(at_us: int) -> str:
         try:
-            moment = saved + timedelta(microseconds=at_us - ended_us)
+            moment = saved + timedelta(microseconds=at_us - saved_us)
         except OverflowError:
             return f"{(at_us - ended_us) / 1e6:.4f} s"
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

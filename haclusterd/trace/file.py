@@ -30,7 +30,11 @@ class TraceError(Exception):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Where a recording comes from. `saved` is wall clock text, `reason` a word for people."""
+    """Where a recording comes from. `saved` is wall clock text, `reason` a word for people.
+
+    `saved_us` is the same moment by the clock of the steps, CLOCK_BOOTTIME in us: a recording takes
+    heart and agent some ms to hand over after its last step. Recordings of before it have None.
+    """
 
     version: str
     cluster: str
@@ -38,6 +42,7 @@ class Header(msgspec.Struct, frozen=True):
     config_hash: str
     saved: str
     reason: str
+    saved_us: int | None = None
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):

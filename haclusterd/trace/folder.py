@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,9 +56,12 @@ class Saved(msgspec.Struct, frozen=True):
 
 def content_of(spec: ClusterSpec, pieces: Sequence[bytes | bytearray], reason: str) -> bytes:
     """A file's content for a recording of this node, as of now."""
-    saved = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now, now_us = datetime.now(UTC), time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+    saved = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    saved_us = now_us - now.microsecond % 1000  # what the text leaves out
     node = spec.nodes[spec.me].id
-    header = Header(__version__, spec.name, node, f"{spec.config_hash:08x}", saved, reason)
+    hashed = f"{spec.config_hash:08x}"
+    header = Header(__version__, spec.name, node, hashed, saved, reason, saved_us)
     return pack(header, pieces)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,27 @@ def test_a_time_of_day_that_is_none(
     path.write_bytes(b"\n".join([first, json.dumps(header).encode(), rest]))
     assert main(["explain", "1", "--trace", str(path)]) == 0
     assert re.search(r"^-\d+\.\d{4} s  T301  n2 serves", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("late_us", [0, 33_000, None])
+def test_times_of_day_do_not_hang_on_how_long_it_took_to_save(
+    tmp_path: Path, takeover: Recordings, capsys: Printed, late_us: int | None
+) -> None:
+    """A recording of before it knew that is as good as it was."""
+    trace = takeover.trace(2)
+    first, second, rest = takeover.file(2).split(b"\n", 2)
+    saved = datetime.fromisoformat(trace.header.saved) + timedelta(microseconds=late_us or 0)
+    header = {**msgspec.json.decode(second), "saved": saved.isoformat(timespec="milliseconds"),
+              "saved_us": None if late_us is None else trace.ended_us + late_us}  # fmt: skip
+    path = tmp_path / "late.trace"
+    path.write_bytes(b"\n".join([first, json.dumps(header).encode(), rest]))
+    (last,) = replay(trace).decided[-1:]
+    at = datetime.fromisoformat(trace.header.saved)
+    at += timedelta(microseconds=last.at_us - trace.ended_us)
+    said = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    for words in (["explain", "1", "--trace"], ["replay"]):
+        assert main([*words, str(path)]) == 0
+        assert f"{said}  {last.row}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["replay"], ["explain", "--trace"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,29 @@ def test_the_newest_of_each_kind_are_kept(tmp_path: Path, takeover: Recordings) 
     Path(kept.path).unlink()
     with pytest.raises(TraceError, match="trace list"):
         folder.read_named(place, kept.name)
+
+
+def test_a_recording_knows_when_it_was_saved_by_both_clocks(
+    takeover: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wall(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Wall:
+            return cls(2026, 11, 28, 18, 0, 0, 496_789, tz)
+
+    monkeypatch.setattr(folder, "datetime", Wall)
+    monkeypatch.setattr(time, "clock_gettime_ns", {time.CLOCK_BOOTTIME: 7_000_789_000}.get)
+    pieces = takeover.pieces(2, whole=False)
+    found = unpack(folder.content_of(spec_of(), pieces, folder.ASKED), "x").header
+    assert (found.saved, found.saved_us) == ("2026-11-28T18:00:00.496Z", 7_000_000)
+
+
+def test_a_recording_of_before_it_had_both_clocks_is_read(takeover: Recordings) -> None:
+    first, second, rest = takeover.file(2).split(b"\n", 2)
+    header = msgspec.json.decode(second)
+    del header["saved_us"]
+    found = unpack(b"\n".join([first, msgspec.json.encode(header), rest]), "x")
+    assert found.header.saved_us is None
 
 
 def test_what_is_no_recording_in_the_folder_is_named_and_holds_nobody_up(
