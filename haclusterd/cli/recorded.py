@@ -203,7 +203,7 @@ def _simulate(arguments: argparse.Namespace, socket: Callable[[], Path]) -> int:
 
 
 def _failure(arguments: argparse.Namespace, spec: ClusterSpec) -> Failure:
-    """Names to indices. Raises Misused with all that are unknown."""
+    """Names to indices. Raises Misused with all that cannot be."""
     nodes = {node.id: n for n, node in enumerate(spec.nodes)}
     links = {f"nic{n + 1}": n for n in range(spec.links)}
     asked = {*arguments.fail, *arguments.fail_freeswitch, *arguments.stop}
@@ -214,6 +214,13 @@ def _failure(arguments: argparse.Namespace, spec: ClusterSpec) -> Failure:
     if set(arguments.cut) - set(links):
         unknown = ", ".join(sorted(set(arguments.cut) - set(links)))
         wrong.append(f"there is no heartbeat NIC {unknown}; known: {', '.join(links)}")
+    for node in spec.nodes:
+        if node.witness and node.id in arguments.fail_freeswitch:
+            wrong.append(f"{node.id} is a witness and has no FreeSWITCH: say --fail {node.id}")
+        also = {"--fail-freeswitch": arguments.fail_freeswitch, "--stop": arguments.stop}
+        twice = [option for option, names in also.items() if node.id in names]
+        if node.id in arguments.fail and twice:
+            wrong.append(f"{node.id} is lost by --fail: leave it out of {' and '.join(twice)}")
     if wrong:
         raise Misused("\n".join(wrong))
 

@@ -289,6 +289,22 @@ def test_simulate_names_all_that_is_unknown_and_what_is_known(
     assert "say what shall fail" in capsys.readouterr().err
 
 
+def test_simulate_refuses_what_nobody_can_lose_and_what_is_lost_already(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    with recorded() as (player, recordings):
+        player.play(["cluster masters=1 slaves=3 quorum=witness", "boot all", "run 3000ms"])
+    monkeypatch.setitem(ANSWERS, "trace", content(recordings.file(0, whole=False)))
+    words = ["--fail", "n0,n1", "--stop", "n0,n2", "--fail-freeswitch", "n3,n1,n0"]
+    assert main(["simulate", *words]) == 2
+    assert capsys.readouterr().err == (
+        "haclusterctl: n0 is lost by --fail: leave it out of --fail-freeswitch and --stop\n"
+        "haclusterctl: n1 is lost by --fail: leave it out of --fail-freeswitch\n"
+        "haclusterctl: n3 is a witness and has no FreeSWITCH: say --fail n3\n"
+    )
+    assert main(["simulate", "--fail", "n3", "--stop", "n0", "--fail-freeswitch", "n1"]) == 0
+
+
 def test_a_trace_of_another_version_is_replayed_and_said(
     tmp_path: Path, takeover: Recordings, capsys: Printed
 ) -> None:
