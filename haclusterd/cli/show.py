@@ -20,18 +20,26 @@ _WAIT = frozenset(
 _LINKS_UP = re.compile(r"(?P<up>\d+) of (?P<all>\d+) up\b")
 _ALARMING = ("ALARM", "NO QUORUM")
 _ASCII = str.maketrans({"━": "=", "─": "-", "●": "*", "│": "|", "╷": "|"})
+_LAST_MIN = 24  # characters for the last column, which has sentences in it
+_WHOLE_MAX = 64  # who names a call by a novel does not get the whole terminal for it
 _BAD = frozenset({"dead", "failed", "unserved", "lost", "down", "no", "at risk"})
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; columns named in `right` are numbers."""
+    """Cells are text; columns named in `right` are numbers.
+
+    Those in `whole` are there to be copied: where a terminal is too narrow, those in `spare` go,
+    the first first, and the others make room.
+    """
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[str] = frozenset()
     empty: str = "none"
+    whole: frozenset[str] = frozenset()
+    spare: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,22 @@ def _show_rich(parts: Sequence[Part], out: TextIO) -> None:
     for number, part in enumerate(parts):
         if number and not isinstance(part, str):
             console.print()
+        if isinstance(part, Table):
+            part = fitted(part, console.width)
         console.print(rich_part(part))
+
+
+def fitted(table: Table, width: int) -> Table:
+    """Without those of `spare` that `width` characters have no room for."""
+    for name in table.spare:
+        grid = [table.headers, *table.rows]
+        widths = [max(len(row[n]) for row in grid) + 2 for n in range(len(table.headers) - 1)]
+        if sum(widths) + _LAST_MIN <= width:
+            break
+        at = list(table.headers).index(name)
+        headers, *rows = [[*row[:at], *row[at + 1 :]] for row in grid]
+        table = replace(table, headers=headers, rows=rows)
+    return table
 
 
 def rich_part(part: Part) -> Any:
@@ -155,8 +178,13 @@ def rich_part(part: Part) -> Any:
         title=part.title, title_justify="left", title_style="bold", box=None, pad_edge=False,
         header_style="dim", caption=None if part.rows else part.empty, caption_justify="left",
     )  # fmt: skip
-    for name in part.headers:
-        table.add_column(name, justify="right" if name in part.right else "left")
+    for at, name in enumerate(part.headers):
+        longest = max((len(row[at]) for row in part.rows), default=0)
+        whole = name in part.whole and longest <= _WHOLE_MAX
+        table.add_column(
+            name, justify="right" if name in part.right else "left",
+            no_wrap=whole, min_width=longest if whole else None,
+        )  # fmt: skip
     for row in part.rows:
         table.add_row(*(Text(text, style=style_of(text)) for text in row))
     return table

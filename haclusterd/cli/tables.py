@@ -11,6 +11,7 @@ from haclusterd.cli.show import Part, Table, cell
 _NUMBERS = frozenset({"rank", "calls", "health", "takes", "epoch", "lag ms", "rtt ms", "acked",
                       "head", "snapshots", "have", "want", "at ms", "gap ms", "version", "number",
                       "outage ms", "recovered", "lost", "%", "eta s"})  # fmt: skip
+_CALL = frozenset({"call"})
 _VERDICTS_SHOWN = 20
 
 
@@ -223,7 +224,8 @@ def report(found: dict[str, Any]) -> list[Part]:
     if found.get("copy", "") not in ("", "in-sync"):
         parts.append(f"the copy here was {found['copy']}: more may be lost than was counted")
     if verdicts:
-        parts.append(Table("calls", ["call", "verdict", "gap ms", "why"], rows, _NUMBERS))
+        headers = ["call", "verdict", "gap ms", "why"]
+        parts.append(Table("calls", headers, rows, _NUMBERS, whole=_CALL))
     if len(verdicts) > len(rows):
         parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
     return parts
@@ -287,7 +289,7 @@ def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:
     empty = "no call is at risk" if at_risk else "no calls"
     parts: list[Part] = [
         f"{found['total']} call legs shown here, {found['at_risk']} at risk",
-        Table("", headers, rows, _NUMBERS, empty),
+        Table("", headers, rows, _NUMBERS, empty, _CALL, ("answered", "direction")),
     ]
     if found["total"] > len(rows):
         parts.append(f"  and {found['total'] - len(rows)} more (--limit)")

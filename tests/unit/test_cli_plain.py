@@ -12,9 +12,9 @@ import pytest
 from haclusterd.agent import facts
 from haclusterd.cli import tables
 from haclusterd.cli.main import main
-from haclusterd.cli.show import plain
+from haclusterd.cli.show import plain, show
 from tests.unit.config_example import GOOD
-from tests.unit.test_cli import ANSWERS, REPORT, STATUS, FakeDaemon, Printed, daemon
+from tests.unit.test_cli import ANSWERS, REPORT, STATUS, FakeDaemon, Printed, Terminal, daemon
 
 pytestmark = pytest.mark.timeout(20)
 __all__ = ["daemon"]
@@ -132,3 +132,43 @@ def test_calls_of_a_freeswitch_that_is_gone_are_not_counted() -> None:
         life: Any = SimpleNamespace(process=process, switch=switch)
         assert facts._calls(life) == calls
     assert facts._calls(None) == 0
+
+
+UUID = "6f1c1c1e-1111-4222-8333-944444444444"
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [(60, {"answered", "direction"}), (80, {"answered", "direction"}), (100, {"answered"}),
+     (120, set())],
+)  # fmt: skip
+def test_the_uuid_of_a_call_is_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: int, left_out: set[str]
+) -> None:
+    """One copies it; what else there is makes room."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    call = {"uuid": UUID, "service": "maintenance-east1", "here": "copy", "direction": "outbound",
+            "answered": "2026-11-28T18:54:02Z", "at_risk": True,
+            "why": ["no copy at any other node", "its media is not of this cluster"]}  # fmt: skip
+    report = json.loads(json.dumps(REPORT))
+    report["calls"]["verdicts"] = [
+        {"uuid": UUID, "verdict": "recovered", "gap_ms": 160, "reason": "a phone is gone " * 5}
+    ]
+    calls = {"total": 1, "at_risk": 1, "calls": [call]}
+    legs, verdicts = Terminal(), Terminal()
+    show(tables.calls(calls, at_risk=False), legs)
+    show(tables.report(report), verdicts)
+    assert UUID in legs.getvalue()
+    assert UUID in verdicts.getvalue()
+    assert {name for name in ("answered", "direction") if name not in legs.getvalue()} == left_out
+
+
+def test_a_call_that_is_named_by_a_novel_leaves_room_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    call = {"uuid": "u" * 300, "service": "east", "here": "own", "direction": "inbound",
+            "answered": None, "at_risk": True, "why": ["unsaid"]}  # fmt: skip
+    out = Terminal()
+    show(tables.calls({"total": 1, "at_risk": 1, "calls": [call]}, at_risk=True), out)
+    assert "unsaid" in out.getvalue()
