@@ -152,9 +152,12 @@ class Commands:
         return self._source.history.last(params["count"])
 
     async def _report(self, params: dict[str, Any]) -> schema.Report:
+        which = params["which"]
         try:
-            return self._source.reports.find(params["which"])
+            return self._source.reports.find(which)
         except KeyError as error:
+            if which != "last" and not which.isdecimal():
+                self._source.operators.check_names(which, None)
             raise OperatorError(f"{error.args[0]}{self._elsewhere()}") from None
 
     def _elsewhere(self) -> str:

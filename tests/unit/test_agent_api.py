@@ -132,6 +132,9 @@ async def test_e3_calls_at_risk_say_why(served: Path, source: FakeSource) -> Non
         (line("maintenance", on="yes"), "usage", "true or false"),
         (line("switchover", service="west"), "refused", "nobody serves west"),
         (line("report"), "refused", "nothing has moved yet"),
+        (line("report", which="east"), "refused", "nothing has moved yet"),
+        (line("report", which="7"), "refused", "nothing has moved yet"),
+        (line("report", which="nope"), "usage", "there is no service nope; known: east"),
         (line("sync"), "refused", "no other node"),
     ],
 )
