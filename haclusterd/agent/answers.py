@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from haclusterd import __version__
 from haclusterd.agent import capacity, drained, risks, schema, status
 from haclusterd.agent.alarms import alarms, differing
-from haclusterd.agent.clock import wall_text
+from haclusterd.agent.clock import now_us, wall_text
 from haclusterd.agent.events import Book
 from haclusterd.agent.metrics import Outside
 from haclusterd.agent.operators import OperatorError
@@ -27,6 +27,8 @@ from haclusterd.freeswitch.risks import Ringing
 
 if TYPE_CHECKING:
     from haclusterd.agent.daemon import Agent
+
+VIEW_OLD_US = 2_500_000  # heart tells its view every second
 
 
 class Answers:
@@ -74,6 +76,8 @@ class Answers:
         if agent.replicator is not None:
             found += syncing_alarms(agent.replicator.overflowed())
             found += distrust(agent.replicator.mesh.distrusted())
+        if silent := self.heart_silent():
+            found.append(schema.Alarm("heart_silent", silent))
         drains = self._drains(words)
         found += [*drained.alarms(drains), *agent.upkeep.alarms()]
         return status.status(
@@ -84,12 +88,15 @@ class Answers:
         )  # fmt: skip
 
     def stale(self) -> bool:
-        """Whether this node is being filled: what it says of others' calls and registrations may
-        be old (MS20)."""
+        """Whether what this node says may be old: it is being filled with others' calls and
+        registrations (MS20), or its heart says nothing."""
         config = self._agent.config
         replicates = self._agent.replicator is not None and config.freeswitch is not None
         replicates = replicates and not config.node.witness
-        return any(is_stale(sync, replicates) for sync in (self._own_sync(), self._phones_sync()))
+        filling = any(
+            is_stale(sync, replicates) for sync in (self._own_sync(), self._phones_sync())
+        )
+        return filling or bool(self.heart_silent())
 
     def closed(self) -> dict[str, str]:
         """By service: why it takes no new calls. Raises OperatorError."""
@@ -252,8 +259,20 @@ class Answers:
         told = self._agent.peers.reports if self._agent.peers is not None else {}
         return [*self.reports.all(), *(report for few in told.values() for report in few)]
 
+    def heart_silent(self) -> str:
+        """Why the view is not of now; empty if it is. Raises OperatorError before the first view.
+
+        A heart that stands still owns nothing any more: its kernel has fenced it within a lease.
+        """
+        silent_us = now_us() - self.view().at_us
+        if silent_us < VIEW_OLD_US:
+            return ""
+        return f"heart has said nothing for {silent_us // 1_000_000} s: what is shown is of then"
+
     def not_ready(self) -> str:
         """Why this node neither serves nor stands by; empty if it does."""
+        if silent := self.heart_silent():
+            return silent
         role = status.role_of(self.view())
         return "" if role in ("master", "slave") else f"this node is {role}"
 

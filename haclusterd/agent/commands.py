@@ -6,7 +6,7 @@ The Unix socket and HTTP both come here; neither knows what a command means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 from haclusterd.agent import capacity, risks, schema, status
@@ -71,6 +71,7 @@ class Source(Protocol):
     def service_risks(self) -> dict[str, str]: ...
     async def ringing(self) -> list[tuple[str, Ringing]]: ...
     def registrations(self) -> Iterator[Listed]: ...
+    def heart_silent(self) -> str: ...
     def not_ready(self) -> str: ...
     def stale(self) -> bool: ...
     def counters(self) -> dict[str, int]: ...
@@ -227,7 +228,7 @@ class Commands:
         return schema.Capacity(fail, seen, len(bad), not bad, bad[:MISFITS_SHOWN])
 
     async def _best_node(self, params: dict[str, Any]) -> list[schema.BestNode]:
-        return best_nodes(self._source.view(), self._source.closed())
+        return best_nodes(self._source)
 
     async def _switchover(self, params: dict[str, Any]) -> schema.Done:
         to = params["to"] or None
@@ -302,9 +303,12 @@ class Commands:
         return schema.TraceContent(await self._source.traces.named(params["name"]))
 
 
-def best_nodes(view: View, closed: Container[str]) -> list[schema.BestNode]:
-    """Nodes for new calls, the best first. Raises OperatorError where there is none."""
-    found = capacity.best_nodes(view, closed)
+def best_nodes(source: Source) -> list[schema.BestNode]:
+    """Nodes for new calls, the best first. Raises OperatorError where there is none, or where what
+    this node knows is old."""
+    if silent := source.heart_silent():
+        raise OperatorError(silent)
+    found = capacity.best_nodes(source.view(), source.closed())
     if not found:
         raise OperatorError("no node can take a call: none serves anything and has room")
     return found

@@ -116,13 +116,15 @@ class Routes:
         return Page(200, _METRICS, body)
 
     def _best_node(self) -> BestNode:
-        return best_nodes(self._source.view(), self._source.closed())[0]
+        return best_nodes(self._source)[0]
 
     def _is_ready(self) -> Page:
         reason = self._source.not_ready()
         return said(503, reason) if reason else said(200, "ready")
 
     def _role(self) -> tuple[str, int | None]:
+        if silent := self._source.heart_silent():
+            raise OperatorError(silent)
         status = self._status()
         return next(((n.role, n.rank) for n in status.nodes if n.id == status.node), ("", None))
 
@@ -141,7 +143,7 @@ class Routes:
             if service.name == name:
                 here = service.owner == status.node and service.state == "owned"
                 service = msgspec.structs.replace(service, stale=status.stale)
-                here = here and not service.closed
+                here = here and not service.closed and not self._source.heart_silent()
                 return Page(200 if here else 503, _JSON, encoded(service) + b"\n")
         known = ", ".join(s.name for s in status.services)
         return said(404, f"no such service; known: {known}")

@@ -65,6 +65,16 @@ async def test_no_node_for_a_call_is_503_with_the_reason(http: Http, source: Fak
     assert (code, b"no node can take a call" in body) == (503, True)
 
 
+async def test_a_node_whose_heart_says_nothing_has_no_role(http: Http, source: FakeSource) -> None:
+    source.silent = "heart has said nothing for 12 s: what is shown is of then"
+    for path in ("/ready", "/master", "/slave", "/primary-slave", "/best-node"):
+        code, _, body = await path_of(http, path)
+        assert (path, code, body.decode().strip()) == (path, 503, source.silent)
+    code, _, body = await path_of(http, "/services/east")
+    assert (code, json.loads(body)["owner"]) == (503, "fs-a")
+    assert (await path_of(http, "/live"))[0] == (await path_of(http, "/status"))[0] == 200
+
+
 async def test_a_primary_slave_says_so(http: Http, source: FakeSource) -> None:
     source.now = view({"east": ("fs-b", 7)})
     assert (await path_of(http, "/primary-slave"))[0] == 200

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from haclusterd.agent import alarms
-from haclusterd.agent.answers import Answers
+from haclusterd.agent.answers import VIEW_OLD_US, Answers
+from haclusterd.agent.clock import now_us
 from haclusterd.agent.comparison import SENTENCE_CHARS_MAX, Differences
 from haclusterd.agent.peers import Word
 from haclusterd.agent.schema import Sync
@@ -85,13 +86,13 @@ class Bare(SimpleNamespace):
         return None
 
 
-def answers(calls: int, orders_problem: str = "") -> list[str]:
+def answers(calls: int, orders_problem: str = "", silent_us: int = 0) -> list[str]:
     """Names of alarms of a whole answer: fs-a serves both, each node carries `calls` legs."""
     import msgspec
 
     word = view({"east": ("fs-a", 7), "west": ("fs-b", 3)})
     nodes = tuple(msgspec.structs.replace(node, calls=calls) for node in word.nodes)
-    word = msgspec.structs.replace(word, nodes=nodes)
+    word = msgspec.structs.replace(word, nodes=nodes, at_us=now_us() - silent_us)
     agent = Bare(
         problems={}, me="fs-a", view=lambda: word, spec=spec(), config=Bare(),
         notices=Bare(alarms=[]), reports=Bare(under_way=dict),
@@ -107,6 +108,11 @@ def answers(calls: int, orders_problem: str = "") -> list[str]:
 def test_a_load_that_would_not_fit_without_one_node() -> None:
     assert answers(calls=10) == []
     assert answers(calls=900) == ["capacity_n1"]
+
+
+def test_a_heart_that_stands_still() -> None:
+    assert answers(10, silent_us=VIEW_OLD_US - 500_000) == []
+    assert answers(10, silent_us=VIEW_OLD_US) == ["heart_silent"]
 
 
 def test_orders_that_cannot_be_kept() -> None:
