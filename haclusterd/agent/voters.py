@@ -272,8 +272,18 @@ class Voters:
             return [forbidden]
         if self._outliving:
             return [_OUTLIVING]
+        if said.staged and wanted.revision == said.staged + 1:
+            return [
+                f"revision {said.staged} is staged here and not in force yet: try again when it is "
+                "(`haclusterctl status`)"
+            ]
         found = objections(cluster_spec(self._config), seen_by(wanted, self._config.node.id))
         found += revisions.differences(self._config, wanted)
+        if not found and _names(wanted) == _names(self._config):
+            found.append(
+                "no node has changed, and a revision adds or removes one: set cluster.revision "
+                f"back to {self._config.revision}"
+            )
         if not view.quorate:
             found.append(
                 f"{view.node} reaches no majority of the nodes: the others would not hear of it"
@@ -286,7 +296,21 @@ class Voters:
             for s in view.services
             if s.owner and s.owner not in kept
         ]
-        return found + _staged_otherwise(said, wanted.revision, hashed)
+        return found + self._staged_otherwise(said, wanted.revision, hashed)
+
+    def _staged_otherwise(self, said: RevisionView, revision: int, hashed: int) -> list[str]:
+        found = [
+            f"{o.node} has staged another file as revision {o.staged}: compare the files"
+            for o in said.others
+            if o.alive and o.staged == revision and o.staged_hash != hashed
+        ]
+        if said.staged and (said.staged, said.staged_hash) != (revision, hashed):
+            found.append(
+                f"this node has staged another file as revision {said.staged}: bring that one to "
+                "the other nodes first, then change it by one more revision (its text is "
+                f"`staged.toml` in {self._folder / revisions.FILE_NAME})"
+            )
+        return found
 
     def _still_lacking(self, revision: int, hashed: int) -> str:
         others = self._view().revision.others
@@ -300,15 +324,5 @@ class Voters:
         return f"; still to be reloaded: {', '.join(late)}"
 
 
-def _staged_otherwise(said: RevisionView, revision: int, hashed: int) -> list[str]:
-    found = [
-        f"{o.node} has staged another file as revision {o.staged}: compare the files"
-        for o in said.others
-        if o.alive and o.staged == revision and o.staged_hash != hashed
-    ]
-    if said.staged and (said.staged, said.staged_hash) != (revision, hashed):
-        found.append(
-            f"this node has staged another file as revision {said.staged}: bring that one to the "
-            "other nodes first, then change it by one more revision"
-        )
-    return found
+def _names(config: Config) -> set[str]:
+    return {node.id for node in config.nodes}

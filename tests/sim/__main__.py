@@ -10,11 +10,17 @@ import multiprocessing
 import sys
 import time
 
+from tests.sim.returns import swarm_of_returns
 from tests.sim.shrink import commit, shrink, story
 from tests.sim.swarm import swarm_of_changes, swarm_of_marks, swarm_of_versions
 from tests.sim.world import World
 
-WORLDS = {"changes": swarm_of_changes, "marks": swarm_of_marks, "versions": swarm_of_versions}
+WORLDS = {
+    "changes": swarm_of_changes,
+    "marks": swarm_of_marks,
+    "returns": swarm_of_returns,
+    "versions": swarm_of_versions,
+}
 
 
 def play(job: tuple[int, float, bool, str]) -> tuple[int, str, str, int, float]:
@@ -38,7 +44,7 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print every event (one seed)")
     parser.add_argument("--no-shrink", action="store_true", help="tell failures as they are")
     parser.add_argument("--worlds", choices=sorted(WORLDS), default="",
-                        help="voters change, or besides are marked, or know two wires")  # fmt: skip
+                        help="what else befalls them, see docs/reliability.md")  # fmt: skip
     options = parser.parse_args()
     first, _, last = options.seeds.partition(":")
     seeds = range(int(first), int(last)) if last else [int(first)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from haclusterd.core.state import owns
 from tests.sim.faults import KINDS, Blow
+from tests.sim.returns import burn_and_return
 from tests.sim.swarm import spec_of
 
 if TYPE_CHECKING:
@@ -242,5 +243,8 @@ def what_is_missing(world: World, left: list[Host]) -> list[str]:
     ]
 
 
-ALL: dict[str, Callable[[Blow, Host], None]] = {**KINDS, "reconfigure": reconfigure, "swap": swap}
+ALL: dict[str, Callable[[Blow, Host], None]] = {
+    **KINDS,
+    **{f.__name__: f for f in (reconfigure, swap, burn_and_return)},
+}
 __all__ = ["ALL", "bring", "reconfigure", "see_through", "swap", "swap_now"]

@@ -59,7 +59,7 @@ def _later(
 def _down(blow: Blow, host: Host, power: bool, remember: bool, low_ms: int, high_ms: int) -> None:
     if host.alive:
         # Beside marked nodes nobody else loses its memory (docs/design.md, Marked dead).
-        remember = remember or bool(blow.world.operators.burnt)
+        remember = remember or blow.world.operators.are_about()
         host.kill(blow.t, power)
         blow.world.at(blow.t + blow.spell(low_ms, high_ms), blow.nemesis.up, (host, remember))
 

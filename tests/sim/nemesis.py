@@ -164,7 +164,7 @@ class Nemesis:
 
     def up(self, t: int, what: tuple[Host, bool]) -> None:
         host, remember = what
-        if self.world.operators.burnt and len(self.world.sets) > 1:
+        if self.world.operators.are_about() and len(self.world.sets) > 1:
             remember = True  # else perhaps nobody is left who knows which set is in force
         if not host.alive and not self.world.is_outside(host):
             if not remember:

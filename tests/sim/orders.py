@@ -155,6 +155,22 @@ class Operators:
 
         self.world.at(self.world.now + QUIESCE_US, order, None)
 
+    def marked(self) -> set[int]:
+        """Whom some host knows to be marked dead: its heart, or its agent's disk."""
+        found: set[int] = set()
+        for host in self.world.hosts:
+            agreed = self.agreed[host.me]
+            if host.me not in self.unpowered:
+                found.update(n for n in range(len(self.world.hosts)) if agreed.mark_of(f"n{n}"))
+            for mark in host.node.marks if host.node and host.alive else ():
+                if not mark.cleared:
+                    found.add(host.numbers[mark.node])
+        return found
+
+    def are_about(self) -> bool:
+        """Nodes are marked dead, or will be."""
+        return bool(self.burnt or (self.world.network.whole and self.marked()))
+
     def resume_all(self, t: int) -> None:
         """The end of the safety phase: nothing is paused for good, and the burnt come back."""
         self.burnt.clear()

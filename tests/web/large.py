@@ -190,6 +190,9 @@ class Large:
     def stale(self) -> bool:
         return False
 
+    def heart_silent(self) -> str:
+        return ""
+
     def not_ready(self) -> str:
         return ""
 
