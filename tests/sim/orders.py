@@ -39,6 +39,7 @@ class Operators:
         self.marking: dict[tuple[int, int], str] = {}  # by host and request: without an answer yet
         self.refused = 0  # marks
         self.unpowered: set[int] = set()  # since its agent last ran
+        self.clocks_step = False
 
     def attach(self, hosts: list[Host]) -> None:
         self.agreed = [Agreed(host.spec) for host in hosts]
@@ -104,13 +105,20 @@ class Operators:
         host.todo.append(agreed.pause_input(-1, host.local(t)))
         host.todo.append(agreed.marks_input(-1))
 
+    def _wall_s(self, host: Host, t: int) -> int:
+        """The time of day of a host: up to a day off, and another one every few seconds."""
+        if not self.clocks_step:
+            return 0
+        off_s = (-86_400, -3, 0, 86_400)[(host.me + t // 4_000_000) % 4]
+        return 100_000 + t // 1_000_000 + off_s
+
     def _request(self) -> int:
         self.requests += 1
         return self.requests
 
     def pause(self, host: Host, t: int, left_us: int) -> None:
         agreed = self.agreed[host.me]
-        agreed.order_pause(left_us, "an operator", host.local(t))
+        agreed.order_pause(left_us, "an operator", host.local(t), self._wall_s(host, t))
         host.give(t, agreed.pause_input(self._request(), host.local(t)))
 
     def mark(self, host: Host, t: int, name: str) -> bool:
@@ -118,7 +126,8 @@ class Operators:
         n = int(name[1:])
         if host.number_of(n) < 0 or self._is_heard(host, n):
             return False
-        self.agreed[host.me].order_mark(name, "an operator", dead=True)
+        wall_s = self._wall_s(host, t)
+        self.agreed[host.me].order_mark(name, "an operator", dead=True, wall_s=wall_s)
         request = self._request()
         self.marking[host.me, request] = name
         host.give(t, self.agreed[host.me].marks_input(request))

@@ -59,6 +59,7 @@ def burn_and_return(blow: Blow, host: Host) -> None:
     """Nodes burn, mostly a majority; an operator says so, and seconds later they are back."""
     world, rng = blow.world, blow.rng
     world.checkers.muted |= MUTED
+    world.operators.clocks_step = True
     burnt = world.operators.burnt
     voters = [h for h in world.hosts if h.me not in world.retired | burnt]
     most = max(0, len(voters) - 1)
