@@ -135,22 +135,6 @@ async def test_all_reasons_come_at_once_and_nothing_is_written(bench: Bench) -> 
     assert not (bench.state / FILE_NAME).exists()
 
 
-async def test_a_file_in_which_no_node_has_changed_is_refused(bench: Bench) -> None:
-    """It would be staged for good: the file that was meant is another of the same revision."""
-    text = await bench.refused(toml(3, "abc"))
-    assert text == (
-        "no node has changed, and a revision adds or removes one: set cluster.revision back to 2"
-    )
-    assert not (bench.state / FILE_NAME).exists()
-
-
-async def test_the_next_change_waits_until_this_one_is_in_force(bench: Bench) -> None:
-    bench.sees(staged=3, staged_hash=9)
-    assert (await bench.refused(toml(4, "abcd"))).startswith(
-        "revision 3 is staged here and not in force yet: try again when it is"
-    )
-
-
 async def test_right_after_a_start_reload_says_try_again(bench: Bench) -> None:
     bench.sees(early=True)
     text = await bench.refused(toml(3, "abcd"))
