@@ -29,6 +29,9 @@ class Telephony:
         self.host = host
         self.calls: set[int] = set()
         self.failed: set[int] = set()  # services whose calls could not be recovered here
+        # Taken up in a FreeSWITCH whose predecessor's end heart has not heard of yet: it gives no
+        # order to end these. The agent does, once another node owns them (agent.services).
+        self.unsure: set[int] = set()
         self.up = True
         self.agent_up = True
         self.recoveries_fail = 0.0  # a chance
@@ -62,9 +65,11 @@ class Telephony:
     def has(self, k: int) -> bool:
         """The calls of the service are here, or it is known that they are lost; or the core has not
         been told yet, in this very turn, that FreeSWITCH ended."""
+        return k in self.calls or k in self.failed or self._is_unheard()
+
+    def _is_unheard(self) -> bool:
         waiting = (*self.host.todo, *self.host.batch)
-        unheard = any(isinstance(news, inp.FreeswitchExited) for news in waiting)
-        return k in self.calls or k in self.failed or unheard
+        return any(isinstance(news, inp.FreeswitchExited) for news in waiting)
 
     def later(self, delay_us: int, what: str) -> None:
         host = self.host
@@ -154,6 +159,9 @@ class Telephony:
         self.host.world.recovered(self.host.me, action, again)
         self.failed.discard(k)
         (self.calls if self.up else self.failed).add(k)
+        self.unsure.discard(k)
+        if self._is_unheard():
+            self.unsure.add(k)
         self._ends_later(k, whose)
 
     def _ends_later(self, k: int, whose: Identity) -> None:
