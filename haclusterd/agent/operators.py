@@ -343,7 +343,8 @@ class Operators:
                 return await waiter
         except TimeoutError:
             raise OperatorError(
-                f"heart did not answer within {patience_s:.0f} s; see its log (journalctl)"
+                f"heart did not answer within {patience_s:.0f} s, and may still carry it out: see "
+                "`haclusterctl status`, and its log (journalctl)"
             ) from None
         finally:
             del self._waiting[number]

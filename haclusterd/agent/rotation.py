@@ -26,6 +26,7 @@ from haclusterd.agent.rotation_words import (
     Told,
     node_of,
     phase_of,
+    phase_word,
     refuse_laggards,
     where,
 )
@@ -116,7 +117,7 @@ class Rotation:
         """Where every node stands; asks and changes nothing."""
         told = await self._everywhere(Task("", TELL))
         return [
-            KeysAt(node, NAMES[t.phase], t.ring, t.by or None, t.problem)
+            KeysAt(node, phase_word(t), t.ring, t.by or None, t.problem)
             for node, t in told.items()
         ]
 

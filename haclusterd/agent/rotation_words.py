@@ -31,6 +31,11 @@ class Told(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+def phase_word(told: Told) -> str:
+    """Who did not tell has no ring: nothing is known of it."""
+    return NAMES[told.phase] if told.ring else "unknown"
+
+
 TELL, OVER = -1, -2
 
 
