@@ -18,6 +18,11 @@ _NAMES = {
     "state": "state_file",
 }
 
+_HANGS = (
+    "FreeSWITCH hangs: it answers no status probe. It is ended when another node can have its "
+    "calls; until then it may come to itself: see its log, or restart it"
+)
+
 
 def _down(life: FreeswitchLife, switch: Switch | None) -> str:
     """No process: is it to be started, or is it the pid file that is wrong? ESL may know more."""
@@ -56,6 +61,8 @@ def alarms(
         found.append(Alarm("freeswitch_start", life.starter.problem))
     if life.process is None and (switch is None or not switch.up):
         found.append(Alarm("freeswitch_down", _down(life, switch)))
+    elif switch is not None and switch.health.state == "hung":
+        found.append(Alarm("freeswitch", _HANGS))
     elif switch is not None and switch.problem and "freeswitch" not in problems:
         found.append(Alarm("freeswitch", switch.problem))
     if switch is not None and switch.unprotected:

@@ -17,6 +17,7 @@ from haclusterd.agent.switch import Switch, SwitchError
 from haclusterd.config import FreeSwitch
 from haclusterd.core.inputs import FreeswitchHung, FromAgent
 from haclusterd.core.model import ServiceSpec
+from haclusterd.core.view import View
 from haclusterd.freeswitch.health import Health
 from haclusterd.lasting import unending
 
@@ -26,6 +27,15 @@ WATCH_S = 0.1  # while no process is known, or it cannot be watched
 FILE_CHECK_S = 1.0  # a pid file that names another process while the old one lives
 PROFILES_S = 2.0
 PROFILES_FIRST_S = 0.2
+HUNG_AGAIN_S = 5.0
+
+
+def can_go(view: View | None, me: str) -> bool:
+    """Whether heart would end a FreeSWITCH that hangs: others can have what node `me` serves."""
+    if view is None or view.pause is not None:
+        return False
+    others = [set(service.successors) - {me} for service in view.services if service.owner == me]
+    return not others or any(others)
 
 
 class FreeswitchLife:
@@ -51,6 +61,8 @@ class FreeswitchLife:
         self.starter = Starter(section.start_command, self._is_up, self._tell)
         self.profiles: dict[str, str] = {}  # by service, see standing.Facts
         self.came_up: Callable[[str], None] = lambda profile: None  # a SIP profile that was away
+        self.can_go: Callable[[], bool] = lambda: False  # nobody would miss this FreeSWITCH
+        self._hung_at = 0.0  # when heart was last told
         self._running: frozenset[str] = frozenset()  # SIP profiles that are no news
         self._doubts = 0  # how often all of them were news again
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,9 +99,20 @@ class FreeswitchLife:
     def health_changed(self, health: Health) -> None:
         """Three unanswered probes are a hang; heart decides what to do about it."""
         self._changed()
-        pid = 0 if self.process is None else self.process.pid
-        if health.state == "hung" and pid:
-            self._send(FreeswitchHung(pid))
+        if health.state == "hung":
+            self._hangs()
+
+    def _hangs(self) -> None:
+        if self.process is not None:
+            self._hung_at = asyncio.get_running_loop().time()
+            self._send(FreeswitchHung(self.process.pid))
+
+    def _look_at_hang(self) -> None:
+        """Heart let it be while nobody else could have its calls. Told again once somebody can."""
+        if self.switch is None or self.switch.health.state != "hung" or not self.can_go():
+            return
+        if asyncio.get_running_loop().time() >= self._hung_at + HUNG_AGAIN_S:
+            self._hangs()
 
     def shut_down(self) -> None:
         """FreeSWITCH says that it is being shut down: somebody wants it to stay down."""
@@ -127,6 +150,7 @@ class FreeswitchLife:
     async def _watch(self) -> None:
         while True:
             self._find_process()
+            self._look_at_hang()
             esl_up = self.switch is not None and self.switch.up
             if self.process is None and not esl_up:
                 self.starter.exited()

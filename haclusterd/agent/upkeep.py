@@ -12,6 +12,7 @@ from haclusterd.agent.awaited import Awaited
 from haclusterd.agent.drains import Drains
 from haclusterd.agent.expiring import Expiring
 from haclusterd.agent.failover import Failover
+from haclusterd.agent.freeswitch import can_go
 from haclusterd.agent.maintaining import Maintaining
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.rotation import Rotation
@@ -62,6 +63,7 @@ class Upkeep:
         self.drains.start()
         if self._agent.life is not None:
             self._agent.life.came_up = self.drains.lifting.came_up
+            self._agent.life.can_go = lambda: can_go(self._newest_view(), self._agent.me)
         self.expiring.start()
 
     async def stop(self) -> None:
