@@ -11,7 +11,7 @@ from haclusterd.lab.netns import LabError
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import measure, ready_cluster
 
-WITH_CALLS = ("freeswitch", "node", "switchover", "upgrade", "kill-agent")
+WITH_CALLS = ("freeswitch", "freeze-freeswitch", "node", "switchover", "upgrade", "kill-agent")
 ADDRESSES = ("freeze-heart", "freeze-agent", "freeze-both", "stun-switch", "stun-heart")
 FAULTS = (*WITH_CALLS, *ADDRESSES)
 

@@ -5,6 +5,7 @@
 | freeswitch | SIGKILL to FreeSWITCH | by the node itself (`start_command`) |
 | node | all cables cut in one instant, then SIGKILL to everything | never |
 | freeze-heart, freeze-agent, freeze-both | SIGSTOP to that process | SIGCONT |
+| freeze-freeswitch | SIGSTOP to FreeSWITCH; its kernel still takes connections | SIGCONT |
 | freeze-node | SIGSTOP to every process; its kernel goes on answering | SIGCONT |
 | links | all heartbeat cables cut; the service network stays | plugged in |
 | nic | one heartbeat cable cut | plugged in |
@@ -38,8 +39,8 @@ STUN_MS = 120
 
 # Faults after which the services of the node belong to another one.
 MOVING = frozenset(
-    {"freeswitch", "node", "freeze-heart", "freeze-both", "freeze-node", "links", "switchover",
-     "kill-heart", "oom-heart", "oom-freeswitch"}
+    {"freeswitch", "node", "freeze-heart", "freeze-both", "freeze-node", "freeze-freeswitch",
+     "links", "switchover", "kill-heart", "oom-heart", "oom-freeswitch"}
 )  # fmt: skip
 STAYING = frozenset(
     {"freeze-agent", "nic", "upgrade", "stun-heart", "stun-switch", "kill-agent", "oom-agent"}
@@ -161,7 +162,10 @@ class Injector:
         else:
             hearts, agents = self.node.haclusterd_pids()
             groups = {"heart": hearts, "agent": agents, "both": hearts + agents}
-            pids = groups[what] if what in groups else self.node.pids()
+            if what == "freeswitch":
+                pids = [self._watch_switch()]  # how long it stands is seen by its end
+            else:
+                pids = groups[what] if what in groups else self.node.pids()
             if not pids:
                 raise LabError(f"{self.node.id} runs no {what}: {self.node.log_end(3)}")
             number = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
@@ -182,7 +186,7 @@ class Injector:
     def _watch_switch(self) -> int:
         pid = self.node.switch.pid if self.node.switch is not None else None
         if pid is None:
-            raise LabError(f"{self.node.id} runs no FreeSWITCH: nothing to kill")
+            raise LabError(f"{self.node.id} runs no FreeSWITCH: not with --address-only")
         self._watched_pid = pid
         return pid
 
