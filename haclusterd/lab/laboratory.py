@@ -18,6 +18,7 @@ from haclusterd.lab.echo import ECHO_PORT
 from haclusterd.lab.instrument import Instrument
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.node import LabNode
+from haclusterd.lab.overlap import admitted_ms
 from haclusterd.lab.plan import ESL_PASSWORD, SERVICE_NIC, SIP_PORT, LabPlan, config_text
 from haclusterd.lab.probe import Settings, Target
 from haclusterd.lab.sip_watch import Call, Stream
@@ -123,6 +124,10 @@ class Laboratory:
             if node.id != node_id and (status := node.status()) is not None:
                 return next((str(n["role"]) for n in status["nodes"] if n["id"] == node_id), "")
         return ""
+
+    def overlap_bound_ms(self) -> int:
+        """The longest overlap that `status` of any node admits to; 0 if none does."""
+        return max(admitted_ms(node.status()) for node in self.nodes.values())
 
     def holder(self, address: str) -> str:
         """The node that answers on `address` steadily, empty if none does."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from haclusterd.lab.calls import CallVerdict, gaps
+from haclusterd.lab.overlap import Overlap
 
 
 @dataclass
@@ -19,8 +20,8 @@ class Outcome:
     outage_ms: float
     exit_visible_ms: float | None
     holders: int
-    overlap_end_ms: float  # after the fault, when two of them last spoke at once; 0 if never
-    overlap_bound_ms: int  # until when the fence in use admits to that
+    overlap: Overlap  # of the holders
+    overlap_bound_ms: int  # until when after the fault the fence in use admits to one
     late_ms: float  # the prober's own worst lateness: an outage of that size means nothing
     verdicts: list[CallVerdict] = field(default_factory=list)  # calls of the services lost
     foreign: list[CallVerdict] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Outcome:
             f"{v.lost or f'{v.reinvites} re-INVITE(s)'}"
             for v in self.touched
         ]
-        if self.holders > 1 and self.overlap_end_ms > self.overlap_bound_ms:
+        if self.overlap.beyond:
             found.append(f"{self.holders} nodes held an address at once")
         return found
 
@@ -86,6 +87,10 @@ class Outcome:
                 "foreign_touched": len(self.touched),
             },
             "holders_max": self.holders,
+            "overlap_ms": round(self.overlap.longest_ms, 1),
+            "overlap_end_ms": round(self.overlap.end_ms, 1),
+            "overlap_bound_ms": self.overlap_bound_ms,
+            "thaw_ms": round(self.overlap.thaw_ms, 1),
             "owner_kept": not self.moved,
             "rtp_lost": self.rtp_lost,
             "rtp_restarts": self.rtp_restarts,
@@ -117,7 +122,10 @@ class Outcome:
             words.append(f"{self.rtp_lost} RTP packets lost")
         words.append(f"holders {self.holders}")
         if self.holders > 1:
-            words.append(f"until {self.overlap_end_ms:.0f} ms, bound {self.overlap_bound_ms} ms")
+            words.append(
+                f"for {self.overlap.longest_ms:.0f} ms, until {self.overlap.end_ms:.0f} ms,"
+                f" bound {self.overlap_bound_ms} ms, {self.overlap.thaw_ms:.1f} ms at the thaw"
+            )
         if self.late_ms > 5:
             words.append(f"(disturbed: the prober itself was {self.late_ms:.0f} ms late)")
         return ", ".join(words)

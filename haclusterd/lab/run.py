@@ -21,10 +21,11 @@ from haclusterd.lab.clock import now_ns
 from haclusterd.lab.ending import end_calls, living_twice, still_there
 from haclusterd.lab.faults import MOVING, STUN_MS, Injection, Injector, spread_ms, strike
 from haclusterd.lab.frames import mac_bytes
-from haclusterd.lab.holders import Span, holders_max, overlaps
+from haclusterd.lab.holders import Span, holders_max
 from haclusterd.lab.laboratory import Laboratory, Observation
 from haclusterd.lab.netns import LabError
 from haclusterd.lab.outcome import Outcome
+from haclusterd.lab.overlap import judge_overlap, told
 from haclusterd.lab.plan import LabPlan
 
 MOVED_S = 10.0  # a service that is not answered by then has not moved
@@ -35,7 +36,6 @@ _STEADY_S = 5.0
 _MEDIA_S = 20.0
 _LAST_FRAMES_S = 0.1  # the observer gets frames in blocks
 _OVERLAPS_MAX = 10
-_FALLBACK_BOUND_MS = 1100  # what status says of a node without nf_tables
 
 Say = Callable[[str], None]
 Live = Callable[[Laboratory, list[Injection]], None]
@@ -49,6 +49,8 @@ class Phase:
     victims: dict[str, str]
     owners: dict[str, str]
     injections: list[Injection]
+    thawed_ns: int  # when the frozen were let go on, 0 if none were
+    overlap_bound_ms: int  # that `status` admitted to before the fault
     until_ns: int
     seen: Observation
     probed: dict[str, Any]
@@ -124,6 +126,7 @@ def endure(
         Injector(lab.topology, lab.nodes[node], fault, service)
         for node, service in sorted(by_node.items())
     ]
+    bound_ms = 0 if lab.plan.kernel_fence else lab.overlap_bound_ms()
     lab.arm()
     # The fault falls on any phase of a heartbeat.
     time.sleep(_CALM_S + random.uniform(0, 0.1))
@@ -139,6 +142,7 @@ def endure(
         if fault not in ("freeswitch", "node"):
             time.sleep(FROZEN_S)
     finally:
+        thawed_ns = now_ns() if fault.startswith("freeze-") else 0
         for injection in injections:
             injection.heal()
     _await_media(lab, injections, live)
@@ -146,8 +150,8 @@ def endure(
     seen = lab.observe()
     owners = {service.name: lab.holder(service.ip) for service in lab.plan.services}
     return Phase(
-        fault, lost, owners, injections, seen.at_ns, seen, lab.probe.ask("report"),
-        _report(lab, lost, owners), complaints,
+        fault, lost, owners, injections, thawed_ns, bound_ms, seen.at_ns, seen,
+        lab.probe.ask("report"), _report(lab, lost, owners), complaints,
     )  # fmt: skip
 
 
@@ -189,12 +193,10 @@ def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
     verdicts = judge(after.calls, phase.seen.streams, phase.fault_ns, phase.until_ns)
     mine = {lab.plan.service(name).ip for name in phase.victims}
     spans = _spans(phase.seen)
-    bound_ms = 0 if lab.plan.kernel_fence else _FALLBACK_BOUND_MS
-    pairs = overlaps(spans)
-    end_ms = max((_end_ms(one, other, phase.fault_ns) for one, other in pairs), default=0.0)
-    complaints = list(phase.complaints)
-    if end_ms > bound_ms:
-        complaints += _overlap_texts(lab, pairs, phase.fault_ns)
+    overlap = judge_overlap(spans, phase.fault_ns, phase.thawed_ns, phase.overlap_bound_ms)
+    names = {mac_bytes(node.mac): node.id for node in lab.plan.nodes}
+    beyond = overlap.beyond[:_OVERLAPS_MAX]
+    complaints = phase.complaints + [told(pair, names, phase.fault_ns) for pair in beyond]
     if phase.seen.dropped:
         complaints.append("the observer missed frames: nothing can be said about holders")
     visible = [i.exit_visible_ms for i in phase.injections if i.exit_visible_ms is not None]
@@ -209,8 +211,8 @@ def _outcome(lab: Laboratory, phase: Phase, after: Observation) -> Outcome:
         stun_ms=max(held, default=None),
         spread_ms=phase.spread_ms if len(phase.injections) > 1 else None,
         holders=holders_max(spans),
-        overlap_end_ms=end_ms,
-        overlap_bound_ms=bound_ms,
+        overlap=overlap,
+        overlap_bound_ms=phase.overlap_bound_ms,
         late_ms=max(record["late_ms"] for record in phase.probed.values()),
         verdicts=[v for v in verdicts if v.service_ip in mine],
         foreign=[v for v in verdicts if v.service_ip not in mine],
@@ -269,25 +271,6 @@ def _spans(seen: Observation) -> list[Span]:
             span.frames,
         )
         for span in seen.spans
-    ]
-
-
-def _end_ms(one: Span, other: Span, fault_ns: int) -> float:
-    """When the two last spoke at once; never 0, also where that was before the fault."""
-    return max((min(one.last_ns, other.last_ns) - fault_ns) / 1e6, 0.1)
-
-
-def _overlap_texts(lab: Laboratory, pairs: list[tuple[Span, Span]], fault_ns: int) -> list[str]:
-    names = {mac_bytes(node.mac): node.id for node in lab.plan.nodes}
-
-    def told(span: Span) -> str:
-        who = names.get(span.mac, span.mac.hex(":"))
-        first_ms, last_ms = (span.first_ns - fault_ns) / 1e6, (span.last_ns - fault_ns) / 1e6
-        return f"{who} from {first_ms:.1f} to {last_ms:.1f} ms"
-
-    return [
-        f"{ipaddress.ip_address(one.address)}: {told(other)}, while {told(one)}"
-        for one, other in pairs[:_OVERLAPS_MAX]
     ]
 
 

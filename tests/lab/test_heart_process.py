@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from haclusterd.heart.announce import Announcer
+from haclusterd.heart.fallback import RuleFence
 from haclusterd.heart.nft import table_name
 from haclusterd.heart.ruleset import RulesetEvents
 from tests.lab.heart_cluster import SERVICE_IPS, HeartCluster, HeartNode, Prober, hearts
@@ -327,6 +328,6 @@ def test_without_nft_the_heart_serves_and_says_so(tmp_path: Path) -> None:
         assert "apt-get install nftables" in node.said()
         time.sleep(1.2)
         alarms = node.told("view")[-1]["alarms"]
-        assert "1100 ms" in str(alarms)
+        assert f"{RuleFence.overlap_bound_ms} ms" in str(alarms)
         time.sleep(1.5)
         assert node.has(A), "a lifetime of one second is renewed in time"

@@ -11,6 +11,7 @@ import pytest
 from haclusterd.lab import netns, oom
 from haclusterd.lab.faults import STUN_MS
 from haclusterd.lab.outcome import Outcome
+from haclusterd.lab.overlap import THAW_MS, admitted_ms
 from haclusterd.lab.plan import LabPlan
 from haclusterd.lab.run import measure, ready_cluster
 from haclusterd.lab.topology import Topology
@@ -75,9 +76,25 @@ def test_an_agent_killed_for_want_of_memory_moves_nothing() -> None:
     assert outcome.outage_ms < 60
 
 
-@pytest.mark.parametrize("fault", ["freeze-heart", "links"])
+@pytest.mark.parametrize("fault", ["freeze-heart", "freeze-both", "links"])
 def test_without_nf_tables_the_watchdog_leaves_one_holder(fault: str) -> None:
     outcome = strike(fault, kernel_fence=False)
+    assert outcome.owners == {"east1": "fs-b"}
+    assert outcome.outage_ms < MOVED_MS
+
+
+def test_without_nf_tables_a_stopped_node_overlaps_no_longer_than_status_says() -> None:
+    """The watchdog stands still as well: two holders are what `overlap_bound_ms` is there for."""
+    plan = LabPlan(masters=1, slaves=2, freeswitch="none", kernel_fence=False)
+    with ready_cluster(plan, None, print) as lab:
+        said = {admitted_ms(node.status()) for node in lab.nodes.values()}
+        outcome = measure(lab, "freeze-node", print)
+    print(outcome.line())
+    assert outcome.problems == []
+    assert said == {outcome.overlap_bound_ms}
+    assert outcome.holders == 2, "nothing was measured"
+    assert MOVED_MS < outcome.overlap.end_ms <= outcome.overlap_bound_ms
+    assert outcome.overlap.thaw_ms <= THAW_MS
     assert outcome.owners == {"east1": "fs-b"}
     assert outcome.outage_ms < MOVED_MS
 

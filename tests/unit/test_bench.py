@@ -14,6 +14,7 @@ from bench import __main__ as bench
 from bench import faults, footprint, peers
 from bench.tables import fault_tables, footprint_table, peers_table, spread
 from haclusterd.lab.outcome import Outcome
+from haclusterd.lab.overlap import Overlap
 from haclusterd.lab.plan import LabPlan
 
 HARNESS = """
@@ -32,8 +33,8 @@ for number, system in enumerate(words["--systems"].split(","), start=1):
 def entry(fault: str, **changed: Any) -> dict[str, Any]:
     outcome = Outcome(
         fault=fault, preset="lan", victims={"east1": "fs-a"}, owners={"east1": "fs-b"},
-        outage_ms=4.0, exit_visible_ms=None, holders=1, overlap_end_ms=0.0, overlap_bound_ms=0,
-        late_ms=0.0,
+        outage_ms=4.0, exit_visible_ms=None, holders=1, overlap=Overlap(0.0, 0.0, 0.0, ()),
+        overlap_bound_ms=0, late_ms=0.0,
     )  # fmt: skip
     return {**outcome.as_json(), "line": fault, "problems": [], **changed}
 

@@ -25,6 +25,7 @@ from haclusterd.config import Config
 from haclusterd.freeswitch.esl import EslSettings
 from haclusterd.freeswitch.esl_errors import EslError
 from haclusterd.freeswitch.profiles import FreeswitchFacts, ProfileState
+from haclusterd.heart.fallback import RuleFence
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -156,7 +157,7 @@ def test_a_missing_fence_is_a_warning_with_its_price(config: Config, host: FakeH
     host.nft_says = (1, "Error: Could not process rule: Not supported")
     check = found(config, host, "nf_tables")
     assert check.state == "warning"
-    assert "1100 ms" in check.text
+    assert f"{RuleFence.overlap_bound_ms} ms" in check.text
     host.nft_says = (137, "")  # killed, or it says nothing: no traceback of doctor's
     assert "nft ended with status 137" in found(config, host, "nf_tables").text
     host.nft = None

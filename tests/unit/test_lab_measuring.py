@@ -13,6 +13,7 @@ from haclusterd.config import load_cluster
 from haclusterd.lab.calls import CallVerdict, badly_ended, gaps, judge
 from haclusterd.lab.frames import arp_question, mac_bytes, neighbour_question, speaks_for, udp_of
 from haclusterd.lab.holders import Span, Speakers, holders_max, overlaps
+from haclusterd.lab.overlap import THAW_MS, Overlap, admitted_ms, judge_overlap, told
 from haclusterd.lab.plan import LabPlan, PlanError, config_text
 from haclusterd.lab.sip_watch import CallWatch, Stream
 
@@ -71,6 +72,48 @@ def test_silence_ends_a_span() -> None:
     ]
     assert holders_max(speakers.spans) == 2
     assert [(one.mac, other.mac) for one, other in overlaps(speakers.spans)] == [(B, A)]
+
+
+def together(
+    *spans: tuple[bytes, float, float], bound_ms: int, ip: bytes = IP, thawed_ms: float = 0
+) -> Overlap:
+    """The fault is at 100 ms."""
+    made = [Span(ip, mac, int(first * MS), int(last * MS)) for mac, first, last in spans]
+    return judge_overlap(made, 100 * MS, int(thawed_ms * MS), bound_ms)
+
+
+def test_an_overlap_ends_when_two_last_spoke_at_once_and_lasts_since_both_did() -> None:
+    found = together((A, 0, 1000), (B, 250, 3000), bound_ms=900)
+    assert (found.end_ms, found.longest_ms, found.thaw_ms, found.beyond) == (900, 750, 0, ())
+    assert len(together((A, 0, 1001), (B, 250, 3000), bound_ms=900).beyond) == 2
+
+
+def test_without_a_bound_any_overlap_is_beyond_it() -> None:
+    found = together((A, 0, 110), (B, 90, 3000), bound_ms=0)
+    names = {A: "fs-a", B: "fs-b"}
+    assert [told(pair, names, 100 * MS) for pair in found.beyond] == [
+        "10.9.0.101: fs-b from -10.0 to 2900.0 ms, while fs-a from -100.0 to 10.0 ms",
+        "10.9.0.101: fs-a from -100.0 to 10.0 ms, while fs-b from -10.0 to 2900.0 ms",
+    ]
+
+
+def test_the_fallback_leaves_a_thawed_ipv6_socket_a_moment_and_an_ipv4_one_none() -> None:
+    six = socket.inet_pton(socket.AF_INET6, "fd00:9::101")
+    spans = ((A, 0, 1000), (B, 250, 9000), (A, 3000, 3004))
+    found = together(*spans, bound_ms=900, ip=six, thawed_ms=2990)
+    assert (found.end_ms, found.thaw_ms, found.beyond) == (900, 14, ())
+    assert together(*spans, bound_ms=900, thawed_ms=2990).beyond, "IPv4"
+    assert together(*spans, bound_ms=0, ip=six, thawed_ms=2990).beyond, "the kernel's fence"
+    assert together(*spans, bound_ms=900, ip=six).beyond, "nobody was frozen"
+    late = ((B, 250, 9000), (A, 3000, 3001 + THAW_MS))
+    assert together(*late, bound_ms=900, ip=six, thawed_ms=3000).beyond, "still going on"
+
+
+def test_the_bound_is_what_status_says() -> None:
+    words = "for 1234 ms (overlap_bound_ms), an IPv6 socket for longer"
+    alarms = [{"name": "a", "text": "after 60 ms"}, {"name": "host", "text": words}]
+    assert admitted_ms({"alarms": alarms}) == 1234
+    assert admitted_ms({"alarms": alarms[:1]}) == admitted_ms(None) == 0
 
 
 def test_nobody_spoke() -> None:
