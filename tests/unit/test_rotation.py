@@ -18,7 +18,7 @@ from haclusterd.agent import rotation as module
 from haclusterd.agent.history import History
 from haclusterd.agent.operators import OperatorError, Operators
 from haclusterd.agent.rotation import Rotation
-from haclusterd.agent.rotation_words import OVER, TELL, Task, Told, phase_word
+from haclusterd.agent.rotation_words import OVER, TELL, Task
 from haclusterd.agent.voters import Voters
 from haclusterd.config import Config, cluster_spec, load
 from haclusterd.config.revisions import Start
@@ -397,8 +397,3 @@ def test_25_secrets_are_not_shown(cluster: Cluster) -> None:
     assert kept.new.ring[0].secret not in repr(kept.new)
     assert "PRIVATE" not in repr(kept.new)
     assert kept.phase == OLD
-
-
-def test_who_does_not_tell_is_not_said_to_have_the_old_keys() -> None:
-    assert phase_word(Told(ring=[1])) == "old keys"
-    assert phase_word(Told(problem="fs-c does not answer")) == "unknown"
