@@ -117,8 +117,7 @@ class Rotation:
         """Where every node stands; asks and changes nothing."""
         told = await self._everywhere(Task("", TELL))
         return [
-            KeysAt(node, phase_word(t), t.ring, t.by or None, t.problem)
-            for node, t in told.items()
+            KeysAt(node, phase_word(t), t.ring, t.by or None, t.problem) for node, t in told.items()
         ]
 
     async def rotate(self, by: str) -> str:
