@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from haclusterd.config.revisions import FILE_NAME
-from tests.unit.test_agent_voters import Bench, toml
+from tests.unit.test_agent_voters import Bench
+from tests.unit.test_config_revisions import toml
 
 
 async def test_a_file_in_which_no_node_has_changed_is_refused(tmp_path: Path) -> None:
