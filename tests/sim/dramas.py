@@ -44,10 +44,12 @@ def calm(nodes: int, services: int, links: int, timing: Timing = LAN) -> Swarm:
     )
 
 
-def begin(seed: int, nodes: int, services: int = 1) -> tuple[World, random.Random]:
+def begin(
+    seed: int, nodes: int, services: int = 1, timing: Timing = LAN
+) -> tuple[World, random.Random]:
     """A cluster at rest, at a phase of its beats that depends on the seed."""
     rng = random.Random(seed)
-    swarm = dataclasses.replace(calm(nodes, services, 1), delay_mean_us=100)
+    swarm = dataclasses.replace(calm(nodes, services, 1, timing), delay_mean_us=100)
     world = World(seed, swarm)
     stage.append(world)
     for host in world.hosts:

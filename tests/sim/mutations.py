@@ -24,24 +24,19 @@ def patch(target: object, name: str, by: object) -> None:
 
 
 def grant_twice() -> None:
-    """Grant once: a second claimant of the same epoch is granted too."""
+    """Grant once: a second claimant of the same epoch is granted too, if all else allows it."""
+    true = voter._judge
 
-    def judge(
-        n: Node,
-        k: int,
-        service: Service,
-        identity: Identity,
-        now_us: int,
-        out: list[Action],
-        may_defer: bool,
-    ) -> None:
-        if identity.epoch < service.promise.epoch or state.owns(service):
+    def judge(n: Node, k: int, service: Service, identity: Identity, *rest: Any, **w: Any) -> None:
+        held = service.promise
+        if identity.epoch != held.epoch or identity == held:
+            true(n, k, service, identity, *rest, **w)
             return
-        # The silence counts from the owner before: what the first grant restarted is ignored.
-        newer = identity.epoch > service.promise.epoch
-        if newer and voter._silence_missing(n, service, identity, now_us) > 0:
-            return
-        voter.grant(n, k, service, identity, now_us, out)
+        lower = Identity(held.epoch - 1, held.node, held.nonce)
+        service.promise = lower
+        true(n, k, service, identity, *rest, **w)
+        if service.promise == lower:
+            service.promise = held
 
     patch(voter, "_judge", judge)
 
@@ -49,7 +44,6 @@ def grant_twice() -> None:
 def no_silence() -> None:
     """Silence before grant: any claim at a higher epoch is granted at once."""
     patch(voter, "_silence_missing", lambda *args: 0)
-    patch(claimant, "_is_held", lambda *args: False)
 
 
 def granting_without_timer() -> None:
@@ -65,51 +59,14 @@ def granting_without_timer() -> None:
         patch(module, "promise", promise)
 
 
-def deferral_blind() -> None:
-    """Deferral judged again: when it is due, it is granted without another look."""
-
-    def judge_deferred(n: Node, now_us: int, out: list[Action]) -> None:
-        for k, service in enumerate(n.services):
-            if service.deferred is not None and now_us >= service.deferred.due_us:
-                identity, service.deferred = service.deferred.identity, None
-                if identity.epoch > service.promise.epoch:
-                    voter.grant(n, k, service, identity, now_us, out)
-
-    true_hear = voter._hear_owner
-
-    def hear_owner(n: Node, k: int, service: Service, *rest: Any) -> None:
-        kept = service.deferred
-        true_hear(n, k, service, *rest)
-        service.deferred = kept
-
-    true_promise = moves.promise
-
-    def promise(n: Node, service: Service, identity: Identity, now_us: int) -> None:
-        kept = service.deferred
-        true_promise(n, service, identity, now_us)
-        service.deferred = kept
-
-    for module in (moves, voter):
-        patch(module, "promise", promise)
-    patch(voter, "judge_deferred", judge_deferred)
-    patch(voter, "_hear_owner", hear_owner)
-
-
 def owner_grants() -> None:
-    """An owner grants nobody while it owns or is still letting go."""
+    """An owner grants nobody: here it does, while it owns."""
+    true = voter._judge
 
-    def judge(
-        n: Node,
-        k: int,
-        service: Service,
-        identity: Identity,
-        now_us: int,
-        out: list[Action],
-        may_defer: bool,
-    ) -> None:
-        newer = identity.epoch > service.promise.epoch
-        if newer and voter._silence_missing(n, service, identity, now_us) <= 0:
-            voter.grant(n, k, service, identity, now_us, out)
+    def judge(*args: Any, **words: Any) -> None:
+        patch(voter, "owns", lambda service: False)
+        true(*args, **words)
+        patch(voter, "owns", state.owns)
 
     patch(voter, "_judge", judge)
 
@@ -293,6 +250,12 @@ def lapsed_owner_not_first() -> None:
 
 def reclaims_in_spite_of_a_successor() -> None:
     """Reclaim only while no higher epoch was owned: nobody tells, nobody asks."""
+    successor_untold()
+    patch(claimant, "_may_have_been_owned_since", lambda *args: NOBODY)
+
+
+def successor_untold() -> None:
+    """A former owner is told of its successor, and lets go: here it is not."""
     patch(voter, "_hear_of_successor", lambda *args: None)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from haclusterd.core import actions as act
-from haclusterd.core import claimant, detector, moves, node, owner, voter
+from haclusterd.core import detector, moves, node, owner, voter
 from haclusterd.core import inputs as inp
 from haclusterd.core.actions import Action
 from haclusterd.core.model import Beat
@@ -30,7 +30,6 @@ def echo_without_timer() -> None:
         service.silence_us = silence_us
 
     patch(voter, "_hear_owner", hear_owner)
-    patch(claimant, "_is_held", lambda *args: False)
 
 
 def echo_of_any_promise() -> None:

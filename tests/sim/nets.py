@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from tests.sim import mutations_changes as c
 from tests.sim import mutations_marks as d
+from tests.sim import mutations_rules as r
 from tests.sim import mutations_time as t
 
 
@@ -23,6 +24,12 @@ class Net:
 
 
 NETS: dict[str, Net] = {
+    "a deferred claim is of the past": Net(
+        (r.deferral_blind, r.deferral_outlives_the_owner, r.deferral_outlives_a_grant),
+        "back_before_a_deferral_is_due",
+        "it is judged again when it is due; it is dropped once another is granted, which an owner "
+        "that is back needs, for its lease ended before; and once an owner is heard",
+    ),
     "no set is taken up beside an owner by marks": Net(
         (
             c.taken_up_in_the_hold_down,

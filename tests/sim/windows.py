@@ -84,13 +84,13 @@ def owner_back_in_pieces(seed: int) -> list[str]:
     slave = world.hosts[first]
     silent = slave.true(slave.node.services[0].silence_us) if slave.node else 0
     back_us = silent + rng.randrange(120, 154) * MS
-    world.at(back_us, partial(_join, world), [(owner, first)])
-    world.at(silent + rng.randrange(190, 280) * MS, partial(_join, world), whole)
+    world.at(back_us, partial(join, world), [(owner, first)])
+    world.at(silent + rng.randrange(190, 280) * MS, partial(join, world), whole)
     world.play_until(world.now + 1_000 * MS)
     return kept(world, before, "the owner was back before anybody's turn")
 
 
-def _join(world: World, t: int, pairs: list[tuple[int, int]]) -> None:
+def join(world: World, t: int, pairs: list[tuple[int, int]]) -> None:
     whole = {frozenset(pair) for pair in pairs}
     for way in all_ways(world):
         if frozenset(way[:2]) in whole:
@@ -189,7 +189,7 @@ def winner_unheard(seed: int) -> list[str]:
             (voter,) = others(world, owner, host)
             cut(world, [(host, voter)])
             back_us = world.now + rng.randrange(1, 90) * MS
-            world.at(back_us, partial(_join, world), [(owner, voter)])
+            world.at(back_us, partial(join, world), [(owner, voter)])
 
     watch(world, heard)
     world.play_until(world.now + 1_500 * MS)
@@ -353,13 +353,13 @@ def unfenced_grant(seed: int) -> list[str]:
     world.hosts[gone].kill(world.now, power=True)
     world.play_until(world.now + rng.randrange(300, 400) * MS)
     cut(world, [(owner, claimant)], rng.randrange(170, 250) * MS)
-    world.at(world.now + 60 * MS, partial(_stuck, rng.randrange(620, 800) * MS), world.hosts[owner])
+    world.at(world.now + 60 * MS, partial(stuck, rng.randrange(620, 800) * MS), world.hosts[owner])
     world.play_until(world.now + 1_200 * MS)
     found = list(world.checkers.violations)
     return found if owners_of(world) else [*found, "V2: nobody serves s0 in the end"]
 
 
-def _stuck(for_us: int, t: int, host: Host) -> None:
+def stuck(for_us: int, t: int, host: Host) -> None:
     """Nothing that closes the fence or removes an address is confirmed."""
     host.kernel.fence_fails_until = host.kernel.removal_fails_until = t + for_us
 
@@ -373,7 +373,7 @@ def unfenced_claim(seed: int) -> list[str]:
     no_candidates(world, others(world, owner))
     cut(world, [(owner, n) for n in others(world, owner)], rng.randrange(150, 250) * MS)
     # Its last renewal is less than 60 ms away, its lease ends after 75 to 100.
-    world.at(world.now + 60 * MS, partial(_stuck, rng.randrange(400, 600) * MS), world.hosts[owner])
+    world.at(world.now + 60 * MS, partial(stuck, rng.randrange(400, 600) * MS), world.hosts[owner])
     world.play_until(world.now + 1_200 * MS)
     found = kept(world, before, "an unplugged owner whose fence was out of order for a while")
     return found
