@@ -275,7 +275,10 @@ def reports(found: Sequence[dict[str, Any]]) -> list[Part]:
         for r in found
     ]  # fmt: skip
     headers = ["number", "at", "service", "from", "to", "outage ms", "recovered", "lost", "cause"]
-    return [Table("reports", headers, rows, _NUMBERS, "nothing has moved yet")]
+    parts: list[Part] = [Table("reports", headers, rows, _NUMBERS, "nothing has moved yet")]
+    if len({r["to"] for r in found}) > 1:
+        parts.append("each node counts its own: `haclusterctl report NUMBER` on the node in `to`")
+    return parts
 
 
 def calls(found: dict[str, Any], at_risk: bool) -> list[Part]:

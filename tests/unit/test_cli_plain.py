@@ -172,3 +172,8 @@ def test_a_call_that_is_named_by_a_novel_leaves_room_for_the_rest(
     out = Terminal()
     show(tables.calls({"total": 1, "at_risk": 1, "calls": [call]}, at_risk=True), out)
     assert "unsaid" in out.getvalue()
+
+
+def test_reports_of_several_nodes_say_whose_number_it_is() -> None:
+    assert "on the node in `to`" not in plain(tables.reports([REPORT, REPORT]))
+    assert "on the node in `to`" in plain(tables.reports([REPORT, {**REPORT, "to": "fs-c"}]))
