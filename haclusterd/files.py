@@ -45,7 +45,7 @@ def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:  # Ctrl-C, too: the next try would find it there
         with contextlib.suppress(OSError):
             path.unlink()
         raise

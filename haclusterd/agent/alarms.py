@@ -61,7 +61,7 @@ def alarms(
         found.append(Alarm("freeswitch_start", life.starter.problem))
     if life.process is None and (switch is None or not switch.up):
         found.append(Alarm("freeswitch_down", _down(life, switch)))
-    elif switch is not None and switch.health.state == "hung":
+    elif switch is not None and switch.health.state == "hung" and "freeswitch" not in problems:
         found.append(Alarm("freeswitch", _HANGS))
     elif switch is not None and switch.problem and "freeswitch" not in problems:
         found.append(Alarm("freeswitch", switch.problem))

@@ -88,15 +88,12 @@ class Answers:
         )  # fmt: skip
 
     def stale(self) -> bool:
-        """Whether what this node says may be old: it is being filled with others' calls and
-        registrations (MS20), or its heart says nothing."""
+        """Whether this node is being filled: what it says of others' calls and registrations may
+        be old (MS20)."""
         config = self._agent.config
         replicates = self._agent.replicator is not None and config.freeswitch is not None
         replicates = replicates and not config.node.witness
-        filling = any(
-            is_stale(sync, replicates) for sync in (self._own_sync(), self._phones_sync())
-        )
-        return filling or bool(self.heart_silent())
+        return any(is_stale(sync, replicates) for sync in (self._own_sync(), self._phones_sync()))
 
     def closed(self) -> dict[str, str]:
         """By service: why it takes no new calls. Raises OperatorError."""

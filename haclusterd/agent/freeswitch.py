@@ -28,11 +28,18 @@ FILE_CHECK_S = 1.0  # a pid file that names another process while the old one li
 PROFILES_S = 2.0
 PROFILES_FIRST_S = 0.2
 HUNG_AGAIN_S = 5.0
+HUNG_AGAIN_MAX_S = 300.0  # what cannot be killed is told of ever more seldom
+_ITS_OWN = ("owned", "standby")
 
 
 def can_go(view: View | None, me: str) -> bool:
-    """Whether heart would end a FreeSWITCH that hangs: others can have what node `me` serves."""
+    """Whether heart would end a FreeSWITCH that hangs: others can have what node `me` serves.
+
+    Not while a service is neither here nor there: an owner whose lease lapsed may have it back.
+    """
     if view is None or view.pause is not None:
+        return False
+    if any(service.local_state not in _ITS_OWN for service in view.services):
         return False
     others = [set(service.successors) - {me} for service in view.services if service.owner == me]
     return not others or any(others)
@@ -63,6 +70,7 @@ class FreeswitchLife:
         self.came_up: Callable[[str], None] = lambda profile: None  # a SIP profile that was away
         self.can_go: Callable[[], bool] = lambda: False  # nobody would miss this FreeSWITCH
         self._hung_at = 0.0  # when heart was last told
+        self._hung_pause_s = HUNG_AGAIN_S
         self._running: frozenset[str] = frozenset()  # SIP profiles that are no news
         self._doubts = 0  # how often all of them were news again
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,6 +107,7 @@ class FreeswitchLife:
     def health_changed(self, health: Health) -> None:
         """Three unanswered probes are a hang; heart decides what to do about it."""
         self._changed()
+        self._hung_pause_s = HUNG_AGAIN_S
         if health.state == "hung":
             self._hangs()
 
@@ -111,7 +120,8 @@ class FreeswitchLife:
         """Heart let it be while nobody else could have its calls. Told again once somebody can."""
         if self.switch is None or self.switch.health.state != "hung" or not self.can_go():
             return
-        if asyncio.get_running_loop().time() >= self._hung_at + HUNG_AGAIN_S:
+        if asyncio.get_running_loop().time() >= self._hung_at + self._hung_pause_s:
+            self._hung_pause_s = min(2 * self._hung_pause_s, HUNG_AGAIN_MAX_S)
             self._hangs()
 
     def shut_down(self) -> None:

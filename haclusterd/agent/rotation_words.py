@@ -32,8 +32,8 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def phase_word(told: Told) -> str:
-    """Who did not tell has no ring: nothing is known of it."""
-    return NAMES[told.phase] if told.ring else "unknown"
+    """Of who did not tell nothing is known."""
+    return NAMES[told.phase] if told.ring or told.id else "unknown"
 
 
 TELL, OVER = -1, -2

@@ -87,6 +87,7 @@ class Routes:
             view.alarms,
             view.quorate,
             source.history.total,
+            bool(source.heart_silent()),
             [(r.number, r.to, len(r.timeline), r.done) for r in source.known_reports()],
         )
 
@@ -142,8 +143,9 @@ class Routes:
         for service in status.services:
             if service.name == name:
                 here = service.owner == status.node and service.state == "owned"
-                service = msgspec.structs.replace(service, stale=status.stale)
-                here = here and not service.closed and not self._source.heart_silent()
+                silent = bool(self._source.heart_silent())
+                service = msgspec.structs.replace(service, stale=status.stale or silent)
+                here = here and not service.closed and not silent
                 return Page(200 if here else 503, _JSON, encoded(service) + b"\n")
         known = ", ".join(s.name for s in status.services)
         return said(404, f"no such service; known: {known}")

@@ -22,7 +22,7 @@ from haclusterd.cli.main import FAILED as EXIT_FAILED
 from haclusterd.cli.show import Part, show
 from haclusterd.config import ConfigError, load
 
-_FAILING = frozenset({"unreadable_peer", "heart_silent"})  # alarms that no waiting mends
+_FAILING = frozenset({"unreadable_peer", "heart_silent"})  # alarms of what does not work now
 
 
 def run(arguments: argparse.Namespace, path: Path) -> int:

@@ -68,7 +68,8 @@ def config_path(arguments: argparse.Namespace) -> Path:
 def api_socket(path: Path, node: str | None) -> Path:
     """Where the daemon of this node listens as the configuration has it.
 
-    Of a broken file the default socket, unless there is none: the daemon may run all the same.
+    Of a broken file the default socket, unless there is none, or a node is named: the daemon may
+    run all the same.
     Refused where it cannot be told which socket is meant.
     """
     try:
@@ -78,7 +79,7 @@ def api_socket(path: Path, node: str | None) -> Path:
     try:
         socket = load_cluster(path).api.socket
     except ConfigError as error:
-        if not _is_absent(DEFAULT_SOCKET):
+        if node is None and not _is_absent(DEFAULT_SOCKET):
             return DEFAULT_SOCKET
         raise Refused(f"{error}\n{_OR_SOCKET}") from None
     by_node = NODE_PLACEHOLDER in str(socket)

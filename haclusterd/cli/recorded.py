@@ -118,11 +118,10 @@ def _explain_live(client: Client, count: int, without: frozenset[str]) -> list[E
     for saved in reversed(_readable(client.ask("trace_list")) if missing else []):
         try:
             trace = unpack(_content(client.ask("trace_read", name=saved["name"])), saved["path"])
+            if any(trace.began_us <= d["at_us"] <= trace.ended_us for d in missing):
+                known |= {_key(e): e for e in explain(trace, 10_000, without)}
         except (TraceError, Refused) as error:
             complain(f"left out: {error}")
-            continue
-        if any(trace.began_us <= d["at_us"] <= trace.ended_us for d in missing):
-            known |= {_key(e): e for e in explain(trace, 10_000, without)}
     found = [(d, known.get((d["at_us"], d["row"], d["text"]), _forgotten(d))) for d in wanted]
     return [msgspec.structs.replace(one, at=d["at"]) for d, one in found]
 
@@ -282,7 +281,7 @@ def _clock(trace: Trace) -> Callable[[int], str]:
         try:
             moment = saved + timedelta(microseconds=at_us - saved_us)
         except OverflowError:
-            return f"{(at_us - ended_us) / 1e6:.4f} s"
+            return f"{(at_us - saved_us) / 1e6:.4f} s"
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     return text

@@ -142,7 +142,8 @@ def endure(
         if fault not in ("freeswitch", "node"):
             time.sleep(FROZEN_S)
     finally:
-        thawed_ns = now_ns() if fault.startswith("freeze-") else 0
+        # Elsewhere the watchdog has run on, and nothing waits for a thaw.
+        thawed_ns = now_ns() if fault == "freeze-node" else 0
         for injection in injections:
             injection.heal()
     _await_media(lab, injections, live)

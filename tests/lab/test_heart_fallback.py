@@ -256,7 +256,7 @@ def test_the_bound_covers_the_kernel_s_worst_rounding_of_a_lifetime(hosts: tuple
         life_ms, gone_s = lives_ms(hosts[0], gone_s + 0.17)
     worst_ms, _ = lives_ms(hosts[0], gone_s + 0.8)  # `gone_s` was a full second, or soon after it
     print(f"an address with a lifetime of one second went after {worst_ms:.0f} ms")
-    assert 950 < worst_ms <= RuleFence.overlap_bound_ms
+    assert 1060 < worst_ms <= RuleFence.overlap_bound_ms
 
 
 _HOLDER = """

@@ -64,7 +64,8 @@ class Operators:
         """Agents talk only to nodes of their own set."""
         if self.apart or a.number_of(b.me) < 0 or b.number_of(a.me) < 0:
             return False
-        cut, links = self.world.network.cut, range(self.world.swarm.links)
+        network, links = self.world.network, range(self.world.swarm.links)
+        cut = {} if network.whole else network.cut
         return any((a.me, b.me, x) not in cut and (b.me, a.me, x) not in cut for x in links)
 
     def renew(self, host: Host, t: int) -> None:
@@ -80,7 +81,7 @@ class Operators:
             name = host.spec.nodes[mark.node].id
             known = agreed.mark_of(name)
             if mark.cleared and known is not None and known.version == mark.version:
-                agreed.order_mark(name, "the cluster", dead=False)
+                agreed.order_mark(name, "the cluster", dead=False, wall_s=self._wall_s(host, t))
                 self.tell(host, t)
 
     def tell(self, host: Host, t: int) -> None:
@@ -184,7 +185,8 @@ class Operators:
         """The end of the safety phase: nothing is paused for good, and the burnt come back."""
         self.burnt.clear()
         for host in self.world.hosts:  # also who is down: its disk may know of a newer pause
-            self.agreed[host.me].order_pause(0, "an operator", host.local(t))
+            wall_s = self._wall_s(host, t)
+            self.agreed[host.me].order_pause(0, "an operator", host.local(t), wall_s)
 
     def check_claim(self, host: Host, k: int, t: int) -> None:
         """P1: who knows of a pause claims only what was released, its own, or marked."""

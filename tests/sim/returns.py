@@ -31,7 +31,7 @@ MUTED = frozenset({"S2", "S4"})
 
 
 def swarm_of_returns(seed: int) -> Swarm:
-    """An ordinary seed's world with few other faults; in half of them the voters change, too."""
+    """An ordinary seed's world with few other faults; in some of them the voters change, too."""
     rng = random.Random(seed)
     plain = swarm_of_changes(seed)
     few = [k for k in plain.kinds if k not in ("reconfigure", "mark_dead")]

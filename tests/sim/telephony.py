@@ -43,6 +43,7 @@ class Telephony:
     def boot(self) -> None:
         """A heart starts: its agent ends calls that FreeSWITCH still has, for others own them."""
         self.calls.clear()
+        self.unsure.clear()
         self.failed.clear()
         self.agent_up = True
         self.host.todo.append(inp.AgentChanged(True))
@@ -85,6 +86,7 @@ class Telephony:
         """It dies, its calls with it; it is back as a standby one to three seconds later."""
         self.up = False
         self.calls.clear()
+        self.unsure.clear()
         self.failed.clear()
         self.exited_us = self.host.local(self.host.world.now)
         self.host.todo.append(inp.FreeswitchExited("was killed"))
@@ -109,6 +111,7 @@ class Telephony:
             if service.state is State.OWNED and k not in self.calls:
                 self.failed.discard(k)
                 self.calls.add(k)
+                self.unsure.discard(k)
                 self.recovered_us[k] = host.local(host.world.now)
                 self.ordered[k] = host.globally(service.recovering)
                 self._ends_later(k, self.ordered[k])
@@ -160,7 +163,7 @@ class Telephony:
         self.failed.discard(k)
         (self.calls if self.up else self.failed).add(k)
         self.unsure.discard(k)
-        if self._is_unheard():
+        if self.up and self._is_unheard():
             self.unsure.add(k)
         self._ends_later(k, whose)
 
@@ -191,4 +194,5 @@ class Telephony:
         if host.node is not None and owns(host.node.services[action.service]):
             host.world.checkers.ended_foreign(host.world.now, host.me, action.service, "EndCalls")
         self.calls.discard(action.service)
+        self.unsure.discard(action.service)
         self.failed.discard(action.service)

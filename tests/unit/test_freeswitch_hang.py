@@ -83,6 +83,9 @@ def test_who_can_go() -> None:
     assert not can_go(with_successors(served), "fs-a")
     assert not can_go(with_successors(served, "fs-a"), "fs-a"), "itself is nobody else"
     assert can_go(with_successors(served), "fs-c"), "it serves nothing"
+    east, west = served.services
+    lapsed = msgspec.structs.replace(east, owner="", local_state="lapsed", successors=())
+    assert not can_go(msgspec.structs.replace(served, services=(lapsed, west)), "fs-a")
     paused = msgspec.structs.replace(served, pause=PauseView(1, "ben", 60_000_000))
     assert not can_go(paused, "fs-a")
     assert not can_go(None, "fs-a")
