@@ -112,7 +112,7 @@ class Progress(msgspec.Struct, frozen=True):
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     """`owner` is null while nobody serves it; `state` in owned, moving, unserved. `recovering` is
     there while this node recovers its calls. `closed`: why it takes no new calls. `stale` (HTTP):
-    the answering node is being filled."""
+    the answering node is being filled, or its heart says nothing."""
 
     name: str
     owner: str | None

@@ -24,6 +24,7 @@ from tests.sim.drills import (
     tell,
 )
 from tests.sim.nets import NETS
+from tests.sim.swarm import Swarm
 from tests.sim.world import World
 
 SEEDS_MAX = 60
@@ -73,7 +74,7 @@ def test_what_breaks_with_every_guard_is_no_catch(monkeypatch: pytest.MonkeyPatc
     with forks() as pool:
         assert hunt(pool, Job(name, 5)).is_caught
 
-    def unsound(which: str, broken: bool = False) -> object:
+    def unsound(which: str, broken: bool = False) -> Swarm:
         return dataclasses.replace(true(which, broken), quorum=Quorum.AVAILABILITY)
 
     monkeypatch.setattr(drills, "aimed_swarm", unsound)
@@ -89,8 +90,8 @@ def test_what_breaks_with_every_guard_is_no_catch(monkeypatch: pytest.MonkeyPatc
         assert hunt(pool, Job(name, 2)).seed < 0
 
 
-def _unmuted(seed: int, swarm: object) -> World:
-    world = World(seed, swarm)  # type: ignore[arg-type]
+def _unmuted(seed: int, swarm: Swarm | None) -> World:
+    world = World(seed, swarm)
     world.checkers.muted = frozenset()
     return world
 
