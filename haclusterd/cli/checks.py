@@ -166,7 +166,7 @@ def _service_nics(config: Config, host: HostProbe) -> Iterator[Check]:
 
 
 def _fence(host: HostProbe) -> Check:
-    bound = "a frozen owner may overlap with its successor for up to 1400 ms"
+    bound = "a frozen owner may overlap with its successor for up to 5000 ms"
     nft = host.command("nft")
     if nft is None:
         return Check("nf_tables", WARNING, f"nft is not installed: {bound}", "apt install nftables")

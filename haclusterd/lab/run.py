@@ -140,7 +140,8 @@ def endure(
         if fault in MOVING:
             complaints += _await_move(lab, lost, injections, live)
         if fault not in ("freeswitch", "node"):
-            time.sleep(FROZEN_S)
+            # A second holder must have the time to stay for longer than is admitted.
+            time.sleep(max(FROZEN_S, bound_ms / 1000 if fault == "freeze-node" else 0))
     finally:
         # Elsewhere the watchdog has run on, and nothing waits for a thaw.
         thawed_ns = now_ns() if fault == "freeze-node" else 0
