@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
+import msgspec
+
 from haclusterd.agent import capacity, risks, schema, status
 from haclusterd.agent.clock import wall_text_ms
 from haclusterd.agent.events import Book
@@ -155,20 +157,30 @@ class Commands:
     async def _report(self, params: dict[str, Any]) -> schema.Report:
         which = params["which"]
         try:
-            return self._source.reports.find(which)
+            found = self._source.reports.find(which)
         except KeyError as error:
             if which != "last" and not which.isdecimal():
                 self._source.operators.check_names(which, None)
-            raise OperatorError(f"{error.args[0]}{self._elsewhere()}") from None
+            elsewhere = self._elsewhere()
+            where = f" on this node; {elsewhere}" if elsewhere else ""
+            raise OperatorError(f"{error.args[0]}{where}") from None
+        if which.isdecimal():
+            return found
+        service = found.service if which != "last" else None
+        return msgspec.structs.replace(found, newer=self._elsewhere(service, found.at))
 
-    def _elsewhere(self) -> str:
-        """Where the newest takeover that another node told of is reported in full."""
-        told = [r for r in self._source.known_reports() if r.to != self._source.view().node]
+    def _elsewhere(self, service: str | None = None, after: str = "") -> str:
+        """Where the newest takeover that another node told of is reported in full, or empty."""
+        told = [
+            r
+            for r in self._source.known_reports()
+            if r.to != self._source.view().node and r.at > after and service in (None, r.service)
+        ]
         if not told:
             return ""
         last = max(told, key=lambda report: report.at)
         return (
-            f" on this node; {last.service} moved to {last.to} at {last.at}: "
+            f"{last.service} moved to {last.to} at {last.at}: "
             f"`haclusterctl report {last.number}` on {last.to}"
         )
 

@@ -16,9 +16,7 @@ REQUEST_BYTES_MAX = 64 * 1024
 RESPONSE_BYTES_MAX = 32 * 1024 * 1024
 
 # Why a request was not done: the exit code of haclusterctl follows from it.
-REFUSED = "refused"
-USAGE = "usage"
-PARTLY = "partly"
+REFUSED, USAGE, PARTLY = "refused", "usage", "partly"
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -246,7 +244,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     living nodes that had not told which calls they know when this was closed; they are asked on.
     `copy`: state of this node's copy of the calls when it took over, as in `sync`; where it was not
     in-sync, more calls may be lost than anybody can count. Empty where there was none to have.
-    `progress` is null once it is `done`.
+    `progress` is null once it is `done`. `newer`: where a newer one is, if another node has it.
     """
 
     number: int
@@ -263,6 +261,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     unasked: list[str] = []
     copy: str = ""
     progress: Progress | None = None
+    newer: str = ""
 
 
 class Overload(msgspec.Struct, frozen=True):

@@ -228,6 +228,8 @@ def report(found: dict[str, Any]) -> list[Part]:
         parts.append(Table("calls", headers, rows, _NUMBERS, whole=_CALL))
     if len(verdicts) > len(rows):
         parts.append(f"  and {len(verdicts) - len(rows)} more (--json shows all)")
+    if found.get("newer"):
+        parts.append(f"newer than this one: {found['newer']}")
     return parts
 
 

@@ -48,6 +48,7 @@ EVENTS = [
 REPORT: dict[str, Any] = {
     "number": 3, "at": "2026-11-22T18:00:00.000Z", "service": "east", "from": "fs-b", "to": "fs-a",
     "epoch": 7, "cause": "fs-b is silent", "done": True, "outage_ms": 151.2,
+    "newer": "east moved to fs-c at 2026-11-22T18:01:00.000Z: `haclusterctl report 4` on fs-c",
     "timeline": [{"at_ms": 0.0, "event": "last_heartbeat"}, {"at_ms": 151.2, "event": "claimed"}],
     "calls": {"replicated": 30, "recovered": 29, "partial": 0, "lost": 1, "verdicts": [
         *({"uuid": f"u{n}", "verdict": "recovered", "reason": "", "gap_ms": 160}
@@ -155,7 +156,7 @@ def test_json_is_what_the_daemon_said_wherever_the_option_stands(
         (["rank"], ["primary", "fs-b"]),
         (["rank", "--why"], ["fs-b: place 0", "cannot take west: FreeSWITCH hangs"]),
         (["history"], ["T201", "fs-a won east"]),
-        (["report"], ["from fs-b to fs-a", "151.2", "lost-one", "and 10 more"]),
+        (["report"], ["from fs-b to fs-a", "151.2", "lost-one", "and 10 more", "moved to fs-c"]),
         (["report", "all"], ["fs-b is silent", "29"]),
         (["calls"], ["3 call legs", "at risk", "and 2 more"]),
         (["registrations"], ["2 registrations, 1 at risk", "1000@lab.test", "3599", "and 1 more"]),
