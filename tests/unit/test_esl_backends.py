@@ -69,8 +69,8 @@ def test_a_library_that_cannot_be_loaded_is_named(
     for name in [*LIBRARIES, "haclusterd.freeswitch.esl_greenswitch",
                  "haclusterd.freeswitch.esl_python_esl"]:  # fmt: skip
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "greenswitch", None)
-    monkeypatch.setitem(sys.modules, "ESL", None)
+    for name in ("greenswitch", "greenswitch.esl", "ESL"):  # a submodule stays importable alone
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EslDown) as refused:
         EslConnection(EslSettings("127.0.0.1", 1, "x", backend=backend))
     for word in (f'esl_backend = "{backend}"', f"haclusterd[{backend}]", "[freeswitch]"):
