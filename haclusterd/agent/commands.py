@@ -299,7 +299,7 @@ class Commands:
         return schema.Done(await self._source.operators.upgrade())
 
     async def _reload(self, params: dict[str, Any]) -> schema.Done:
-        return schema.Done(await self._source.operators.reload())
+        return schema.Done(await self._source.operators.reload(params["without_majority"]))
 
     async def _trace(self, params: dict[str, Any]) -> schema.TraceContent:
         """The recording as it is now, or only the present state (`whole` false)."""

@@ -75,7 +75,7 @@ class Mesh(Protocol):
 class Reloading(Protocol):
     """What is needed of `agent.voters` here."""
 
-    async def reload(self) -> str: ...
+    async def reload(self, without_majority: bool = False) -> str: ...
 
 
 class Operators:
@@ -164,11 +164,11 @@ class Operators:
         """Replace the running heart and agent by the installed version. Raises OperatorError."""
         return await self.alone("an upgrade", self._upgrade())
 
-    async def reload(self) -> str:
+    async def reload(self, without_majority: bool) -> str:
         """Agree to the set of nodes that the file names now. Raises OperatorError."""
         if self.voters is None:
             raise OperatorError("this agent is starting: try again in a second")
-        return await self.alone("a reload", self.voters.reload())
+        return await self.alone("a reload", self.voters.reload(without_majority))
 
     # -- carried out here --
 

@@ -17,6 +17,7 @@ import msgspec
 
 from haclusterd.agent.clock import now_us, wall_s
 from haclusterd.agent.giving import Give, draining, given, marking, named, pausing, signed
+from haclusterd.agent.majorities import lost_by_unmarking
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.orders_file import (
     FILE_NAME,
@@ -168,10 +169,9 @@ class Orders:
         if self._agreed.mark_of(node) is None:
             raise OperatorError(f"{node} is not marked dead, as far as {self._me} knows")
         await self._refuse_if_heard(node, "its mark goes by itself once it stands by; or stop it")
+        text = f"{node} is not marked dead any more{lost_by_unmarking(self._view(), node)}"
         give = marking(node, signed(by, self._me), False)
-        return await self._carry_out(
-            f"{node} is not marked dead any more", give, self._marks_at_heart
-        )
+        return await self._carry_out(text, give, self._marks_at_heart)
 
     async def drain(self, target: str, left_us: int, by: str, move_us: int = FOR_GOOD_US) -> str:
         """No new calls to `target` (as `drained.target_of` has it) for `left_us`. What a drained

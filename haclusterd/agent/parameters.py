@@ -85,7 +85,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "keys_abort": {"by": _text()},
     "keys_status": {},
     "upgrade": {},
-    "reload": {},
+    "reload": {"without_majority": _flag(False)},
     "trace": {"whole": _flag(True)},
     "trace_save": {},
     "trace_list": {},

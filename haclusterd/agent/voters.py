@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from haclusterd.agent.majorities import lost_by_change
 from haclusterd.agent.operators import OperatorError
 from haclusterd.agent.schema import PARTLY
 from haclusterd.config import (
@@ -201,16 +202,21 @@ class Voters:
 
     # -- reload --------------------------------------------------------------------------------
 
-    async def reload(self) -> str:
-        """Stage the file as it lies on this host now; a sentence. Raises OperatorError."""
-        return await self._stage(await asyncio.to_thread(self._read))
+    async def reload(self, without_majority: bool = False) -> str:
+        """Stage the file as it lies on this host now; a sentence. Raises OperatorError.
 
-    async def _stage(self, wanted: Config) -> str:
+        `without_majority`: also where too few of the next set are heard to go on serving.
+        """
+        return await self._stage(await asyncio.to_thread(self._read), without_majority)
+
+    async def _stage(self, wanted: Config, without_majority: bool = False) -> str:
         said = self._view().revision
         hashed = config_hash(wanted)
         if (wanted.revision, hashed) == (self._config.revision, config_hash(self._config)):
+            if said.staged > wanted.revision:
+                raise OperatorError(self._agreed_to(said, wanted.revision))
             return f"revision {wanted.revision} is in force here already"
-        reasons = self._reasons(wanted, hashed)
+        reasons = self._reasons(wanted, hashed, without_majority)
         if reasons:
             raise OperatorError("\n".join(reasons))
         written = (said.staged, said.staged_hash) != (wanted.revision, hashed)
@@ -262,7 +268,7 @@ class Voters:
 
         await self._update(change, until_done=True)
 
-    def _reasons(self, wanted: Config, hashed: int) -> list[str]:
+    def _reasons(self, wanted: Config, hashed: int, without_majority: bool) -> list[str]:
         """Why not: from the file, and from what the other nodes say."""
         view = self._view()
         said = view.revision
@@ -290,6 +296,10 @@ class Voters:
             )
         if said.plain or said.early:
             found.append(deaf(said.plain))
+        again = (said.staged, said.staged_hash) == (wanted.revision, hashed)
+        if not (found or again or without_majority):
+            present, spec = cluster_spec(self._config), seen_by(wanted, self._config.node.id)
+            found += lost_by_change(view, present, spec)
         kept = {node.id for node in wanted.nodes}
         found += [
             f"{s.owner}, which would go, serves {s.name}: `haclusterctl switchover {s.name}` first"
@@ -297,6 +307,14 @@ class Voters:
             if s.owner and s.owner not in kept
         ]
         return found + self._staged_otherwise(said, wanted.revision, hashed)
+
+    def _agreed_to(self, said: RevisionView, revision: int) -> str:
+        return (
+            f"revision {revision} is in force here, but this node has agreed to revision "
+            f"{said.staged}, and a word given is not taken back: it comes into force once a "
+            "majority has reloaded it. Go on with that file (its text is `staged.toml` in "
+            f"{self._folder / revisions.FILE_NAME}), or keep the others from reloading it"
+        )
 
     def _staged_otherwise(self, said: RevisionView, revision: int, hashed: int) -> list[str]:
         found = [

@@ -288,7 +288,9 @@ def _add_acting(commands: Commands, common: argparse.ArgumentParser) -> None:
     node.add_argument("--verified-by", metavar="NAME", help="mark-dead: who has looked")
     node.add_argument("--yes", action="store_true", help="mark-dead: do not ask for confirmation")
     add("upgrade", "replace the running daemon by the installed version; nothing moves")
-    add("reload", "agree to the set of nodes in the file: one more or one less; nothing moves")
+    reload = add("reload", "agree to the set of nodes in the file: one more or less; nothing moves")
+    text = "also where it leaves too few who are heard: services end until more of them run"
+    reload.add_argument("--without-majority", action="store_true", help=text)
 
 
 def _add_recorded(commands: Commands, common: argparse.ArgumentParser) -> None:

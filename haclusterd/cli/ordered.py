@@ -77,7 +77,10 @@ def _node(arguments: argparse.Namespace) -> Order:
 
 
 _ORDERS: dict[str, Callable[[argparse.Namespace], Order]] = {
-    "reload": lambda arguments: ("reload", {}),
+    "reload": lambda arguments: (
+        "reload",
+        {"without_majority": True} if arguments.without_majority else {},  # older agents know none
+    ),
     "pause": lambda arguments: ("pause", {**_timed(arguments), "by": user()}),
     "resume": lambda arguments: ("resume", {"by": user()}),
     "node": _node,

@@ -28,12 +28,13 @@ node's id. A *name* has 1 to 63 letters, digits, `.`, `_` or `-`, the first one 
 No value may hold a line break or another unprintable character.
 
 To add or to remove a node, raise `cluster.revision` by one and run `haclusterctl reload` on every
-node (the new one is simply started): nothing is restarted and nothing moves. Any other change takes
-a restart of haclusterd, node by node (`haclusterctl upgrade` refuses it). In between, nodes whose
-files differ in meaning raise the alarm `config_mismatch`, and those that differ from most claim
-nothing. Where services were added, removed, renamed or put in another order, their addresses
-changed, nodes are in another order, or times differ, old and new file cannot read each other's
-beats at all (`unreadable_peer`): see [upgrade.md](upgrade.md#configuration).
+node (the new one is simply started): nothing is restarted and nothing moves. It is refused where
+too few nodes of the next set are heard for a majority (but for `--without-majority`). Any other
+change takes a restart of haclusterd, node by node (`haclusterctl upgrade` refuses it). In between,
+nodes whose files differ in meaning raise the alarm `config_mismatch`, and those that differ from
+most claim nothing. Where services were added, removed, renamed or put in another order, their
+addresses changed, nodes are in another order, or times differ, old and new file cannot read each
+other's beats at all (`unreadable_peer`): see [upgrade.md](upgrade.md#configuration).
 """
 SECTION_TEXTS = {
     "cluster": "What the nodes have in common. Required.",

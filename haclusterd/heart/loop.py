@@ -15,12 +15,12 @@ import gc
 import os
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from haclusterd.core.actions import Action, Decided
 from haclusterd.core.inputs import Froze, Input, Overheard, Received, Tick
-from haclusterd.core.model import Beat
+from haclusterd.core.model import Beat, ServiceEntry
 from haclusterd.core.node import is_calm, next_deadline_us, step
 from haclusterd.core.state import Node
 from haclusterd.heart.clock import now_us
@@ -174,7 +174,10 @@ class Loop:
             beat = executor.wire.open(data, position, source)
             if isinstance(beat, Beat):
                 self._round = self._round or not beat.reply
+                peer = self.node.peers[beat.sender]
+                before = peer.services
                 self.feed(Received(position, beat), now)
+                self.decided = self.decided or _differs(before, peer.services)
             elif executor.wire.overheard[0] > self.node.roll.known:
                 self.feed(Overheard(*executor.wire.overheard), now)
         return len(datagrams) < DATAGRAMS_PER_TURN
@@ -229,6 +232,13 @@ class Loop:
     def close(self) -> None:
         self._epoll.close()
         self._others.close()
+
+
+def _differs(before: Sequence[ServiceEntry], after: Sequence[ServiceEntry]) -> bool:
+    """Whether a peer serves now what it did not, or no longer: that is decided there, seen here."""
+    if before is after or len(before) != len(after):
+        return before is not after
+    return any(old.state != new.state for old, new in zip(before, after, strict=True))
 
 
 def _add(polled: select.epoll, descriptor: int) -> None:

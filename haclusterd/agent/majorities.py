@@ -1,0 +1,50 @@
+"""What an order does to the majority: asked before a service is left without one.
+
+The votes are counted as `core.quorum` counts them. An order that takes them away is no fault of the
+core's: no two owners come of it, only none.
+"""
+
+from __future__ import annotations
+
+from haclusterd.core.model import ClusterSpec, Quorum
+from haclusterd.core.view import View
+
+
+def lost_by_change(view: View, present: ClusterSpec, wanted: ClusterSpec) -> list[str]:
+    """Why the set `wanted` would be in force without a majority, with the ways out; else empty.
+
+    Whoever is new cannot be heard before that set is in force, so its vote is not counted on.
+    """
+    silent = {other.node for other in view.revision.others if not other.alive}
+    names = {node.id for node in wanted.nodes}
+    living = [n.id for n in present.nodes if n.id in names - silent]
+    if len(living) >= wanted.needed:
+        return []
+    away, new = sorted(silent & names), sorted(names - {node.id for node in present.nodes})
+    fix = (
+        f"Start {', '.join(away)} first, or remove {away[0]} first by a revision of its own. "
+        if away
+        else ""
+    )
+    return [
+        f"revision {wanted.revision} would leave nobody a majority: it takes {wanted.needed} of "
+        f"its {len(names)} nodes, and {len(living)} of them are heard ({', '.join(living)}). "
+        f"{fix}Where {' and '.join(new) or 'enough of them'} runs already, or it has to be: "
+        "`haclusterctl reload --without-majority`; services end until enough of its nodes run"
+    ]
+
+
+def lost_by_unmarking(view: View | None, node: str) -> str:
+    """What `node unmark` of a silent node costs this one, empty if nothing."""
+    if view is None or view.policy == Quorum.AVAILABILITY.value or not view.quorate:
+        return ""
+    counted = view.voters + 1
+    marked = {mark.node for mark in view.marks if not mark.cleared}
+    if node not in marked or view.reachable > counted // 2:
+        return ""
+    served = [s.name for s in view.services if s.owner == view.node]
+    what = f"{', '.join(served)} ends" if served else "nothing can be served"
+    return (
+        f"; with it {view.node} hears {view.reachable} of {counted} voters, which is no majority: "
+        f"{what} here until {counted // 2 + 1} are heard"
+    )
