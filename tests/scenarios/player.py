@@ -10,6 +10,7 @@ the transcript is played, so that no rewrite can make a wrong outcome golden.
     boot all | boot n0                 kill n0           (power off: process and kernel)
     run 150ms                          freeze n0 120ms   (the process; the kernel goes on)
     cut n0 n1 300ms | cut n0 all 3000ms | cut all all 3000ms    (both ways, every link)
+    cut n0 all 300ms one-way           (what n0 sends is lost, and it hears the others)
     freeswitch-dies n0                 freeswitch-back n0
     switchover s0 n2 | switchover s0   maintenance n2 on     stop n0     calls n0 s0 500
     carrier n0 s0 down                 addresses-fail n2 s0  recovery-fails n2 s0
@@ -169,11 +170,12 @@ class Player:
     def cut(self, words: list[str]) -> None:
         world = self.cluster_world
         pairs = [(a.me, b.me) for a in self.hosts(words[0]) for b in self.hosts(words[1])]
+        ends = 1 if words[3:] == ["one-way"] else 2
         ways = {
             way
             for a, b in pairs
             for x in range(world.swarm.links)
-            for way in ((a, b, x), (b, a, x))
+            for way in ((a, b, x), (b, a, x))[:ends]
             if a != b
         }
         world.network.add_cut(sorted(ways), world.now, duration_us(words[2]))
