@@ -40,13 +40,12 @@ from haclusterd.core.inputs import (
     StopRequested,
     Tick,
 )
-from haclusterd.core.model import NOBODY, NOBODY_NODE, Beat, Flag, Identity, LastResort, State
+from haclusterd.core.model import NOBODY, NOBODY_NODE, Beat, Flag, Identity, State
 from haclusterd.core.node import next_deadline_us, step
-from haclusterd.core.quorum import needed, voters
-from haclusterd.core.ranking import ABSENT, TAKEN
 from haclusterd.core.ranking import Facts as Word
 from haclusterd.core.standing import facts
 from haclusterd.core.state import NEVER, Node, is_paused, owns, start
+from haclusterd.unserved import why_unserved, why_without_freeswitch
 
 PHASES = 4  # where in a heartbeat the failure strikes changes the times, and now and then more
 SETTLE_DEADS = 4  # in units of dead_ms: until the model stands as the cluster does
@@ -80,7 +79,8 @@ class Sentence(msgspec.Struct, frozen=True):
 
 
 class Fate(msgspec.Struct, frozen=True):
-    """What became of a service. `owner` null: unserved, and `reason` says why.
+    """What became of a service. `owner` null: unserved, and `reason` says why; where there is an
+    owner, `reason` is empty unless no FreeSWITCH runs there.
 
     `outcome` in kept, interrupted (back at the same owner), moved, unserved, overlapping.
     `after_ms` is the least and the most over the phases, null where nothing changed hands.
@@ -334,63 +334,18 @@ def _fate(node: Node, k: int, seen: Identity, runs: Sequence[tuple[_Model, int]]
         owner=ids[owner] if owner >= 0 else None,
         outcome=outcome,
         after_ms=(min(times), max(times)) if times else None,
-        reason=_why_unserved(runs[0][0], k) if not first else "",
+        reason=_reason_of(runs[0][0], k, owner),
         also=tuple(ids[n] if n >= 0 else "nobody" for n in sorted(others)),
     )
+
+
+def _reason_of(model: _Model, k: int, owner: int) -> str:
+    if owner == NOBODY_NODE:
+        return why_unserved(model.nodes, k, model.now)
+    return why_without_freeswitch(model.nodes, k, owner, model.now)
 
 
 def _served_ms(model: _Model, k: int, since_us: int) -> float | None:
     """When the addresses were up at the last who took the service."""
     found = [t for t, _, what in model.said if what.row == "T301" and what.service == k]
     return (found[-1] - since_us) / 1000 if found else None
-
-
-def _why_unserved(model: _Model, k: int) -> str:
-    if not model.nodes:
-        return "no node is left"
-    judges = [node for node in model.nodes.values() if node.majority]
-    if not judges:
-        some = next(iter(model.nodes.values()))
-        reach = max(_reach(node, model.now) for node in model.nodes.values())
-        return (
-            f"no quorum: at most {reach} of {voters(some)} voters reach each other, "
-            f"{needed(some)} are needed"
-        )
-    judge = judges[0]
-    if is_paused(judge, model.now):
-        return f"the cluster is paused by {judge.paused_by}: nothing moves by itself"
-    words = facts(judge, model.now)
-    lines = [f"{spec.id} {_why_not(judge, n, words, k)}" for n, spec in
-             enumerate(judge.spec.nodes)]  # fmt: skip
-    return "nobody can take it: " + "; ".join(lines)
-
-
-def _reach(node: Node, now_us: int) -> int:
-    limit_us = node.spec.timing.two_way_us
-    return 1 + sum(now_us - peer.two_way_us <= limit_us for peer in node.peers)
-
-
-def _why_not(node: Node, n: int, words: Sequence[Word], k: int) -> str:
-    spec, word = node.spec, words[n]
-    if spec.nodes[n].witness:
-        return "is a witness"
-    if not word.alive or not word.services:
-        return "is lost"
-    absent = [flag.name.lower() for flag in Flag if flag & ABSENT & word.flags and flag.name]
-    if absent:
-        return f"is {', '.join(absent)}"
-    if not word.services[k].ready:
-        return "is not ready: " + _not_ready(node, n, k)
-    calls = max(w.services[k].calls for w in words if w.services)
-    busy = any(entry.state in TAKEN for entry in word.services)
-    if busy and spec.last_resort is LastResort.NONE:
-        return 'owns another service, and last_resort = "none"'
-    if busy and word.calls + calls > spec.nodes[n].capacity:
-        return f"has {word.calls} calls of {spec.nodes[n].capacity} already: no room for {calls}"
-    return "has not claimed it in the time that was watched"
-
-
-def _not_ready(node: Node, n: int, k: int) -> str:
-    if n != node.spec.me:
-        return "its FreeSWITCH or its agent is not in order"
-    return "its FreeSWITCH is gone" if node.freeswitch_gone else node.services[k].reason

@@ -65,7 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "sensors": {"config", "freeswitch"},
     "sync": {"core", "config", "keys", "lasting"},
     "trace": {"core", "files"},
-    "whatif": {"core"},
+    "unserved": {"core"},
+    "whatif": {"core", "unserved"},
     "wire": {"core", "datagram", "replay"},
 }
 

@@ -130,6 +130,39 @@ def test_maintenance_and_what_is_down_already_count() -> None:
     assert where(ask(recordings, 1, Failure(nodes=(0,))))["s0"] == "n3"
 
 
+ALL_IN_MAINTENANCE = ["maintenance n1 on", "maintenance n2 on", "run 300ms"]
+
+
+def test_an_owner_without_a_freeswitch_keeps_a_service_that_nobody_can_take() -> None:
+    """`kept`, and nothing else, read as if no call was lost."""
+    recordings = cluster("cluster masters=1 slaves=2", *CALM[1:], *ALL_IN_MAINTENANCE)
+    fate = ask(recordings, 1, Failure(freeswitches=(0,))).services[0]
+    assert (fate.outcome, fate.owner) == ("kept", "n0")
+    assert fate.reason == (
+        "no FreeSWITCH runs on n0: it has no calls until one does; "
+        "nobody can take it: n1 is maintenance; n2 is maintenance"
+    )
+    assert ask(recordings, 1, Failure(links=(1,))).services[0].reason == ""
+
+
+def test_a_lone_survivor_by_marks_may_lose_its_freeswitch_too() -> None:
+    lost = ["kill n0 n1", "run 1000ms", "mark-dead n0 n2", "mark-dead n1 n2", "run 1500ms"]
+    recordings = cluster("cluster masters=1 slaves=2", *CALM[1:], *lost)
+    fate = ask(recordings, 2, Failure(freeswitches=(2,))).services[0]
+    assert (fate.outcome, fate.owner) == ("kept", "n2")
+    assert fate.reason.startswith("no FreeSWITCH runs on n2: ")
+    assert fate.reason.endswith("nobody can take it: n0 is lost; n1 is lost")
+
+
+def test_a_freeswitch_that_is_gone_already_is_named_as_well() -> None:
+    gone = ["freeswitch-dies n0", "run 300ms"]
+    recordings = cluster("cluster masters=1 slaves=2", *CALM[1:], *ALL_IN_MAINTENANCE, *gone)
+    for me in (0, 1):
+        fate = ask(recordings, me, Failure(nodes=(2,))).services[0]
+        assert (fate.outcome, fate.owner) == ("kept", "n0")
+        assert fate.reason.startswith("no FreeSWITCH runs on n0: ")
+
+
 def test_a_link_that_is_down_already_is_down_in_the_model() -> None:
     recordings = cluster(*CALM, "run 100ms")
     node, at_us = seen(recordings, 3)
