@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import stat
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +36,7 @@ from haclusterd.trace.file import (
 NAME = "traces"
 ASKED, OWNER, FAULT = "asked", "owner", "fault"
 KEPT = {ASKED: 10, OWNER: 5, FAULT: 3}
+SILENT_S = 10.0  # of a pipe: nobody writes to it
 _LIST = "see `haclusterctl trace list`"
 _FILE = re.compile(r"\d{8}T\d{9}Z-(asked|owner|fault)\.trace")
 
@@ -94,10 +97,12 @@ def listed(folder: Path) -> list[Saved]:
 
 
 def read(path: Path) -> bytes:
-    """A recording's bytes, for `file.unpack`; from a pipe, too. Raises TraceError."""
+    """A recording's bytes, for `file.unpack`; from a pipe that somebody writes to, too, as of
+    `<(ssh NODE cat FILE)`. Raises TraceError."""
     try:
-        with path.open("rb") as file:
-            return file.read(FILE_BYTES_MAX + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            return _whole(file, path)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}: {_LIST}") from None
 
@@ -111,6 +116,26 @@ def read_named(folder: Path, name: str) -> bytes:
             return file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise TraceError(f"{folder / name}: {error.strerror}: {_LIST}") from None
+
+
+def _whole(file: FileIO, path: Path) -> bytes:
+    """All of it, or a byte more than a recording has. Raises OSError, TraceError."""
+    readable = select.poll()
+    readable.register(file, select.POLLIN)
+    content = bytearray()
+    while len(content) <= FILE_BYTES_MAX:
+        if not readable.poll(SILENT_S * 1000):
+            raise TraceError(
+                f"{path}: nothing came out of this pipe for {SILENT_S:g} s: name a file, or a pipe "
+                "that a recording is written to"
+            )
+        piece = file.read(FILE_BYTES_MAX + 1 - len(content))
+        if piece is None:
+            continue  # another reader was faster
+        if not piece:
+            break
+        content += piece
+    return bytes(content)
 
 
 def _files(folder: Path, reason: str) -> list[Path]:

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from haclusterd.cli.main import main
 from haclusterd.core import claimant
+from haclusterd.trace import folder
 from haclusterd.trace.replay import replay
 from tests.fixtures.recorded import Recordings, a_takeover, recorded
 from tests.unit.test_cli import ANSWERS, FakeDaemon
@@ -137,6 +140,43 @@ def test_replay_needs_no_daemon(file: str, capsys: Printed, takeover: Recordings
     assert found["steps"] == found["steps_recorded"] == takeover.steps[2]
     assert found["difference"] is None
     assert found["decided"][-1]["row"] == "T301"
+
+
+@pytest.mark.parametrize("words", [["replay"], ["explain", "--trace"], ["simulate", "--fail",
+                                   "n0", "--trace"]], ids=lambda words: words[0])  # fmt: skip
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    monkeypatch.setattr(folder, "SILENT_S", 0.2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main([*words, str(pipe)]) == 1
+    assert capsys.readouterr().err == (
+        f"haclusterctl: {pipe}: nothing came out of this pipe for 0.2 s: name a file, or a pipe "
+        "that a recording is written to\n"
+    )
+
+
+def test_a_recording_comes_out_of_a_pipe_as_well(
+    tmp_path: Path, takeover: Recordings, capsys: Printed
+) -> None:
+    """As of `<(ssh n2 cat FILE)`: later than it is opened, and in pieces."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    whole = takeover.file(2)
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            time.sleep(0.2)
+            file.write(whole[:100])
+            time.sleep(0.2)
+            file.write(whole[100:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert main(["replay", str(pipe)]) == 0
+    writer.join()
+    assert f"the same actions in all {takeover.steps[2]} steps" in capsys.readouterr().out
 
 
 def test_replay_names_the_first_step_that_differs(
