@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 import time
 
+from tests.sim import words
 from tests.sim.returns import swarm_of_returns
 from tests.sim.shrink import commit, shrink, story
 from tests.sim.swarm import swarm_of_changes, swarm_of_marks, swarm_of_versions
@@ -38,16 +39,17 @@ def play(job: tuple[int, float, bool, str]) -> tuple[int, str, str, int, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("--seeds", default="0:20", help="A:B, from A up to but not B; or one seed")
-    parser.add_argument("--minutes", type=float, default=10.0, help="simulated minutes per seed")
-    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--seeds", type=words.seeds, default="0:20",
+                        help="A:B, from A up to but not B; or one seed")  # fmt: skip
+    parser.add_argument("--minutes", type=words.span, default=10.0,
+                        help="simulated minutes per seed")  # fmt: skip
+    parser.add_argument("--jobs", type=words.count, default=multiprocessing.cpu_count())
     parser.add_argument("--trace", action="store_true", help="print every event (one seed)")
     parser.add_argument("--no-shrink", action="store_true", help="tell failures as they are")
     parser.add_argument("--worlds", choices=sorted(WORLDS), default="",
                         help="what else befalls them, see docs/reliability.md")  # fmt: skip
     options = parser.parse_args()
-    first, _, last = options.seeds.partition(":")
-    seeds = range(int(first), int(last)) if last else [int(first)]
+    seeds = options.seeds
     if options.trace:
         drawn = WORLDS[options.worlds](seeds[0]) if options.worlds else None
         world = World(seeds[0], drawn)

@@ -20,6 +20,7 @@ import time
 
 from haclusterd.core.actions import Decided, KillFreeswitch
 from haclusterd.core.state import owns
+from tests.sim import words
 from tests.sim.dramas import calm, owners_of
 from tests.sim.swarm import LAN, WAN
 from tests.sim.world import World
@@ -155,16 +156,16 @@ def grid(pool: multiprocessing.pool.Pool, plain: Weather, hours: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.calm", description=__doc__)
-    parser.add_argument("--hours", type=float, default=100.0, help="node-hours (of each cell)")
+    parser.add_argument("--hours", type=words.span, default=100.0, help="node-hours (of each cell)")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="wan")
-    parser.add_argument("--loss", type=float, default=0.2)
-    parser.add_argument("--jitter-ms", type=float, default=50.0)
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--services", type=int, default=2)
-    parser.add_argument("--links", type=int, default=3)
+    parser.add_argument("--loss", type=words.share, default=0.2)
+    parser.add_argument("--jitter-ms", type=words.jitter, default=50.0)
+    parser.add_argument("--nodes", type=words.count, default=3)
+    parser.add_argument("--services", type=words.count, default=2)
+    parser.add_argument("--links", type=words.count, default=3)
     parser.add_argument("--no-wire", action="store_true", help="beats are not sealed: faster")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--seed", type=words.seed, default=0, help="the first of the seeds")
+    parser.add_argument("--jobs", type=words.count, default=multiprocessing.cpu_count())
     parser.add_argument("--grid", action="store_true", help="many weathers, --hours of each")
     options = parser.parse_args()
     weather = Weather(

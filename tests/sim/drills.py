@@ -25,6 +25,7 @@ from tests.sim import (
     dramas_returns,
     dramas_rules,
     dramas_stunned,
+    words,
 )
 from tests.sim.dramas import DRAMAS, stage
 from tests.sim.drills_table import DRILLS as DRILLS
@@ -190,9 +191,9 @@ def _break_net(name: str, spared: int, seeds: int) -> Found:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.drills", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1000)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--seeds", type=words.count, default=1000)
+    parser.add_argument("--minutes", type=words.span, default=1.0)
+    parser.add_argument("--jobs", type=words.count, default=multiprocessing.cpu_count())
     parser.add_argument("--ordinary", action="store_true", help="the swarm's own worlds")
     parser.add_argument("--tell", action="store_true", help="show the trace of what was caught")
     parser.add_argument("--only", choices=list(DRILLS), action="append")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from haclusterd.core import inputs as inp
-from tests.sim import liveness
+from tests.sim import liveness, words
 from tests.sim.dramas import all_ways, calm, owners_of
 from tests.sim.host import Host
 from tests.sim.world import World
@@ -227,10 +227,12 @@ def jobs(names: tuple[str, ...], gaps: tuple[int, ...], events: int) -> list[Job
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.exhaustive", description=__doc__)
-    parser.add_argument("--events", type=int, default=6)
+    parser.add_argument("--events", type=words.count, default=6)
     parser.add_argument("--all", action="store_true", help="the whole alphabet, not six events")
-    parser.add_argument("--gap-ms", type=float, action="append", help="distances between events")
-    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument(
+        "--gap-ms", type=words.span, action="append", help="distances between events"
+    )
+    parser.add_argument("--jobs", type=words.count, default=multiprocessing.cpu_count())
     options = parser.parse_args()
     names = tuple(ALPHABET) if options.all else SMALL
     gaps = tuple(int(ms * 1000) for ms in options.gap_ms or ()) or GAPS_US

@@ -181,6 +181,10 @@ def main() -> int:
     options = parser.parse_args()
     bad = played = 0
     by_row = transcripts_by_row()
+    rows = sorted({point.row for point in points()} & set(by_row))
+    if options.row is not None and options.row not in rows:
+        parser.error(f"argument --row: {options.row!r} is no row with a failpoint and a "
+                     f"transcript; there are {', '.join(rows)}")  # fmt: skip
     for point in points():
         if options.row not in (None, point.row) or point.row not in by_row:
             continue

@@ -14,6 +14,7 @@ from functools import partial
 from haclusterd.core.actions import Decided, KillFreeswitch
 from haclusterd.core.inputs import FreeswitchExited
 from haclusterd.core.state import owns
+from tests.sim import words
 from tests.sim.dramas import calm
 from tests.sim.host import Host
 from tests.sim.world import World
@@ -87,7 +88,7 @@ def owners_of(world: World, k: int) -> list[int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.two_losses", description=__doc__)
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=words.count, default=1000)
     runs = parser.parse_args().runs
     results = [lose_two(seed) for seed in range(runs)]
     bad = [(seed, result) for seed, result in enumerate(results) if not result.good]
