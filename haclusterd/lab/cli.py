@@ -26,7 +26,11 @@ _STUN_MAX_MS = 60_000
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code as `haclusterctl`: 0 done, 1 failed, 2 usage."""
+    """Exit code as `haclusterctl`: 0 done, 1 failed, 2 usage.
+
+    A run failed if it lost a call, touched a foreign one, or saw two holders of an address beyond
+    what the fence in use admits to: never with nf_tables, for `overlap_bound_ms` without.
+    """
     arguments = command_line().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupted)
     try:
@@ -48,12 +52,14 @@ def command_line() -> argparse.ArgumentParser:
     run.add_argument("--masters", type=int, default=1, help="nodes that own a service (1)")
     run.add_argument("--slaves", type=int, default=2, help="nodes that own none (2)")
     run.add_argument("--nics", type=int, default=2, help="heartbeat NICs per node (2)")
-    run.add_argument("--calls", type=int, default=0, help="calls on every master (0)")
+    run.add_argument(
+        "--calls", type=int, default=0, help="calls on every master, for a --fault (0)"
+    )
     run.add_argument("--fault", choices=FAULTS, help="what happens to the first master")
     run.add_argument("--preset", default="lan", choices=("lan", "fast", "wan"))
-    run.add_argument(
-        "--no-nftables", action="store_true", help="nodes without nf_tables: the fallback fence"
-    )
+    run.add_argument("--no-nftables", action="store_true",
+                     help="nodes without nf_tables: the fallback fence; two holders of an address "
+                     "within the bound that status shows are no failure then")  # fmt: skip
     run.add_argument("--freeswitch", metavar="PREFIX", help="a real FreeSWITCH, not the emulator")
     run.add_argument("--address-only", action="store_true", help="no FreeSWITCH at all")
     run.add_argument("--repeat", type=int, default=1, help="that many runs, each from scratch")
@@ -85,6 +91,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return USAGE
     if not 0 < arguments.stun_ms <= _STUN_MAX_MS:
         print(f"haclusterctl lab run: --stun-ms 1..{_STUN_MAX_MS}", file=sys.stderr)
+        return USAGE
+    if arguments.calls and not arguments.fault:
+        print("haclusterctl lab run: --calls needs a --fault: the calls go on from this process, "
+              "and end with it", file=sys.stderr)  # fmt: skip
         return USAGE
     if arguments.address_only and arguments.calls:
         print("haclusterctl lab run: --address-only has no calls", file=sys.stderr)
