@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from haclusterd.agent.schema import PARTLY, RESPONSE_BYTES_MAX, USAGE
 CONNECT_S = 2.0
 ANSWER_S = 60.0
 SILENT_S = 20.0  # of a stream of events: a keepalive comes every 5 s
+_NEXT = (
+    "one that hangs is replaced within a minute or two: ask again then, or on another node, and "
+    "see its log (journalctl -u haclusterd)"
+)
 
 
 class NotReachable(Exception):
@@ -72,6 +77,8 @@ class Client:
         return connection
 
     def _explain(self, error: OSError) -> str:
+        if isinstance(error, BlockingIOError):  # too many wait for it to accept them
+            return f"{self.path}: the agent does not answer, and many wait for it: {_NEXT}"
         if isinstance(error, ConnectionRefusedError) and not self.path.is_socket():
             return f"{self.path}: is no socket: name the daemon's with --socket"
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
@@ -80,24 +87,36 @@ class Client:
             fix = "run this as root or as a member of the socket's group"
         else:
             fix = "name the right --socket"
-        return f"{self.path}: {error.strerror or error}: {fix}"
+        return f"{self.path}: {_reason(error)}: {fix}"
 
     def _send(self, connection: socket.socket, method: str, params: dict[str, Any]) -> None:
         try:
             connection.sendall(json.dumps({"method": method, "params": params}).encode() + b"\n")
         except OSError as error:
-            raise NotReachable(self._explain(error)) from None
+            text = f"{self.path}: the agent ended before it was asked ({_reason(error)}): {_NEXT}"
+            raise NotReachable(text) from None
 
     def _line(self, answers: Any, waited_s: float) -> bytes:
+        began = time.monotonic()
         try:
             line: bytes = answers.readline(RESPONSE_BYTES_MAX + 1)  # and the end of the line
         except TimeoutError:
-            raise NotReachable(f"{self.path}: no answer within {waited_s:.0f} s", True) from None
+            text = f"{self.path}: the agent does not answer (no answer within {waited_s:.0f} s)"
+            raise NotReachable(f"{text}: {_NEXT}", True) from None
         except OSError as error:
-            raise NotReachable(f"{self.path}: {error.strerror or error}", True) from None
+            raise self._gone(_reason(error), began) from None
         if not line.endswith(b"\n"):
-            raise NotReachable(f"{self.path}: the daemon closed the connection", True)
+            raise self._gone("it closed the connection", began)
         return line
+
+    def _gone(self, how: str, began: float) -> NotReachable:
+        waited_s = time.monotonic() - began
+        text = f"{self.path}: the agent did not answer and ended after {waited_s:.0f} s ({how})"
+        return NotReachable(f"{text}: {_NEXT}", True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _result(line: bytes) -> Any:
