@@ -1,4 +1,4 @@
-"""Dramas of single rules about grants, claims and releases: the one case in which each is needed.
+"""Dramas of single rules of grants, claims, releases and leases: the one case that needs each.
 
 In the manner of `windows`: a small world is led to where nothing else stands behind the rule.
 """
@@ -282,6 +282,33 @@ def release_lost_at_first(seed: int) -> list[str]:
     return found + late(served, began, SOON_MS, "the owner was to give it to its target")
 
 
+# leases -------------------------------------------------------------------------------------
+
+
+def numbers_of_another(seed: int) -> list[str]:
+    """A slave takes over and is heard no more. It has numbered fewer beats than the dead owner: as
+    it comes to the numbers that its voters heard last of that one, none of them is an echo (S1)."""
+    world, rng = begin(seed, 5)
+    (owner,) = owners_of(world)
+    heir, _, *voters = rng.sample(others(world, owner), 4)
+    no_candidates(world, voters)
+    newest = max(host.node.seq for host in world.hosts if host.node)
+    for n, ahead in ((heir, 0), (owner, rng.randrange(11, 15))):  # used as its lease ends
+        node = world.hosts[n].node
+        if node is not None:
+            node.seq = newest + ahead
+    world.play_until(world.now + 60 * MS)
+
+    def heard(host: int, row: str) -> None:
+        if (host, row) == (heir, "T201"):
+            world.network.add_cut([w for w in all_ways(world) if w[0] == heir], world.now, 900 * MS)
+
+    watch(world, heard)
+    world.hosts[owner].kill(world.now, power=True)
+    world.play_until(world.now + 1_000 * MS)
+    return list(world.checkers.violations)
+
+
 # the relation of the times ------------------------------------------------------------------
 
 
@@ -314,6 +341,7 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         fenced_out_of_reach,
         released_to_one_alone,
         release_lost_at_first,
+        numbers_of_another,
         slow_to_stop,
     )
 }

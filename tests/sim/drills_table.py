@@ -136,6 +136,7 @@ DRILLS: dict[str, Drill] = {
     ),
     "arm before renew": Drill(t.no_arm, "S1", **worlds("freeze", "stun", boundary=0.2)),
     "promise match": Drill(t.echo_of_any_promise, "S1 S5", drama="claims_of_one_epoch"),
+    "no echo outlives its promise": Drill(t.echo_of_another, "S1 S5", drama="numbers_of_another"),
     "lapsed owner grants nobody before it is fenced": Drill(
         m.lapsed_grants_unfenced, "S1 S5", drama="unfenced_grant"
     ),

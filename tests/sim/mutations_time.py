@@ -11,7 +11,7 @@ from haclusterd.core import actions as act
 from haclusterd.core import detector, moves, node, owner, voter
 from haclusterd.core import inputs as inp
 from haclusterd.core.actions import Action
-from haclusterd.core.model import Beat
+from haclusterd.core.model import Beat, Identity
 from haclusterd.core.state import Node, PeerLink, Service, owns
 from tests.sim import host as sim_host
 from tests.sim.kernel import Kernel
@@ -55,6 +55,19 @@ def echo_of_any_promise() -> None:
 
     patch(voter, "_hear_owner", hear_owner)
     patch(owner, "hear_votes", hear_votes)
+
+
+def echo_of_another() -> None:
+    """No echo outlives its promise: here the number of the former owner's beat stays."""
+    true = moves.promise
+
+    def promise(n: Node, service: Service, identity: Identity, now_us: int) -> None:
+        lease_seq = service.lease_seq
+        true(n, service, identity, now_us)
+        service.lease_seq = lease_seq
+
+    for module in (moves, voter):
+        patch(module, "promise", promise)
 
 
 def lease_from_hearing() -> None:

@@ -200,6 +200,15 @@ def test_lease_echo_restarts_the_silence_timer_with_the_same_event() -> None:
     assert bench.service.silence_us == bench.now_us
 
 
+def test_s1_a_grant_echoes_nothing_of_the_former_owners() -> None:
+    """Who is granted may have sent a beat of that very number, and would live by it unheard."""
+    bench = supporting()
+    assert bench.service.lease_seq == bench.seqs[1]
+    bench.pass_ms(151)
+    assert claims(bench)
+    assert kinds(bench.asked, SendBeat)[-1].beats[0].services[0].lease_seq == -1
+
+
 def test_lease_echo_never_during_the_start_hold_down() -> None:
     bench = Bench(ready=False)
     bench.give(inp.Restored((OWNER,)))
