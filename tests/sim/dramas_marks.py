@@ -14,9 +14,18 @@ from collections.abc import Callable
 from functools import partial
 
 from haclusterd.core.inputs import MaintenanceRequested, SwitchoverRequested
-from tests.sim.dramas import SERVED_WITHIN_MS, begin, burn, owners_of
+from tests.sim.dramas import SERVED_WITHIN_MS, all_ways, begin, burn, owners_of
 from tests.sim.host import Host
-from tests.sim.windows import FOR_LONG_US, MS, cut, others, start_again, stop_now, watch
+from tests.sim.windows import (
+    FOR_LONG_US,
+    MS,
+    cut,
+    no_candidates,
+    others,
+    start_again,
+    stop_now,
+    watch,
+)
 from tests.sim.world import World
 
 HOLD_DOWN_US = 250 * MS
@@ -312,6 +321,39 @@ def claims_as_they_return(seed: int) -> list[str]:
     return list(world.checkers.violations)
 
 
+def claims_as_they_hold_down(seed: int) -> list[str]:
+    """Two of four thaw. A third, alone by marks, hears them for less than a lease, and wins by its
+    own vote; they hear nothing of that, and vote as their hold-down ends."""
+    world, rng = begin(seed, 4)
+    (owner,) = owners_of(world)
+    lone, other, gone = others(world, owner)
+    no_candidates(world, [lone, other])
+    burn(world, gone)
+    world.play_until(world.now + 600 * MS)
+    world.operators.mark(world.hosts[lone], world.now, f"n{gone}")
+    world.play_until(world.now + 1_500 * MS)
+    thawed_us = world.now + 3_000 * MS
+    for n in (owner, other):
+        stand_still(world, 0, 3_000, n)
+    world.play_until(world.now + 700 * MS)
+    for n in (owner, other):
+        world.operators.mark(world.hosts[lone], world.now, f"n{n}")
+    world.operators.apart = True
+    world.play_until(thawed_us - 5 * MS)
+    heard_us = rng.randrange(85, 99) * MS
+    ready_us = heard_us + rng.randrange(85, 99) * MS
+    for end, for_us in ((0, 320 * MS), (1, heard_us)):  # it is heard later than it hears
+        ways = [way for way in all_ways(world) if way[end] == lone]
+        world.network.add_cut(ways, world.now, thawed_us + for_us - world.now)
+    world.at(thawed_us + ready_us, _is_ready, world.hosts[lone])
+    world.play_until(thawed_us + 900 * MS)
+    return list(world.checkers.violations)
+
+
+def _is_ready(t: int, host: Host) -> None:
+    host.give(t, MaintenanceRequested(2, False))
+
+
 def starts_deaf_with_old_marks(seed: int) -> list[str]:
     """n0's power fails before the marks of those who are back are cleared there. Later it starts,
     and hears nobody yet, as behind a port that comes up late: they serve, and it has to wait."""
@@ -343,6 +385,7 @@ DRAMAS: dict[str, Callable[[int], list[str]]] = {
         asleep_after_they_took_over,
         asleep_in_their_hold_down,
         claims_as_they_return,
+        claims_as_they_hold_down,
         starts_deaf_with_old_marks,
         stunned_as_they_return,
         thaws_when_they_are_back,

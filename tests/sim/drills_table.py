@@ -196,6 +196,9 @@ DRILLS: dict[str, Drill] = {
     "no lease beyond a hold-down": Drill(
         d.alone_for_a_lease, "S1 S5", drama="unheard_as_they_hold_down"
     ),
+    "nothing won beyond a hold-down": Drill(
+        d.wins_for_a_lease, "S1 S5", drama="claims_as_they_hold_down"
+    ),
     "an owner that was not met is waited for": Drill(
         d.strangers_unguarded, "S1 S5", drama="stunned_beside_one_vote"
     ),

@@ -155,6 +155,11 @@ def alone_for_a_lease() -> None:
         patch(module, "alone_until_us", lambda n, now_us: FAR)
 
 
+def wins_for_a_lease() -> None:
+    """What is won without who has just started ends before that one votes, as what is renewed."""
+    patch(moves, "alone_until_us", lambda n, now_us: FAR)
+
+
 def strangers_unguarded() -> None:
     """An owner that needs no vote is waited for in an incarnation that was not met, too."""
     patch(voter, "hear_stranger", lambda n, beat, now_us: None)

@@ -349,6 +349,23 @@ def test_s1_no_lease_without_who_has_just_started_reaches_to_the_end_of_its_hold
     assert bench.stands_in(State.LAPSED)
 
 
+def test_s1_what_is_won_without_them_ends_with_their_hold_down_as_well() -> None:
+    """n1 is heard, one way, for less than a lease when this node claims by marks."""
+    bench = Bench(ready=False).after_hold_down()
+    bench.pass_ms(400)
+    bench.give(marks(1, 2))
+    bench.pass_ms(300)
+    bench.incarnations[1] = 4711
+    heard_us = bench.now_us
+    bench.hear(1, STANDBY, two_way=False, flags=STARTING)
+    bench.pass_ms(80)
+    bench.report()
+    bench.pass_ms(10)
+    assert bench.node.left_out == {1, 2}
+    assert bench.stands_in(State.OWNED), bench.said
+    assert bench.service.lease_until_us == heard_us + 162_500
+
+
 def test_who_is_marked_once_more_stays_left_out() -> None:
     """By a second operator, or by the order that is given again on another host: nothing changes
     for who serves alone."""
