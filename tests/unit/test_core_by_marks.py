@@ -298,6 +298,17 @@ def test_s1_a_renewal_hangs_on_no_echo_of_who_only_waits() -> None:
     assert bench.service.voter_sent_us[1] == heard_us
 
 
+def test_s1_who_votes_carries_no_lease_by_hearing_alone() -> None:
+    """Only in its hold-down does it wait for whom it hears. It votes: for somebody else here."""
+    bench = alone()
+    bench.incarnations[1] = 200
+    mine = bench.service.identity
+    heard_us = hear_who_waits(bench)
+    bench.hear(1, entry(Identity(mine.epoch + 1, 2, 9), held=mine.epoch))
+    assert bench.node.unvoting == {1, 2}
+    assert bench.service.voter_sent_us[1] == heard_us
+
+
 def test_s1_what_was_sent_before_it_counted_by_marks_made_nobody_wait() -> None:
     bench = alone()
     bench.incarnations[1] = 200
