@@ -79,7 +79,12 @@ class Kernel:
         return True
 
     def emits_until(self, k: int) -> int:
-        """Until when packets may leave from the service's addresses, unless something happens."""
+        """Until when packets may leave from the service's addresses, unless something happens.
+
+        The fence alone ends it: an IPv6 socket that is bound speaks on without its address.
+        """
+        if self.times_out:
+            return self.fence_until[k]
         return min(self.fence_until[k], self.address_until[k])
 
     def power_off(self) -> None:

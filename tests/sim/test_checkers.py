@@ -16,6 +16,7 @@ from haclusterd.core.state import NEVER, Alien
 from tests.sim import liveness
 from tests.sim.checkers import CLAIMS_MAX, Checkers
 from tests.sim.dramas import begin, owners_of
+from tests.sim.kernel import Kernel
 from tests.sim.nemesis import Plan
 from tests.sim.world import World
 
@@ -357,3 +358,18 @@ def test_v3_nobody_is_excused_from_a_service_that_there_is_room_for() -> None:
     world.run(0.5)
     world.swarm = dataclasses.replace(world.swarm, last_resort=LastResort.MASTERS)
     assert "V3: s0 is owned by []" in liveness.what_is_not_whole(world)[0]
+
+
+def test_without_its_address_an_open_fence_lets_out_what_is_bound() -> None:
+    """As IPv6 sockets do: whoever takes an address off must still wait for its fence."""
+    kernel = Kernel(1, 0)
+    assert kernel.arm(0, 1_000)
+    assert kernel.renew(0, 0, 60_000)
+    assert kernel.add(0, 0) == ""
+    assert kernel.remove(10, 0)
+    assert kernel.emits_until(0) >= 60_000
+    kernel.fence_fails_until = 100
+    assert not kernel.close(50, 0)
+    assert kernel.emits_until(0) >= 60_000, "what was not closed runs out by itself"
+    assert kernel.close(100, 0)
+    assert kernel.emits_until(0) == 0
