@@ -32,8 +32,8 @@ def why_without_freeswitch(nodes: Mapping[int, Node], k: int, owner: int, now_us
     if not node.freeswitch_gone and (node.freeswitch_up or not node.spec.freeswitch):
         return ""
     return (
-        f"no FreeSWITCH runs on {node.spec.nodes[owner].id}: it has no calls until one does; "
-        + _why_nobody(nodes, k, now_us, but=owner)
+        f"no FreeSWITCH runs on {node.spec.nodes[owner].id}: the service has no calls until one "
+        "does; " + _why_nobody(nodes, k, now_us, but=owner)
     )
 
 
@@ -45,7 +45,7 @@ def _why_nobody(nodes: Mapping[int, Node], k: int, now_us: int, but: int) -> str
     words = facts(judge, now_us)
     lines = [f"{spec.id} {_why_not(judge, n, words, k)}" for n, spec in
              enumerate(judge.spec.nodes) if n != but]  # fmt: skip
-    return "nobody can take it: " + "; ".join(lines)
+    return "nobody can take it: " + ("; ".join(lines) or "there is no other node")
 
 
 def _reach(node: Node, now_us: int) -> int:

@@ -166,16 +166,15 @@ class Commands:
             raise OperatorError(f"{error.args[0]}{where}") from None
         if which.isdecimal():
             return found
-        service = found.service if which != "last" else None
-        return msgspec.structs.replace(found, newer=self._elsewhere(service, found.at))
+        return msgspec.structs.replace(found, newer=self._elsewhere(found))
 
-    def _elsewhere(self, service: str | None = None, after: str = "") -> str:
-        """Where the newest takeover that another node told of is reported in full, or empty."""
-        told = [
-            r
-            for r in self._source.known_reports()
-            if r.to != self._source.view().node and r.at > after and service in (None, r.service)
-        ]
+    def _elsewhere(self, after: schema.Report | None = None) -> str:
+        """Where the newest takeover that another node told of is reported in full, or empty;
+        `after`: of this service and later, by epochs, as the nodes' clocks may differ."""
+        spec = self._source.spec
+        told = [r for r in self._source.known_reports() if r.to != spec.nodes[spec.me].id]
+        if after is not None:
+            told = [r for r in told if r.service == after.service and r.epoch > after.epoch]
         if not told:
             return ""
         last = max(told, key=lambda report: report.at)

@@ -1,4 +1,4 @@
-"""What an order does to the majority: asked before a service is left without one.
+"""What an order does to the majority: said where it would leave services without one.
 
 The votes are counted as `core.quorum` counts them. An order that takes them away is no fault of the
 core's: no two owners come of it, only none.
@@ -16,21 +16,21 @@ def lost_by_change(view: View, present: ClusterSpec, wanted: ClusterSpec) -> lis
     Whoever is new cannot be heard before that set is in force, so its vote is not counted on.
     """
     silent = {other.node for other in view.revision.others if not other.alive}
+    silent |= {node.id for node in view.nodes if node.role == "left"}  # it has said so
     names = {node.id for node in wanted.nodes}
     living = [n.id for n in present.nodes if n.id in names - silent]
     if len(living) >= wanted.needed:
         return []
     away, new = sorted(silent & names), sorted(names - {node.id for node in present.nodes})
-    fix = (
-        f"Start {', '.join(away)} first, or remove {away[0]} first by a revision of its own. "
-        if away
-        else ""
-    )
+    fix = f"Start {' or '.join(away)} first. " if away else ""
+    if away and not any(other.staged for other in view.revision.others):
+        fix = f"Start {' or '.join(away)} first, or remove {away[0]} first and alone. "
+    when = f"Where {new[0]} runs already, or it" if new else "If it"
     return [
         f"revision {wanted.revision} would leave nobody a majority: it takes {wanted.needed} of "
-        f"its {len(names)} nodes, and {len(living)} of them are heard ({', '.join(living)}). "
-        f"{fix}Where {' and '.join(new) or 'enough of them'} runs already, or it has to be: "
-        "`haclusterctl reload --without-majority`; services end until enough of its nodes run"
+        f"its {len(names)} nodes, and of those in force {len(living)} are heard "
+        f"({', '.join(living) or 'none'}). {fix}{when} has to be: `haclusterctl reload "
+        "--without-majority`; services end until enough of its nodes run"
     ]
 
 
@@ -38,7 +38,7 @@ def lost_by_unmarking(view: View | None, node: str) -> str:
     """What `node unmark` of a silent node costs this one, empty if nothing."""
     if view is None or view.policy == Quorum.AVAILABILITY.value or not view.quorate:
         return ""
-    counted = view.voters + 1
+    counted = min(view.voters + 1, len(view.nodes))
     marked = {mark.node for mark in view.marks if not mark.cleared}
     if node not in marked or view.reachable > counted // 2:
         return ""

@@ -63,7 +63,7 @@ class Client:
                 _result(self._line(answers, self.answer_s))
                 connection.settimeout(SILENT_S)
                 while True:
-                    yield _result(self._line(answers, SILENT_S))
+                    yield _result(self._line(answers, SILENT_S, answered=True))
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -96,7 +96,7 @@ class Client:
             text = f"{self.path}: the agent ended before it was asked ({_reason(error)}): {_NEXT}"
             raise NotReachable(text) from None
 
-    def _line(self, answers: Any, waited_s: float) -> bytes:
+    def _line(self, answers: Any, waited_s: float, answered: bool = False) -> bytes:
         began = time.monotonic()
         try:
             line: bytes = answers.readline(RESPONSE_BYTES_MAX + 1)  # and the end of the line
@@ -104,12 +104,14 @@ class Client:
             text = f"{self.path}: the agent does not answer (no answer within {waited_s:.0f} s)"
             raise NotReachable(f"{text}: {_NEXT}", True) from None
         except OSError as error:
-            raise self._gone(_reason(error), began) from None
+            raise self._gone(_reason(error), began, answered) from None
         if not line.endswith(b"\n"):
-            raise self._gone("it closed the connection", began)
+            raise self._gone("it closed the connection", began, answered)
         return line
 
-    def _gone(self, how: str, began: float) -> NotReachable:
+    def _gone(self, how: str, began: float, answered: bool) -> NotReachable:
+        if answered:  # a stream: it was stopped, or renewed
+            return NotReachable(f"{self.path}: the daemon ended ({how})", True)
         waited_s = time.monotonic() - began
         text = f"{self.path}: the agent did not answer and ended after {waited_s:.0f} s ({how})"
         return NotReachable(f"{text}: {_NEXT}", True)

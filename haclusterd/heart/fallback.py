@@ -4,8 +4,8 @@
 answers ARP or neighbour solicitations either. Nothing of that ends by itself: while open, heart
 writes into a page how long each service may speak, and a second process (`watchdog`) closes what
 heart does not renew. Should that one stand still as well, the addresses' lifetime ends IPv4, ARP
-and neighbour advertisements; what status shows is how long the kernel takes for that at worst. An
-IPv6 socket that is bound already has no such bound then.
+and neighbour advertisements; what status shows is how long we expect the kernel to take for that,
+no kernel promises it. An IPv6 socket that is bound already may speak for longer.
 """
 
 from __future__ import annotations

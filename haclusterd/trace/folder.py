@@ -36,7 +36,7 @@ from haclusterd.trace.file import (
 NAME = "traces"
 ASKED, OWNER, FAULT = "asked", "owner", "fault"
 KEPT = {ASKED: 10, OWNER: 5, FAULT: 3}
-SILENT_S = 10.0  # of a pipe: nobody writes to it
+SILENT_S = 60.0  # of a pipe: who writes to it may be asked for a password first
 _LIST = "see `haclusterctl trace list`"
 _FILE = re.compile(r"\d{8}T\d{9}Z-(asked|owner|fault)\.trace")
 
@@ -100,8 +100,7 @@ def read(path: Path) -> bytes:
     """A recording's bytes, for `file.unpack`; from a pipe that somebody writes to, too, as of
     `<(ssh NODE cat FILE)`. Raises TraceError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        with FileIO(path, "rb", opener=_at_once) as file:
             return _whole(file, path)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}: {_LIST}") from None
@@ -118,6 +117,11 @@ def read_named(folder: Path, name: str) -> bytes:
         raise TraceError(f"{folder / name}: {error.strerror}: {_LIST}") from None
 
 
+def _at_once(path: str, flags: int) -> int:
+    """A pipe opens although nobody writes to it yet."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _whole(file: FileIO, path: Path) -> bytes:
     """All of it, or a byte more than a recording has. Raises OSError, TraceError."""
     readable = select.poll()
@@ -126,7 +130,7 @@ def _whole(file: FileIO, path: Path) -> bytes:
     while len(content) <= FILE_BYTES_MAX:
         if not readable.poll(SILENT_S * 1000):
             raise TraceError(
-                f"{path}: nothing came out of this pipe for {SILENT_S:g} s: name a file, or a pipe "
+                f"{path}: nothing came out of it for {SILENT_S:g} s: name a file, or a pipe "
                 "that a recording is written to"
             )
         piece = file.read(FILE_BYTES_MAX + 1 - len(content))

@@ -135,6 +135,14 @@ def gap_during(cluster: Growing, work: Callable[[], None]) -> float:
     return max(found)
 
 
+def await_lost(cluster: Growing, node: HeartNode, lost: str) -> None:
+    end = time.monotonic() + 10
+    while any(n["id"] == lost and n["role"] not in ("dead", "left")
+              for n in cluster.status(node)["nodes"]):  # fmt: skip
+        assert time.monotonic() < end, cluster.status(node)
+        time.sleep(0.1)
+
+
 def reload_everywhere(cluster: Growing, *numbers: int, how: Sequence[str] = ()) -> None:
     for n in numbers:
         answer = cluster.ask(cluster.nodes[n - 1], "reload", *how)
@@ -244,6 +252,8 @@ def test_f39_who_was_away_takes_a_set_up_with_another_address_and_one_nic_less(
     away.stop()
     cluster.write(2, 1, 2, 3, 4)
     cluster.nodes[3].start()
+    for node in cluster.nodes[:2]:
+        await_lost(cluster, node, "n3")
     assert cluster.ask(cluster.nodes[0], "reload").returncode == 1, "two are heard of four"
     reload_everywhere(cluster, 1, 2, how=["--without-majority"])
     cluster.await_revision(2, 1, 2, 4, away=1)

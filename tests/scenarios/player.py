@@ -170,7 +170,7 @@ class Player:
     def cut(self, words: list[str]) -> None:
         world = self.cluster_world
         pairs = [(a.me, b.me) for a in self.hosts(words[0]) for b in self.hosts(words[1])]
-        ends = 1 if words[3:] == ["one-way"] else 2
+        ends = {(): 2, ("one-way",): 1}[tuple(words[3:])]
         ways = {
             way
             for a, b in pairs

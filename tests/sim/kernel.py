@@ -81,7 +81,8 @@ class Kernel:
     def emits_until(self, k: int) -> int:
         """Until when packets may leave from the service's addresses, unless something happens.
 
-        The fence alone ends it: an IPv6 socket that is bound speaks on without its address.
+        The fence alone ends it: an IPv6 socket that is bound speaks on without its address. Without
+        nf_tables nothing is modelled but the addresses' lifetime, here an exact one.
         """
         if self.times_out:
             return self.fence_until[k]

@@ -159,14 +159,15 @@ async def test_a_takeover_of_another_node_is_listed_and_said_where(
     every, last = await ask(served, line("reports"), line("report"))
     assert [(r["to"], r["calls"]["verdicts"]) for r in every["result"]] == [("fs-c", [])]
     assert "`haclusterctl report 4` on fs-c" in last["error"]["message"]
-    own = msgspec.structs.replace(told, number=2, to="fs-a", at="2026-11-22T17:00:00.000Z")
+    later_by_its_clock = "2026-11-22T19:00:00.000Z"
+    own = msgspec.structs.replace(told, number=2, to="fs-a", epoch=7, at=later_by_its_clock)
     monkeypatch.setattr(source.reports, "all", lambda: [own])
     asked = [line("report", which=which) for which in ("last", "east", "2")]
     newest, east, second = [answer["result"] for answer in await ask(served, *asked)]
     assert newest["newer"] == east["newer"]
     assert "east moved to fs-c at 2026-11-22T18" in east["newer"]
     assert second["newer"] == "", "who asks by number has chosen"
-    later = msgspec.structs.replace(own, at="2026-11-22T19:00:00.000Z")
+    later = msgspec.structs.replace(own, epoch=9)
     monkeypatch.setattr(source.reports, "all", lambda: [later])
     (newest,) = await ask(served, line("report", which="east"))
     assert newest["result"]["newer"] == ""

@@ -1,4 +1,4 @@
-"""agent.majorities: orders that would leave a service without one say so first."""
+"""agent.majorities: orders that leave a service without one say so."""
 
 from __future__ import annotations
 

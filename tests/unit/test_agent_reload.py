@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from haclusterd.config import config_hash, load_cluster
 from haclusterd.config.revisions import FILE_NAME
 from haclusterd.core.view import StagedView
@@ -35,13 +37,25 @@ async def test_a_set_that_would_have_no_majority_is_refused(tmp_path: Path) -> N
     bench.sees(others=(StagedView("b", True, 2, 0, 0), StagedView("c", False, 2, 0, 0)))
     text = await bench.refused(toml(3, "abcd"))
     assert text.startswith(
-        "revision 3 would leave nobody a majority: it takes 3 of its 4 nodes, and 2 of them are "
-        "heard (a, b). Start c first, or remove c first by a revision of its own. "
-        "Where d runs already, "
-        "or it has to be: `haclusterctl reload --without-majority`"
+        "revision 3 would leave nobody a majority: it takes 3 of its 4 nodes, and of those in "
+        "force 2 are heard (a, b). Start c first, or remove c first and alone. Where d runs "
+        "already, or it has to be: `haclusterctl reload --without-majority`"
     )
     assert not (bench.state / FILE_NAME).exists()
     assert (await bench.voters.reload(without_majority=True)).startswith("a has staged revision 3")
+
+
+async def test_who_has_said_that_it_stops_is_not_counted_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    nodes = tuple(msgspec.structs.replace(n, id=n.id[-1]) for n in bench.seen.nodes)
+    bench.file.write_text(toml(3, "abcd"))
+    bench.seen = msgspec.structs.replace(bench.seen, nodes=nodes)
+    leaving = msgspec.structs.replace(nodes[2], role="left")
+    gone = msgspec.structs.replace(bench.seen, nodes=(*nodes[:2], leaving))
+    bench.seen, before = gone, bench.seen
+    assert "Start c first" in await bench.refused(toml(3, "abcd"))
+    bench.seen = before
+    assert "a has staged revision 3" in await bench.voters.reload()
 
 
 async def test_who_is_down_may_be_removed(tmp_path: Path) -> None:
@@ -54,7 +68,8 @@ async def test_who_is_down_may_be_removed(tmp_path: Path) -> None:
     other = Bench(tmp_path / "other", toml(2, "abcd"))
     other.sees(others=tuple(StagedView(n, n == "b", 2, 0, 0) for n in "bcd"))
     text = await other.refused(toml(3, "acd"))
-    assert "it takes 2 of its 3 nodes, and 1 of them are heard (a). Start c, d first" in text
+    assert "it takes 2 of its 3 nodes, and of those in force 1 are heard (a)" in text
+    assert "Start c or d first, or remove c first and alone. If it has to be: `haclu" in text
 
 
 async def test_what_was_staged_is_staged_again_whoever_is_down_by_now(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(
     os.mkfifo(pipe)
     assert main([*words, str(pipe)]) == 1
     assert capsys.readouterr().err == (
-        f"haclusterctl: {pipe}: nothing came out of this pipe for 0.2 s: name a file, or a pipe "
+        f"haclusterctl: {pipe}: nothing came out of it for 0.2 s: name a file, or a pipe "
         "that a recording is written to\n"
     )
 

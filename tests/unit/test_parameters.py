@@ -17,7 +17,7 @@ GOOD: dict[str, Any] = {
     "count": 5, "which": "last", "limit": 5, "at_risk": True, "fail": 2, "service": "east",
     "to": "fs-b", "by": "anna", "on": True, "node": "fs-a", "for_s": 60, "drain_s": 30,
     "target": "east", "verified_by": "ben", "whole": False, "name": "x.trace", "after": "",
-    "own": True,
+    "own": True, "without_majority": True,
 }  # fmt: skip
 NONSENSE: list[Any] = [-1, 10**9, 1.5, [], {}, "x" * 5000, None]
 

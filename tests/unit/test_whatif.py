@@ -139,7 +139,7 @@ def test_an_owner_without_a_freeswitch_keeps_a_service_that_nobody_can_take() ->
     fate = ask(recordings, 1, Failure(freeswitches=(0,))).services[0]
     assert (fate.outcome, fate.owner) == ("kept", "n0")
     assert fate.reason == (
-        "no FreeSWITCH runs on n0: it has no calls until one does; "
+        "no FreeSWITCH runs on n0: the service has no calls until one does; "
         "nobody can take it: n1 is maintenance; n2 is maintenance"
     )
     assert ask(recordings, 1, Failure(links=(1,))).services[0].reason == ""
