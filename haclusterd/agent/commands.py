@@ -173,11 +173,13 @@ class Commands:
         `after`: of this service and later, by epochs, as the nodes' clocks may differ."""
         spec = self._source.spec
         told = [r for r in self._source.known_reports() if r.to != spec.nodes[spec.me].id]
+        told.sort(key=lambda report: report.at)
         if after is not None:
             told = [r for r in told if r.service == after.service and r.epoch > after.epoch]
+            told.sort(key=lambda report: report.epoch)
         if not told:
             return ""
-        last = max(told, key=lambda report: report.at)
+        last = told[-1]
         return (
             f"{last.service} moved to {last.to} at {last.at}: "
             f"`haclusterctl report {last.number}` on {last.to}"

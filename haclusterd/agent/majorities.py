@@ -15,16 +15,16 @@ def lost_by_change(view: View, present: ClusterSpec, wanted: ClusterSpec) -> lis
 
     Whoever is new cannot be heard before that set is in force, so its vote is not counted on.
     """
-    silent = {other.node for other in view.revision.others if not other.alive}
-    silent |= {node.id for node in view.nodes if node.role == "left"}  # it has said so
+    gone = {other.node for other in view.revision.others if not other.alive}
+    gone |= {node.id for node in view.nodes if node.role == "left"}  # still heard, and stopping
     names = {node.id for node in wanted.nodes}
-    living = [n.id for n in present.nodes if n.id in names - silent]
+    living = [n.id for n in present.nodes if n.id in names - gone]
     if len(living) >= wanted.needed:
         return []
-    away, new = sorted(silent & names), sorted(names - {node.id for node in present.nodes})
-    fix = f"Start {' or '.join(away)} first. " if away else ""
-    if away and not any(other.staged for other in view.revision.others):
-        fix = f"Start {' or '.join(away)} first, or remove {away[0]} first and alone. "
+    away, new = sorted(gone & names), sorted(names - {node.id for node in present.nodes})
+    under_way = any(other.staged for other in view.revision.others)
+    remove = "" if under_way or not away else f", or remove {away[0]} first and alone"
+    fix = f"Start {' or '.join(away)} first{remove}. " if away else ""
     when = f"Where {new[0]} runs already, or it" if new else "If it"
     return [
         f"revision {wanted.revision} would leave nobody a majority: it takes {wanted.needed} of "

@@ -166,6 +166,10 @@ async def test_a_takeover_of_another_node_is_listed_and_said_where(
     newest, east, second = [answer["result"] for answer in await ask(served, *asked)]
     assert newest["newer"] == east["newer"]
     assert "east moved to fs-c at 2026-11-22T18" in east["newer"]
+    behind = msgspec.structs.replace(told, number=6, to="fs-b", epoch=9, at="2026-11-22T16:00:00Z")
+    monkeypatch.setattr(source, "known_reports", lambda: [behind, told])
+    (newest,) = await ask(served, line("report", which="east"))
+    assert "`haclusterctl report 6` on fs-b" in newest["result"]["newer"], "epochs tell, not clocks"
     assert second["newer"] == "", "who asks by number has chosen"
     later = msgspec.structs.replace(own, epoch=9)
     monkeypatch.setattr(source.reports, "all", lambda: [later])

@@ -42,6 +42,10 @@ async def test_a_set_that_would_have_no_majority_is_refused(tmp_path: Path) -> N
         "already, or it has to be: `haclusterctl reload --without-majority`"
     )
     assert not (bench.state / FILE_NAME).exists()
+    bench.sees(others=(StagedView("b", True, 2, 3, 7), StagedView("c", False, 2, 0, 0)))
+    text = await bench.refused(toml(3, "abcd"))
+    assert "Start c first. Where d runs" in text, "b has agreed: no other revision can come before"
+    bench.sees(others=(StagedView("b", True, 2, 0, 0), StagedView("c", False, 2, 0, 0)))
     assert (await bench.voters.reload(without_majority=True)).startswith("a has staged revision 3")
 
 
